@@ -1,0 +1,183 @@
+"""The Program: what runs, in concrete operations. Its readers are the weight writer, the reference engine
+and code generation; what they read is what the planner counted.
+
+Every token of a step owns one row of each buffer. ``x`` is the residual stream. Matrices are ``rows x cols``
+= outputs x inputs; ``sources`` names the checkpoint tensors that are stacked along rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .kv import CacheLayout
+from .weights import WeightFormat
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tensor(_Frozen):
+    """A matrix (or, with ``rows == 1``, a vector) of the engine."""
+
+    name: str
+    rows: int
+    cols: int
+    format: WeightFormat
+    sources: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        return self.format.bytes(self.rows, self.cols)
+
+
+class Embed(_Frozen):
+    """``output = table[token]``."""
+
+    kind: Literal["embed"] = "embed"
+    table: str
+    output: str
+
+
+class Norm(_Frozen):
+    """``output = input / rms(input) * weight``, rms in float32."""
+
+    kind: Literal["norm"] = "norm"
+    weight: str
+    epsilon: float
+    input: str
+    output: str
+
+
+class HeadNorm(_Frozen):
+    """The same over each of ``heads`` consecutive heads of ``head_dim``, from ``first_head`` on, in place."""
+
+    kind: Literal["head_norm"] = "head_norm"
+    weight: str
+    epsilon: float
+    buffer: str
+    first_head: int
+    heads: int
+    head_dim: int
+
+
+class Quantize(_Frozen):
+    """Round ``input`` to int8, symmetric, one float32 scale (max|x| / 127) per row and ``group``, in place of
+    the float values: whoever reads ``output`` sees the rounded numbers."""
+
+    kind: Literal["quantize"] = "quantize"
+    input: str
+    output: str
+    group: int
+
+
+class Linear(_Frozen):
+    """``output = input @ weight.T + bias``, or added to what ``output`` holds if ``add``."""
+
+    kind: Literal["linear"] = "linear"
+    weight: str
+    bias: str | None = None
+    input: str
+    output: str
+    add: bool = False
+
+
+class Rotary(_Frozen):
+    """Rotary embedding (half-split pairs) of ``heads`` consecutive heads of ``head_dim``, in place.
+
+    Pair j turns by ``position * frequencies[j]``; sine and cosine are scaled by ``scale``.
+    """
+
+    kind: Literal["rotary"] = "rotary"
+    buffer: str
+    first_head: int
+    heads: int
+    head_dim: int
+    frequencies: tuple[float, ...]
+    scale: float = 1.0
+
+
+class Attend(_Frozen):
+    """Append the step's keys and values of ``layer`` to the cache, seal what is accepted, and attend.
+
+    ``input`` holds ``heads`` query heads, then ``kv_heads`` key heads, then ``kv_heads`` value heads. With a
+    ``window`` a query at position t sees positions in ``(t - window, t]``.
+    """
+
+    kind: Literal["attend"] = "attend"
+    layer: int
+    input: str
+    output: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+
+
+class Gate(_Frozen):
+    """``output = silu(input[:, :width]) * input[:, width:]``."""
+
+    kind: Literal["gate"] = "gate"
+    input: str
+    output: str
+    width: int
+
+
+class Select(_Frozen):
+    """Keep only the rows whose logits are asked for; later operations run on those."""
+
+    kind: Literal["select"] = "select"
+    input: str
+    output: str
+
+
+Operation = Annotated[
+    Embed | Norm | HeadNorm | Quantize | Linear | Rotary | Attend | Gate | Select, Field(discriminator="kind")
+]
+
+
+class Limits(_Frozen):
+    """Static sizes of the engine: tokens and sequences of one step, pool sizes in pages."""
+
+    max_context: int
+    max_sequences: int
+    max_batch_tokens: int
+    exact_pages: int
+    packed_pages: int
+
+
+class Program(_Frozen):
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    model: str
+    architecture: str
+    vocabulary: int
+    buffers: dict[str, int]
+    """Name to width in elements; the last operation writes ``logits``."""
+    tensors: tuple[Tensor, ...]
+    prologue: tuple[Operation, ...]
+    layers: tuple[tuple[Operation, ...], ...]
+    epilogue: tuple[Operation, ...]
+    cache: CacheLayout
+    limits: Limits
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        fields = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Program:
+        return cls.model_validate_json(text)
