@@ -1,8 +1,8 @@
 """The step contract: what an engine takes and returns.
 
-A step runs a mixed batch: prefill chunks, single decode tokens and speculated chains or trees side by side.
-Engines keep no state about sequences; everything they need travels in ``SequenceStep``, and the cache lives in
-pages that the caller hands out.
+A step runs a mixed batch: prefill chunks, single decode tokens and speculated chains or trees side by
+side. Engines keep no state about sequences; everything they need travels in ``SequenceStep``, and the cache
+lives in pages that the caller hands out.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ class Sampling:
 class SequenceStep:
     """One sequence's share of a step.
 
-    ``tokens`` are new, at slots ``start, start+1, ...``; a slot is a place in the sequence's pages. ``parents[i]`` is the
-    index of token i's predecessor among ``tokens`` or -1 for the last token before them; None means a chain. A
-    token's position is ``start`` plus its depth, and it sees the tokens before ``start`` and its ancestors.
+    ``tokens`` are new, at slots ``start, start+1, ...``; a slot is a place in the sequence's pages.
+    ``parents[i]`` is the index of token i's predecessor among ``tokens``, or -1 for the last token before
+    them; None means a chain. A token's position is ``start`` plus its depth; it sees the tokens before
+    ``start`` and its ancestors.
 
-    ``accepted`` of the new tokens are certain (all of a prompt chunk, the first of a speculated chain): pages
-    ``[sealed, (start + accepted) // page_tokens)`` are compressed in this step if the layout packs them.
-    ``exact[p]`` and ``packed[p]`` are the pool pages of the sequence's page p, or -1 where that form is not held. The
-    caller provides an exact page for every page that a new token lies in or sees exactly, and a packed page for every page
-    that is or becomes compressed.
+    ``accepted`` of the new tokens are certain (all of a prompt chunk, the first of a speculated chain):
+    pages ``[sealed, (start + accepted) // page_tokens)`` are compressed in this step if the layout packs
+    them. ``exact[p]`` and ``packed[p]`` are the pool pages of the sequence's page p, or -1 where that form
+    is not held. The caller provides an exact page for every page that a new token lies in or sees exactly,
+    and a packed page for every page that is or becomes compressed.
 
     Logits and a sampled token are produced for the last ``outputs`` tokens.
     """
@@ -75,8 +76,9 @@ class SequenceStep:
 
 @dataclass(slots=True)
 class StepResult:
-    """``tokens[i]`` are the sampled tokens of sequence i, one per output row; ``logits`` [rows, vocabulary] and ``hidden`` [rows, width]
-    (before the head) hold the rows of all sequences in order, or None where not asked for."""
+    """``tokens[i]`` are the sampled tokens of sequence i, one per output row. ``logits`` [rows, vocabulary]
+    and ``hidden`` [rows, width] (before the head) hold the rows of all sequences in order, or None where not
+    asked for."""
 
     tokens: list[Int32]
     logits: Float32 | None = None
