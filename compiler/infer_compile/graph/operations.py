@@ -1,0 +1,238 @@
+"""The operations of a model: shapes, the checkpoint tensors that feed them, where values flow, their costs.
+
+Values are named rows of numbers, one row per token: ``x`` is the residual stream. An operation says what is
+computed and not how it is stored; formats come with lowering.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from .cost import Cost
+from .rotary import Rotation
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor of the checkpoint; matrices are outputs x inputs."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """A row of ``table`` for each token."""
+
+    name: str
+    layer: int | None = None
+    table: Source
+    output: str
+
+    @property
+    def width(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.table,)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(table_elements=self.table.elements)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """Division by the root mean square, then a weight per element."""
+
+    name: str
+    layer: int | None = None
+    weight: Source
+    epsilon: float
+    input: str
+    output: str
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.weight,)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(vector_elements=self.weight.elements)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadNorm:
+    """The same over each of ``heads`` heads of ``buffer`` from ``first_head`` on, in place."""
+
+    name: str
+    layer: int | None = None
+    weight: Source
+    epsilon: float
+    buffer: str
+    first_head: int
+    heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.weight,)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(vector_elements=self.weight.elements)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """A product with ``weights``, stacked along outputs, plus ``biases``; added to ``output`` if ``add``.
+
+    ``role`` is ``head`` for the matrix that makes logits: it runs for the asked tokens only and has its own
+    storage rule. ``tied``: its source is the embedding's table.
+    """
+
+    name: str
+    layer: int | None = None
+    role: Literal["matrix", "head"] = "matrix"
+    tied: bool = False
+    weights: tuple[Source, ...]
+    biases: tuple[Source, ...] = ()
+    input: str
+    output: str
+    add: bool = False
+
+    @property
+    def rows(self) -> int:
+        return sum(weight.shape[0] for weight in self.weights)
+
+    @property
+    def cols(self) -> int:
+        return self.weights[0].shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.rows
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return self.weights + self.biases
+
+    @property
+    def cost(self) -> Cost:
+        elements = self.rows * self.cols
+        vectors = sum(bias.elements for bias in self.biases)
+        if self.role == "head":
+            return Cost(head_elements=elements, flops_per_output=2 * elements, vector_elements=vectors)
+        return Cost(weight_elements=elements, flops_per_token=2 * elements, vector_elements=vectors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotary:
+    """Rotary embedding (half-split pairs) of ``heads`` heads of ``buffer`` from ``first_head``, in place."""
+
+    name: str
+    layer: int | None = None
+    buffer: str
+    first_head: int
+    heads: int
+    head_dim: int
+    rotation: Rotation
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return ()
+
+    @property
+    def cost(self) -> Cost:
+        return Cost()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attend:
+    """Causal attention over the cache; ``input`` holds query, key and value heads in this order.
+
+    With a ``window`` a query at position t sees positions in ``(t - window, t]``.
+    """
+
+    name: str
+    layer: int
+    input: str
+    output: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return ()
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(
+            # A product of the query with the key, and one of the weight with the value.
+            attention_flops_per_token_context=4 * self.heads * self.head_dim,
+            cache_elements_per_token=2 * self.kv_heads * self.head_dim,
+            window=self.window,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """``activation(first half) * second half`` of ``input``, each ``width`` wide."""
+
+    name: str
+    layer: int | None = None
+    activation: str
+    input: str
+    output: str
+    width: int
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return ()
+
+    @property
+    def cost(self) -> Cost:
+        return Cost()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select:
+    """The tokens whose logits are asked for; what follows runs on those alone."""
+
+    name: str
+    layer: int | None = None
+    input: str
+    output: str
+    width: int
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return ()
+
+    @property
+    def cost(self) -> Cost:
+        return Cost()
+
+
+Operation = Embed | Norm | HeadNorm | Linear | Rotary | Attend | Gate | Select
