@@ -150,6 +150,11 @@ class Limits(_Frozen):
     exact_pages: int
     packed_pages: int
 
+    @property
+    def max_outputs(self) -> int:
+        """Most rows of logits in one step: a speculated chain of eight tokens for every sequence."""
+        return min(self.max_batch_tokens, 8 * self.max_sequences)
+
 
 class Program(_Frozen):
     schema_: Literal[1] = Field(default=1, alias="schema")

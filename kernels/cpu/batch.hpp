@@ -1,0 +1,112 @@
+// A checked batch: the rows of a step, who they belong to, and what each sequence's pages must hold.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "attention.hpp"
+
+namespace ic {
+
+struct SealTask {
+  int exact, packed;
+};
+
+template <class C, int HEADS>
+struct Batch {
+  static constexpr int TOKENS = Attention<C, HEADS>::TOKENS;
+  static constexpr int TREE = 64;  // new tokens of a tree: their ancestors fit one word
+
+  std::vector<int> tokens, positions, exact_slots;  // per row: exact_slots = pool page * PAGE + slot in the page
+  std::vector<int> outputs;                         // rows whose logits are wanted
+  std::vector<int> owners;                          // sequence of each output
+  std::vector<uint64_t> ancestors;                  // per row, 0 where the sequence is a chain
+  std::vector<QueryTile> tiles;
+  std::vector<SealTask> seals;
+
+  // Throws a std::string that names the sequence and what is wrong with it. Nothing else has happened by then.
+  void fill(const ic_sequence* sequences, int count, int max_sequences, int max_tokens, int max_context, int vocabulary,
+            int exact_pages, int packed_pages) {
+    for (auto* list : {&tokens, &positions, &exact_slots, &outputs, &owners}) list->clear();
+    ancestors.clear();
+    tiles.clear();
+    seals.clear();
+    if (count < 0 || count > max_sequences)
+      throw "a step takes at most " + std::to_string(max_sequences) + " sequences, got " + std::to_string(count);
+    size_t total = 0;
+    for (int i = 0; i < count; ++i) total += size_t(sequences[i].count > 0 ? sequences[i].count : 0);
+    if (total > size_t(max_tokens))
+      throw "a step takes at most " + std::to_string(max_tokens) + " tokens, got " + std::to_string(total);
+    // Tiles point into positions and ancestors, which must not move.
+    positions.reserve(total);
+    ancestors.reserve(total);
+    for (int i = 0; i < count; ++i) {
+      const std::string who = "sequence " + std::to_string(i) + ": ";
+      const ic_sequence& s = sequences[i];
+      const int end = s.start + s.count;
+      if (s.count < 1 || s.start < 0 || end > max_context) throw who + "its new tokens lie outside the context";
+      if (s.accepted < 0 || s.accepted > s.count) throw who + "more tokens are accepted than there are";
+      if (s.outputs < 0 || s.outputs > s.count) throw who + "more outputs are asked for than there are tokens";
+      if (s.pages < (end + C::PAGE - 1) / C::PAGE) throw who + "its page table is too short";
+      if (s.parents != nullptr && s.count > TREE) throw who + "a tree has at most 64 tokens";
+      for (int j = 0; j < s.adjust_count; ++j)
+        if (s.adjust_ids[j] < 0 || s.adjust_ids[j] >= vocabulary) throw who + "an adjusted token is not in the vocabulary";
+      check_pages(s, end, exact_pages, packed_pages, who);
+      add(s, i, vocabulary, who);
+    }
+  }
+
+ private:
+  static std::string page_error(const std::string& who, int page, const char* what) {
+    return who + "page " + std::to_string(page) + " " + what;
+  }
+
+  static void check_pages(const ic_sequence& s, int end, int exact_pages, int packed_pages, const std::string& who) {
+    const int first_query = s.start / C::PAGE, last_query = (end - 1) / C::PAGE;
+    for (int page = 0; page <= last_query; ++page) {
+      const bool exact = C::exact(first_query, page) || page >= first_query;
+      const bool packed = page < last_query && !C::exact(last_query, page);
+      if (exact && (s.exact[page] < 0 || s.exact[page] >= exact_pages))
+        throw page_error(who, page, "is seen exact but has no exact page in the pool");
+      if (packed && (s.packed[page] < 0 || s.packed[page] >= packed_pages))
+        throw page_error(who, page, "is seen compressed but has no packed page in the pool");
+      if (packed && page >= (s.start + s.accepted) / C::PAGE)
+        throw page_error(who, page, "is seen compressed before its tokens are accepted");
+    }
+    for (int page = s.sealed; page < (s.start + s.accepted) / C::PAGE; ++page) {
+      if (!C::packs(page)) continue;
+      if (s.exact[page] < 0 || s.exact[page] >= exact_pages || s.packed[page] < 0 || s.packed[page] >= packed_pages)
+        throw page_error(who, page, "is to be sealed but lacks its exact or its packed page");
+    }
+  }
+
+  void add(const ic_sequence& s, int index, int vocabulary, const std::string& who) {
+    const int row = int(tokens.size());
+    for (int i = 0; i < s.count; ++i) {
+      if (s.tokens[i] < 0 || s.tokens[i] >= vocabulary)
+        throw who + "token " + std::to_string(s.tokens[i]) + " is not in the vocabulary";
+      const int parent = s.parents == nullptr ? i - 1 : s.parents[i];
+      if (parent < -1 || parent >= i) throw who + "a token's parent does not precede it";
+      const int slot = s.start + i;
+      tokens.push_back(s.tokens[i]);
+      positions.push_back(parent < 0 ? s.start : positions[row + parent] + 1);
+      ancestors.push_back(s.parents == nullptr ? 0 : (parent < 0 ? 0 : ancestors[row + parent]) | uint64_t(1) << i);
+      exact_slots.push_back(s.exact[slot / C::PAGE] * C::PAGE + slot % C::PAGE);
+      if (i >= s.count - s.outputs) {
+        outputs.push_back(row + i);
+        owners.push_back(index);
+      }
+    }
+    for (int i = 0; i < s.count;) {
+      const int left = C::PAGE - (s.start + i) % C::PAGE;
+      const int size = std::min({TOKENS, left, s.count - i});
+      tiles.push_back({&s, positions.data() + row, s.parents == nullptr ? nullptr : ancestors.data() + row, row, i, size});
+      i += size;
+    }
+    for (int page = s.sealed; page < (s.start + s.accepted) / C::PAGE; ++page)
+      if (C::packs(page)) seals.push_back({s.exact[page], s.packed[page]});
+  }
+};
+
+}  // namespace ic
