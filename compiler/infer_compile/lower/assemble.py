@@ -1,0 +1,149 @@
+"""A graph in given formats becomes a Program: tensors, activation rounding and buffers made concrete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..graph import operations as model
+from ..graph.graph import Graph
+from ..graph.storage import misfits, output_buffers, stored_format, stores_head, token_buffers
+from ..runtime.errors import InferCompileError, Problem
+from ..runtime.formats import program as concrete
+from ..runtime.formats.kv import CacheLayout
+from ..runtime.formats.program import Limits, Program, Tensor
+from ..runtime.formats.weights import WeightFormat
+
+
+def assemble(graph: Graph, weights: WeightFormat, cache: CacheLayout, limits: Limits) -> Program:
+    """The Program of ``graph`` with its layers' matrices in ``weights``.
+
+    Raises InferCompileError: IC280 for a model that the native engine does not run, IC281 for groups that do
+    not divide a matrix.
+    """
+    _refuse(graph, weights)
+    return Program(
+        model=graph.name,
+        architecture=graph.architecture,
+        vocabulary=graph.vocabulary,
+        buffers=token_buffers(graph, weights) | output_buffers(graph),
+        tensors=tuple(tensor for operation in graph.operations for tensor in _tensors(operation, weights)),
+        prologue=_lowered(graph.prologue, weights),
+        layers=tuple(_lowered(layer, weights) for layer in graph.by_layer()),
+        epilogue=_lowered(graph.epilogue, weights),
+        cache=cache,
+        limits=limits,
+    )
+
+
+def _refuse(graph: Graph, weights: WeightFormat) -> None:
+    if not graph.native:
+        raise InferCompileError(
+            Problem("IC280", "the native engine does not run this model", graph.name, graph.native_reason)
+        )
+    problems = [
+        Problem(
+            "IC281",
+            f"{matrix.name} has {matrix.cols} inputs, not a multiple of the group of {weights.group}",
+            graph.name,
+            "a scale belongs to a whole group",
+            "choose a smaller group, or bf16",
+        )
+        for matrix in misfits(graph, weights)
+    ]
+    if problems:
+        raise InferCompileError(problems)
+
+
+def _tensors(operation: model.Operation, weights: WeightFormat) -> Iterable[Tensor]:
+    """What ``operation`` reads; a tensor has the operation's name."""
+    match operation:
+        case model.Embed():
+            rows, cols = operation.table.shape
+            form = stored_format("table", weights)
+            yield _tensor(operation.name, rows, cols, form, (operation.table,))
+        case model.Norm() | model.HeadNorm():
+            form = stored_format("vector", weights)
+            yield _tensor(operation.name, 1, operation.weight.elements, form, (operation.weight,))
+        case model.Linear():
+            if operation.role == "matrix" or stores_head(operation.tied, weights):
+                form = stored_format(operation.role, weights)
+                yield _tensor(operation.name, operation.rows, operation.cols, form, operation.weights)
+            if operation.biases:
+                form = stored_format("vector", weights)
+                yield _tensor(f"{operation.name}.bias", 1, operation.rows, form, operation.biases)
+        case _:
+            pass
+
+
+def _tensor(name: str, rows: int, cols: int, form: WeightFormat, sources: tuple[model.Source, ...]) -> Tensor:
+    return Tensor(
+        name=name, rows=rows, cols=cols, format=form, sources=tuple(source.name for source in sources)
+    )
+
+
+def _lowered(operations: Iterable[model.Operation], weights: WeightFormat) -> tuple[concrete.Operation, ...]:
+    return tuple(lowered for operation in operations for lowered in _lower(operation, weights))
+
+
+def _lower(operation: model.Operation, weights: WeightFormat) -> Iterable[concrete.Operation]:
+    match operation:
+        case model.Embed():
+            yield concrete.Embed(table=operation.name, output=operation.output)
+        case model.Norm():
+            yield concrete.Norm(
+                weight=operation.name,
+                epsilon=operation.epsilon,
+                input=operation.input,
+                output=operation.output,
+            )
+        case model.HeadNorm():
+            yield concrete.HeadNorm(
+                weight=operation.name,
+                epsilon=operation.epsilon,
+                buffer=operation.buffer,
+                first_head=operation.first_head,
+                heads=operation.heads,
+                head_dim=operation.head_dim,
+            )
+        case model.Linear():
+            yield from _linear(operation, weights)
+        case model.Rotary():
+            yield concrete.Rotary(
+                buffer=operation.buffer,
+                first_head=operation.first_head,
+                heads=operation.heads,
+                head_dim=operation.head_dim,
+                frequencies=operation.rotation.frequencies,
+                scale=operation.rotation.scale,
+            )
+        case model.Attend():
+            yield concrete.Attend(
+                layer=operation.layer,
+                input=operation.input,
+                output=operation.output,
+                heads=operation.heads,
+                kv_heads=operation.kv_heads,
+                head_dim=operation.head_dim,
+                scale=operation.scale,
+                window=operation.window,
+            )
+        case model.Gate():
+            yield concrete.Gate(input=operation.input, output=operation.output, width=operation.width)
+        case model.Select():
+            yield concrete.Select(input=operation.input, output=operation.output)
+
+
+def _linear(operation: model.Linear, weights: WeightFormat) -> Iterable[concrete.Operation]:
+    form = stored_format(operation.role, weights)
+    source = operation.input
+    if form.activation != "none":
+        yield concrete.Quantize(input=operation.input, output="quantized", group=form.group)
+        source = "quantized"
+    shared = operation.role == "head" and not stores_head(operation.tied, weights)
+    yield concrete.Linear(
+        weight="embed" if shared else operation.name,
+        bias=f"{operation.name}.bias" if operation.biases else None,
+        input=source,
+        output=operation.output,
+        add=operation.add,
+    )

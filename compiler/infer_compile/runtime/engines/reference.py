@@ -1,0 +1,174 @@
+"""The reference engine: the Program read operation by operation in plain PyTorch; every engine's oracle.
+
+Values between operations are float32, as the Program says. Sums inside an operation are float64 and rounded
+once, so that what else is in a batch, and how a prompt is cut into chunks, changes no bit of a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..formats.program import (
+    Attend,
+    Embed,
+    Gate,
+    HeadNorm,
+    Linear,
+    Norm,
+    Operation,
+    Program,
+    Quantize,
+    Rotary,
+    Select,
+    Tensor,
+)
+from ..step import Float32, SequenceStep, StepResult
+from .attention import attend
+from .pools import ExactDtype, ExactPool, PackedPool
+from .rows import Rows, rows_of
+from .sampling import draw
+
+Load = Callable[[Tensor], Float32]
+"""A tensor's numbers, dequantized: float32 ``[rows, cols]``."""
+
+
+class ReferenceEngine:
+    """Runs ``program`` on ``device`` with the weights that ``load`` gives.
+
+    ``exact_dtype`` "f32" keeps exact pages in float32, twice the bytes: not what ships, but what a comparison
+    with another implementation's float32 needs.
+    """
+
+    def __init__(
+        self, program: Program, load: Load, *, exact_dtype: ExactDtype = "bf16", device: str = "cpu"
+    ) -> None:
+        self.program = program
+        self._device = torch.device(device)
+        self._weights = {tensor.name: self._tensor(load(tensor)) for tensor in program.tensors}
+        self._exact = ExactPool(program.cache, program.limits.exact_pages, exact_dtype)
+        self._packed = (
+            PackedPool(program.cache, program.limits.packed_pages) if program.cache.compressed else None
+        )
+
+    def step(
+        self, batch: Sequence[SequenceStep], *, logits: bool = False, hidden: bool = False
+    ) -> StepResult:
+        """Run one step; ``hidden`` is what the head reads, before any rounding. Raises ValueError where the
+        batch breaks the step contract."""
+        rows = rows_of(self.program, batch)
+        values: dict[str, torch.Tensor] = {}
+        before_head = ""
+        for part in (self.program.prologue, *self.program.layers, self.program.epilogue):
+            for operation in part:
+                self._run(operation, values, rows)
+                if isinstance(operation, Norm):
+                    before_head = operation.output
+        scores: Float32 = values["logits"].cpu().numpy()
+        states: Float32 = values[before_head].cpu().numpy()
+        return StepResult(
+            tokens=_sampled(rows, scores),
+            logits=scores if logits else None,
+            hidden=states if hidden else None,
+        )
+
+    def pool(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of the ``exact`` or ``packed`` pool, as a writable view; empty where there is none."""
+        if name == "exact":
+            return self._exact.bytes
+        if name == "packed":
+            return self._packed.bytes if self._packed is not None else np.zeros(0, np.uint8)
+        raise ValueError(f"no pool {name!r}; exact and packed are")
+
+    def close(self) -> None:
+        """Nothing is held that outlives the object."""
+
+    def _tensor(self, numbers: NDArray[np.float32] | NDArray[np.int32]) -> torch.Tensor:
+        return torch.from_numpy(np.array(numbers)).to(self._device)
+
+    def _run(self, operation: Operation, values: dict[str, torch.Tensor], rows: list[Rows]) -> None:
+        match operation:
+            case Embed():
+                tokens = np.concatenate([part.step.tokens for part in rows]).astype(np.int32)
+                values[operation.output] = self._weights[operation.table][self._tensor(tokens)]
+            case Norm():
+                weight = self._weights[operation.weight]
+                values[operation.output] = _norm(values[operation.input], weight, operation.epsilon)
+            case HeadNorm():
+                heads = _heads(values[operation.buffer], operation)
+                heads.copy_(_norm(heads, self._weights[operation.weight], operation.epsilon))
+            case Quantize():
+                values[operation.output] = _quantize(values[operation.input], operation.group)
+            case Linear():
+                self._linear(operation, values)
+            case Rotary():
+                heads = _heads(values[operation.buffer], operation)
+                heads.copy_(self._turn(heads, operation, rows))
+            case Attend():
+                inputs = values[operation.input].cpu().numpy()
+                attended = attend(operation, inputs, rows, self.program.cache, self._exact, self._packed)
+                values[operation.output] = self._tensor(attended)
+            case Gate():
+                both = values[operation.input].double()
+                gate, up = both[:, : operation.width], both[:, operation.width :]
+                values[operation.output] = (torch.nn.functional.silu(gate) * up).float()
+            case Select():
+                kept = [row for part in rows for row in part.outputs]
+                values[operation.output] = values[operation.input][kept]
+
+    def _linear(self, operation: Linear, values: dict[str, torch.Tensor]) -> None:
+        product = values[operation.input].double() @ self._weights[operation.weight].double().T
+        if operation.bias is not None:
+            product = product + self._weights[operation.bias].double()
+        if operation.add:
+            values[operation.output] = values[operation.output] + product.float()
+        else:
+            values[operation.output] = product.float()
+
+    def _turn(self, heads: torch.Tensor, operation: Rotary, rows: list[Rows]) -> torch.Tensor:
+        positions = np.concatenate([part.positions for part in rows])
+        angles = np.outer(positions.astype(np.float64), np.array(operation.frequencies))[:, None]
+        cosine = torch.from_numpy(np.cos(angles) * operation.scale).to(self._device)
+        sine = torch.from_numpy(np.sin(angles) * operation.scale).to(self._device)
+        first, second = heads.double().chunk(2, dim=-1)
+        turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+        return turned.float()
+
+
+def _heads(buffer: torch.Tensor, operation: HeadNorm | Rotary) -> torch.Tensor:
+    """The operation's heads of ``buffer`` as a view ``[rows, heads, head_dim]``."""
+    first = operation.first_head * operation.head_dim
+    part = buffer[:, first : first + operation.heads * operation.head_dim]
+    return part.unflatten(-1, (operation.heads, operation.head_dim))
+
+
+def _norm(values: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    wide = values.double()
+    mean = wide.square().mean(dim=-1, keepdim=True)
+    return (wide * torch.rsqrt(mean + epsilon) * weight.double().flatten()).float()
+
+
+def _quantize(values: torch.Tensor, group: int) -> torch.Tensor:
+    """Groups rounded to multiples of a 127th of their largest magnitude, in float32 as engines do it."""
+    groups = values.unflatten(-1, (-1, group))
+    scale = groups.abs().amax(dim=-1, keepdim=True) / 127
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    return (torch.round(groups * inverse) * scale).flatten(-2)
+
+
+def _sampled(rows: list[Rows], logits: Float32) -> list[NDArray[np.int32]]:
+    """A token for each output row; it will stand one place behind the row's own."""
+    tokens, row = [], 0
+    for part in rows:
+        count = part.step.outputs
+        positions = part.positions[part.count - count :] + 1
+        drawn = [
+            draw(logits[row + i], part.step.sampling, part.step.mask, int(position))
+            for i, position in enumerate(positions)
+        ]
+        tokens.append(np.array(drawn, np.int32))
+        row += count
+    return tokens
