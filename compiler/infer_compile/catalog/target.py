@@ -26,7 +26,10 @@ class _Strict(BaseModel):
 
 
 class Rates(_Strict):
-    """Dense matrix rates with 32-bit accumulation, 1e12 operations per second; None: not known or not there."""
+    """Dense matrix rates with 32-bit accumulation, 1e12 operations per second.
+
+    None: the device has no such arithmetic, or its rate is not published.
+    """
 
     bf16_tflops: Positive | None = None
     """Devices without bf16 arithmetic state their fp16 rate; the note says so."""
@@ -58,7 +61,7 @@ class Price(_Strict):
 
 
 class Target(_Strict):
-    """One device. ``sources`` tells for each figure (``memory_gb``, ``rates.bf16_tflops``) where it stems from."""
+    """One device: its figures, and where each stems from."""
 
     id: Text
     name: Text
@@ -78,9 +81,16 @@ class Target(_Strict):
     cpu: Cpu | None = None
     note: str = ""
     sources: Mapping[str, Text]
+    """Dotted figure (``memory_gb``, ``rates.int8_tops``) to its source; ``default`` speaks for the rest."""
     confidence: Literal["A", "B", "C"]
     """A: a datasheet-grade source or a measurement; B: mixed; C: recalled, to be verified."""
     measured: bool = False
+
+    def source(self, figure: str) -> str:
+        """Where ``figure`` stems from: its own entry, that of the group around it, or the default."""
+        group = figure.partition(".")[0]
+        keys = (figure, group, "default")
+        return next((self.sources[key] for key in keys if key in self.sources), "")
 
     @model_validator(mode="after")
     def _consistent(self) -> Target:
