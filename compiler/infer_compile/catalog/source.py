@@ -1,0 +1,262 @@
+"""Where a model comes from: a folder, a repository of the Hugging Face hub, or a name of the catalog.
+
+``resolve`` finds the model's config, without the network wherever the catalog knows the geometry; ``fetch``
+brings the weights here, pinned to a commit. Nothing that can carry code is downloaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ..runtime.errors import InferCompileError, Problem
+from .model import card_names, load_card
+
+CONFIG = "config.json"
+_SCHEME = "hf://"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+# Weights and tokenizer files of the repository's own folder; subfolders hold other forms of the same model.
+_TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]
+_SUBFOLDERS = ["*/*"]
+# The hub library moved between HTTP clients; what its own error derives from is each client's base class.
+_NETWORK = (OSError, *HfHubHTTPError.__bases__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that was found. ``folder`` is None until its weights are here."""
+
+    source: str
+    """As a user may write it again: the folder as given, or ``hf://organisation/name``."""
+    revision: str | None
+    """A commit of the hub once anything was fetched; before that what the user asked for, or None."""
+    folder: Path | None
+    config: Mapping[str, Any]
+    """The model's config.json, or the catalog's part of it."""
+
+
+def resolve(source: str, revision: str | None, base: Path) -> ModelSource:
+    """Find a model: a folder (relative to ``base``), ``hf://organisation/name``, or a name of the catalog.
+
+    A hub model that the catalog knows needs no network; of another one config.json is fetched.
+    Raises InferCompileError: IC100 nothing of that name, IC101 a malformed hub name, IC102 to IC105 as
+    ``fetch``, IC106 no config.json, IC107 a damaged one, IC109 weights that are quantized already.
+    """
+    if source.startswith(_SCHEME):
+        return _resolve_hub(source, revision)
+    folder = base / source
+    if folder.is_dir():
+        return ModelSource(source, None, folder, _read_config(folder / CONFIG, source))
+    card = load_card(source)
+    if card is None:
+        raise InferCompileError(_unknown(source, folder))
+    return ModelSource(_SCHEME + card.hf_id, revision, None, card.config)
+
+
+def fetch(model: ModelSource) -> ModelSource:
+    """Download the weights, config and tokenizer of a hub model, or find them in the hub's cache.
+
+    The result has the folder, the commit, and the config as downloaded. A folder is returned as it is.
+    Raises InferCompileError: IC102 the hub cannot be reached and the cache lacks the model, IC103 no such
+    repository, IC104 access must be granted first, IC105 no such revision, IC106, IC107, IC109 as ``resolve``,
+    IC108 the repository has no safetensors, IC140 the disk is full.
+    """
+    if model.folder is not None:
+        return model
+    repository = _repository(model.source)
+    with _hub_errors(repository, model.revision):
+        try:
+            info = HfApi().model_info(repository, revision=model.revision)
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except _NETWORK:
+            # No hub: what an earlier run downloaded is as good.
+            patterns = ["*.safetensors", *_TEXTS]
+            folder = snapshot_download(
+                repository,
+                revision=model.revision,
+                allow_patterns=patterns,
+                ignore_patterns=_SUBFOLDERS,
+                local_files_only=True,
+            )
+        else:
+            files = [sibling.rfilename for sibling in info.siblings or ()]
+            folder = snapshot_download(
+                repository,
+                revision=info.sha,
+                allow_patterns=[_weights(repository, files), *_TEXTS],
+                ignore_patterns=_SUBFOLDERS,
+            )
+    path = Path(folder)
+    # The cache names a snapshot's folder by its commit.
+    return ModelSource(model.source, path.name, path, _read_config(path / CONFIG, model.source))
+
+
+def _resolve_hub(source: str, revision: str | None) -> ModelSource:
+    repository = _repository(source)
+    card = load_card(repository)
+    if card is not None:
+        return ModelSource(source, revision, None, card.config)
+    with _hub_errors(repository, revision):
+        path = Path(hf_hub_download(repository, CONFIG, revision=revision))
+    return ModelSource(source, path.parent.name, None, _read_config(path, source))
+
+
+def _repository(source: str) -> str:
+    repository = source.removeprefix(_SCHEME)
+    if not _REPOSITORY.fullmatch(repository):
+        raise InferCompileError(
+            Problem(
+                "IC101",
+                f"{source!r} is not a model of the hub",
+                because="a hub model is written hf://organisation/name",
+                fix="to pin a commit, give it as revision",
+            )
+        )
+    return repository
+
+
+def _read_config(path: Path, source: str) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InferCompileError(
+            Problem(
+                "IC106",
+                f"the model has no {CONFIG}",
+                source,
+                "its geometry is read from that file",
+                "name a folder in Hugging Face layout: config.json, tokenizer.json, *.safetensors",
+            )
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InferCompileError(
+            Problem("IC107", f"{CONFIG} cannot be read", f"{source}/{CONFIG}", str(error), "fetch it again")
+        ) from error
+    if not isinstance(config, dict):
+        kind = type(config).__name__
+        raise InferCompileError(
+            Problem(
+                "IC107",
+                f"{CONFIG} cannot be read",
+                f"{source}/{CONFIG}",
+                f"it holds a {kind}",
+                "fetch it again",
+            )
+        )
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise InferCompileError(
+            Problem(
+                "IC109",
+                "the model's weights are quantized already",
+                f"{source}/{CONFIG}",
+                f"quantization_config is {method or quantization}; quantizing twice loses twice",
+                "name the model that it was made from, in bfloat16, float16 or float32",
+            )
+        )
+    return config
+
+
+def _weights(repository: str, files: list[str]) -> str:
+    """The pattern of the weights among the files of a repository."""
+    own = [file for file in files if "/" not in file and file.endswith(".safetensors")]
+    if any(file.startswith("model") for file in own):
+        return "model*.safetensors"
+    if own:
+        return "*.safetensors"
+    pickles = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    because = "it has Python pickles, which are not loaded: they can run code" if pickles else ""
+    raise InferCompileError(
+        Problem(
+            "IC108",
+            "the repository has no safetensors weights",
+            _SCHEME + repository,
+            because,
+            "take a revision or a repository that has *.safetensors",
+        )
+    )
+
+
+def _unknown(source: str, folder: Path) -> Problem:
+    near = difflib.get_close_matches(source.lower(), card_names(), n=1)
+    if near:
+        fix = f"did you mean {near[0]}?"
+    elif _REPOSITORY.fullmatch(source):
+        fix = f"if it is a model of the hub, write {_SCHEME}{source}"
+    else:
+        fix = "infer-compile models lists the catalog; a model of the hub is written hf://organisation/name"
+    kind = "is a file" if folder.exists() else "does not exist"
+    return Problem(
+        "IC100",
+        f"no model {source!r}",
+        because=f"the catalog has no such name, and the folder {folder} {kind}",
+        fix=fix,
+    )
+
+
+@contextmanager
+def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
+    """What the hub and the way to it answer, as coded errors."""
+    where = _SCHEME + repository
+    try:
+        yield
+    except GatedRepoError as error:
+        raise InferCompileError(
+            Problem(
+                "IC104",
+                "access to the model must be granted by its publisher",
+                where,
+                fix="ask for access on the model's page, then `hf auth login` or set HF_TOKEN",
+            )
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InferCompileError(
+            Problem(
+                "IC105", f"the model has no revision {revision!r}", where, fix="name a commit, tag or branch"
+            )
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InferCompileError(
+            Problem(
+                "IC103",
+                "the hub has no such model, or does not show it to you",
+                where,
+                fix="check the spelling; for a private model `hf auth login` or set HF_TOKEN",
+            )
+        ) from error
+    except RemoteEntryNotFoundError as error:
+        raise InferCompileError(
+            Problem("IC106", f"the model has no {CONFIG}", where, "its geometry is read from that file")
+        ) from error
+    except (LocalEntryNotFoundError, *_NETWORK) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            fix = "free space and run the same command again, or set HF_HOME to a folder on another disk"
+            raise InferCompileError(Problem("IC140", "the disk is full", where, str(error), fix)) from error
+        raise InferCompileError(
+            Problem(
+                "IC102",
+                "the model cannot be downloaded",
+                where,
+                str(error).splitlines()[0] if str(error) else type(error).__name__,
+                "check the connection (HF_HUB_OFFLINE, HF_ENDPOINT), or name a folder that holds the model",
+            )
+        ) from error

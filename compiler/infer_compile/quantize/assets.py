@@ -1,0 +1,46 @@
+"""The files beside the weights that a server needs: tokenizer, chat template, generation settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..runtime.errors import InferCompileError, Problem
+from .disk import save
+
+TOKENIZER = "tokenizer.json"
+# By name: a folder of the hub may hold anything, and code or pickles must not reach a bundle.
+ASSETS = (
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "generation_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
+
+def copy_assets(folder: Path, out_dir: Path) -> list[str]:
+    """Copy those of ``ASSETS`` that ``folder`` has into ``out_dir``; return their names. Raises OSError."""
+    names = [name for name in ASSETS if (folder / name).is_file()]
+    for name in names:
+        save(out_dir / name, (folder / name).read_bytes())
+    return names
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Raise IC134 unless ``folder`` has the one tokenizer file that the runtime reads."""
+    if not (folder / TOKENIZER).is_file():
+        raise InferCompileError(
+            Problem(
+                "IC134",
+                f"the model folder has no {TOKENIZER}",
+                str(folder),
+                "the server reads the tokenizer from that file alone",
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it",
+            )
+        )
