@@ -1,0 +1,159 @@
+"""The program inside a bundle: ``python -m runtime serve`` and ``python -m runtime generate``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import queue
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .bundle import open_bundle
+from .chat import ChatTemplate, TemplateRefusal
+from .errors import Exit, InferCompileError, Problem
+from .loop import EngineLoop
+from .sampling import Controls
+from .sequence import Delta, Failure, Request, summary
+from .server.run import serve
+from .step import Int32
+from .tokenizer import Tokenizer
+
+QUEUE = 128
+"""Sequences that may wait for a place in the batch."""
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="runtime", description="Runs a bundle of infer-compile.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--bundle", type=Path, default=Path(), help="the bundle's folder (default: here)")
+    common.add_argument("--threads", type=_positive, help="threads of the engine (default: one per core)")
+    serving = commands.add_parser("serve", parents=[common], help="OpenAI-compatible server")
+    serving.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serving.add_argument("--port", type=_port, help="0 takes a free one (default: the spec's)")
+    serving.add_argument(
+        "--queue", type=_natural, default=QUEUE, help="requests that may wait (default: %(default)s)"
+    )
+    once = commands.add_parser("generate", parents=[common], help="one answer, no server")
+    once.add_argument("prompt", metavar="PROMPT")
+    once.add_argument("--max-tokens", type=_positive, help="default: to the end of the context")
+    once.add_argument("--temperature", type=_temperature, default=0.0, help="default: 0, the likeliest token")
+    once.add_argument("--seed", type=_natural, default=0)
+    once.add_argument(
+        "--raw", action="store_true", help="continue PROMPT as it is, without the chat template"
+    )
+    once.add_argument("--stream", action="store_true", help="print the text as it comes")
+    return parser.parse_args(arguments)
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise ValueError
+    return value
+
+
+def _positive(text: str) -> int:
+    if _natural(text) == 0:
+        raise ValueError
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if _natural(text) >= 2**16:
+        raise ValueError
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 2:
+        raise ValueError
+    return value
+
+
+# argparse names a type in its messages.
+_natural.__name__ = "number"
+_positive.__name__ = "positive number"
+_port.__name__ = "port"
+_temperature.__name__ = "temperature (0 to 2)"
+
+
+def _prompt(text: str, raw: bool, folder: Path, tokenizer: Tokenizer) -> Int32:
+    if raw:
+        return tokenizer.encode(text, special=True)
+    template = ChatTemplate(folder, tokenizer)
+    try:
+        return tokenizer.encode(template.render([{"role": "user", "content": text}]), special=False)
+    except TemplateRefusal as refusal:
+        problem = Problem(
+            "IC508", "the chat template does not take the prompt", because=str(refusal), fix="use --raw"
+        )
+        raise InferCompileError(problem) from refusal
+
+
+def _generate(options: argparse.Namespace) -> None:
+    bundle = open_bundle(options.bundle)
+    tokenizer = Tokenizer(bundle.model_dir)
+    prompt = _prompt(options.prompt, options.raw, bundle.model_dir, tokenizer)
+    engine = bundle.engine(options.threads)
+    loop = EngineLoop(engine, tokenizer, 0)
+    try:
+        limit = options.max_tokens or loop.context - len(prompt)
+        if not len(prompt) or len(prompt) + max(1, limit) > loop.context:
+            raise InferCompileError(_misfit(len(prompt), limit, loop.context), Exit.USAGE)
+        controls = Controls(temperature=options.temperature, seed=options.seed)
+        _print(loop, Request(prompt, limit, controls, stop_ids=tokenizer.end_ids), options.stream)
+    finally:
+        engine.close()
+
+
+def _misfit(prompt: int, limit: int, context: int) -> Problem:
+    if not prompt:
+        return Problem("IC509", "the prompt holds no tokens", fix="write a longer one")
+    answer = max(1, limit)
+    because = f"the prompt has {prompt} tokens, the answer may have {answer}, and the context holds {context}"
+    return Problem(
+        "IC509", "the prompt does not fit", because=because, fix="shorten it, or lower --max-tokens"
+    )
+
+
+def _print(loop: EngineLoop, request: Request, stream: bool) -> None:
+    pieces: queue.SimpleQueue[Delta | Failure] = queue.SimpleQueue()
+    loop.start()
+    try:
+        sequences = loop.submit([(request, pieces.put)])
+        finished = False
+        while not finished:
+            piece = pieces.get()
+            if isinstance(piece, Failure):
+                raise InferCompileError(piece.problem)
+            sys.stdout.write(piece.text)
+            if stream:
+                sys.stdout.flush()
+            finished = piece.finish is not None
+    finally:
+        loop.close()
+    print()
+    print(summary(sequences), file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        if options.command == "serve":
+            serve(options.bundle, options.host, options.port, options.threads, options.queue)
+        else:
+            _generate(options)
+    except InferCompileError as error:
+        print(error, file=sys.stderr)
+        return error.exit
+    except KeyboardInterrupt:
+        return 130
+    return Exit.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

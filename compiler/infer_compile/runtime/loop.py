@@ -1,0 +1,198 @@
+"""The engine's thread: schedules, steps, hands out what was drawn."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+from .errors import InferCompileError, Problem
+from .logprobs import token_logprobs
+from .pages import Pages, broken
+from .scheduler import Scheduler, Work
+from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
+from .step import Engine, StepResult
+from .tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+PACE = 0.2
+"""Weight of the newest interval in the mean time between two finished sequences."""
+LONGEST_RETRY = 60
+"""Seconds; nobody is told to come back later than this."""
+
+
+class Observer(Protocol):
+    """Told what happens, from the engine's thread."""
+
+    def stepped(self, tokens: int) -> None:
+        """A step computed ``tokens`` tokens."""
+
+    def drew(self, sequence: Sequence, since: float) -> None:
+        """A token was drawn, ``since`` seconds after the previous one or, the first, after the arrival."""
+
+    def ended(self, sequence: Sequence) -> None: ...
+
+
+class EngineLoop:
+    """Runs sequences on ``engine``. All public methods may be called from any thread.
+
+    A coded error of a step fails the sequences that were in it. Any other error is a defect: it ends the
+    thread, fails every sequence, and ``alive`` stays false.
+    """
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, queue: int, observer: Observer | None = None
+    ) -> None:
+        program = engine.program
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.pages = Pages(program.cache, program.limits)
+        self.scheduler = Scheduler(self.pages, program.limits, queue)
+        self.context = min(program.limits.max_context, self.pages.capacity)
+        """Most tokens of one prompt and its answer."""
+        self.alive = True
+        self._observer = observer
+        self._wake = threading.Condition()
+        self._closing = False
+        self._interval = 0.0
+        self._last_end = 0.0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread after the step under way; what is unfinished fails."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def submit(self, requests: Iterable[tuple[Request, Sink]]) -> list[Sequence]:
+        """Queues all requests, or none and raises QueueFull. Each must fit into ``context``."""
+        now = time.monotonic()
+        sequences = [Sequence(request, self.tokenizer, sink, now) for request, sink in requests]
+        with self._wake:
+            if self._closing or not self.alive:
+                raise InferCompileError(STOPPED)
+            self.scheduler.add(sequences)
+            self._wake.notify()
+        return sequences
+
+    def cancel(self, sequences: Iterable[Sequence]) -> None:
+        """Nobody waits for ``sequences`` any more: they end with the step under way."""
+        with self._wake:
+            for sequence in sequences:
+                sequence.cancelled = True
+            self._wake.notify()
+
+    def retry_after(self) -> int:
+        """Seconds after which a place in the queue is likely to be free."""
+        return min(LONGEST_RETRY, max(1, math.ceil(self._interval)))
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except InferCompileError as error:
+            log.error("%s", error)
+        finally:
+            self._fail_everything()
+
+    def _turn(self) -> bool:
+        """One step, or a wait for work; false when it is time to end."""
+        with self._wake:
+            now = time.monotonic()
+            for sequence in self.scheduler.cancelled():
+                self._finish(sequence, "cancelled", now)
+            if self.scheduler.idle:
+                self._check_idle()
+            while self.scheduler.idle and not self._closing:
+                self._wake.wait()
+            if self._closing:
+                return False
+            work = self.scheduler.schedule(time.monotonic())
+        if work:
+            self._step(work)
+        return True
+
+    def _check_idle(self) -> None:
+        self.pages.check()
+        if self.pages.tables:
+            raise broken(f"{len(self.pages.tables)} page tables are open, but no sequence is")
+
+    def _step(self, work: list[Work]) -> None:
+        logits = any(part.sequence.request.logprobs is not None and part.step.outputs for part in work)
+        try:
+            result = self.engine.step([part.step for part in work], logits=logits)
+        except InferCompileError as error:
+            self._fail([part.sequence for part in work], error.problems[0])
+            return
+        except MemoryError:
+            self._fail([part.sequence for part in work], OUT_OF_MEMORY)
+            return
+        if self._observer is not None:
+            self._observer.stepped(sum(len(part.step.tokens) for part in work))
+        self._hand_out(work, result)
+
+    def _hand_out(self, work: list[Work], result: StepResult) -> None:
+        now = time.monotonic()
+        row = 0
+        for part, tokens in zip(work, result.tokens, strict=True):
+            with self._wake:
+                self.scheduler.commit(part)
+            sequence = part.sequence
+            if part.step.outputs and not sequence.cancelled:
+                wanted = sequence.request.logprobs
+                logprobs = None
+                token = int(tokens[-1])
+                if wanted is not None and result.logits is not None:
+                    logprobs = token_logprobs(result.logits[row], token, wanted)
+                if self._observer is not None:
+                    self._observer.drew(sequence, now - (sequence.times.last or sequence.times.arrived))
+                self._deliver(sequence, sequence.push(token, logprobs, now), now)
+            row += part.step.outputs
+
+    def _deliver(self, sequence: Sequence, delta: Delta | None, now: float) -> None:
+        if delta is None:
+            return
+        if delta.finish is not None:
+            with self._wake:
+                self._finish(sequence, delta.finish, now)
+        sequence.sink(delta)
+
+    def _finish(self, sequence: Sequence, ending: Ending, now: float) -> None:
+        self.scheduler.finish(sequence, ending, now)
+        interval = now - max(self._last_end, sequence.times.arrived)
+        self._interval = interval if not self._last_end else PACE * interval + (1 - PACE) * self._interval
+        self._last_end = now
+        if self._observer is not None:
+            self._observer.ended(sequence)
+
+    def _fail(self, sequences: list[Sequence], problem: Problem) -> None:
+        log.error("%s", problem)
+        now = time.monotonic()
+        with self._wake:
+            for sequence in sequences:
+                self._finish(sequence, "error", now)
+        for sequence in sequences:
+            sequence.sink(Failure(problem))
+
+    def _fail_everything(self) -> None:
+        with self._wake:
+            self.alive = False
+            sequences = [*self.scheduler.running, *self.scheduler.waiting]
+        if sequences:
+            self._fail(sequences, STOPPED)
+
+
+STOPPED = Problem(
+    "IC507", "the server is stopping", fix="send the request to another replica, or again later"
+)
+OUT_OF_MEMORY = Problem(
+    "IC506", "a step ran out of memory", fix="lower concurrency or the planned batch limits, or free memory"
+)

@@ -1,0 +1,99 @@
+"""What a cached token really takes: tokens are written into pools full of a sentinel, and what changed is
+counted.
+
+A format that quietly falls back to a wider one, or writes past its page, is found here and not in production.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Exit, InferCompileError, Problem
+from .formats.kv import CacheLayout
+from .pages import ABSENT
+from .step import Engine, SequenceStep
+
+SENTINELS = (0xA5, 0x5A)
+"""Two, so that a written byte that equals one of them is still counted; they differ in every bit."""
+GUARD_PAGES = 1
+"""Pages behind those handed out that must stay untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Bytes of a cached token in all layers: ``token_bytes`` at ``level``, ``exact_token_bytes`` in bf16."""
+
+    level: str
+    token_bytes: float
+    exact_token_bytes: float
+
+
+def _windows(engine: Engine, pages: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The bytes of the first ``pages`` pages of both pools and of the guard pages behind them."""
+    cache = engine.program.cache
+    end = pages + GUARD_PAGES
+    return (
+        engine.pool("exact")[: end * cache.exact_page_bytes],
+        engine.pool("packed")[: end * cache.packed_page_bytes],
+    )
+
+
+def _write(engine: Engine, tokens: int) -> None:
+    """Runs ``tokens`` tokens of one sequence whose page p is page p of both pools."""
+    program = engine.program
+    cache = program.cache
+    ids = (np.arange(tokens) * 7919 % program.vocabulary).astype(np.int32)
+    exact = np.arange(cache.pages(tokens), dtype=np.int32)
+    packed = np.array([page if cache.packs(page) else ABSENT for page in exact.tolist()], np.int32)
+    for start in range(0, tokens, program.limits.max_batch_tokens):
+        chunk = ids[start : start + program.limits.max_batch_tokens]
+        sealed = start // cache.page_tokens
+        engine.step([SequenceStep(chunk, start, len(chunk), sealed, exact, packed, outputs=0)])
+
+
+def _tokens(layout: CacheLayout, exact_pages: int, packed_pages: int, max_context: int) -> int:
+    """Enough for one page to be compressed, and half a page more, as far as there is room."""
+    pages = min(layout.sink_pages + 2, exact_pages)
+    if layout.compressed:
+        pages = min(pages, packed_pages)
+    return min(pages * layout.page_tokens - layout.page_tokens // 2, max_context)
+
+
+def measure(engine: Engine) -> Measured:
+    """Counts, restores the pools to zeros, and raises IC501 if the count is not what the layout says."""
+    cache, limits = engine.program.cache, engine.program.limits
+    tokens = _tokens(cache, limits.exact_pages, limits.packed_pages, limits.max_context)
+    pools = _windows(engine, cache.pages(tokens))
+    changed = tuple(np.zeros(len(pool), bool) for pool in pools)
+    for sentinel in SENTINELS:
+        for pool in pools:
+            pool[:] = sentinel
+        _write(engine, tokens)
+        for pool, mark in zip(pools, changed, strict=True):
+            mark |= pool != sentinel
+    for pool in pools:
+        pool[:] = 0
+    exact, packed = (int(np.count_nonzero(mark)) for mark in changed)
+    sealed = cache.packed_pages(tokens) * cache.page_tokens
+    exact_each = exact / tokens
+    measured = Measured(cache.level, packed / sealed if sealed else exact_each, exact_each)
+    planned = Measured(cache.level, cache.token_bytes if sealed else exact_each, cache.exact_token_bytes)
+    if measured != planned or (not sealed and packed):
+        raise _mismatch(measured, planned)
+    return measured
+
+
+def _mismatch(measured: Measured, planned: Measured) -> InferCompileError:
+    return InferCompileError(
+        Problem(
+            "IC501",
+            f"a cached token takes {measured.token_bytes:g} bytes ({measured.exact_token_bytes:g} exact), "
+            f"not {planned.token_bytes:g} ({planned.exact_token_bytes:g}) as planned",
+            because=f"the engine does not keep its cache as level {planned.level!r} says",
+            fix="build the bundle again; if it stays so, report this message",
+        ),
+        Exit.MISMATCH,
+    )

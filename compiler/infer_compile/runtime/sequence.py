@@ -1,0 +1,162 @@
+"""Requests, and the sequences that answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from .errors import Problem
+from .logprobs import TokenLogprobs
+from .pages import PageTable
+from .sampling import Controls, Sampler
+from .step import Int32, SequenceStep
+from .stops import StopStrings
+from .tokenizer import Detokenizer, Tokenizer
+
+FinishReason = Literal["stop", "length"]
+Ending = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to be continued by at most ``max_tokens`` tokens."""
+
+    prompt: Int32
+    max_tokens: int
+    controls: Controls = field(default_factory=Controls)
+    stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end the text and are no part of it."""
+    logprobs: int | None = None
+    """How many likeliest tokens to report beside each drawn one; None reports nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer. The last one carries the reason why it ends."""
+
+    text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The answer ends here, by no fault of the request."""
+
+    problem: Problem
+
+
+Sink = Callable[[Delta | Failure], None]
+"""Receives the pieces in order, from the engine's thread; must not block."""
+
+
+@dataclass(slots=True)
+class Times:
+    """Monotonic seconds at which a sequence got somewhere; 0 is not yet."""
+
+    arrived: float = 0.0
+    admitted: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    ended: float = 0.0
+
+
+class Sequence:
+    """A request under way: its tokens, and how many of them the cache holds (``computed``).
+
+    Scheduling knows one rule: ``computed`` chases ``length``. A prompt is far behind, a decode one token.
+    """
+
+    def __init__(self, request: Request, tokenizer: Tokenizer, sink: Sink, now: float) -> None:
+        self.request = request
+        self.sink = sink
+        self.prompt_tokens = len(request.prompt)
+        self._tokens: Int32 = np.empty(self.prompt_tokens + request.max_tokens, np.int32)
+        self._tokens[: self.prompt_tokens] = request.prompt
+        self.length = self.prompt_tokens
+        self.computed = 0
+        self.table: PageTable | None = None
+        self.cancelled = False
+        self.ending: Ending | None = None
+        self.times = Times(arrived=now)
+        self._sampler = Sampler(request.controls, request.prompt, request.max_tokens)
+        self._detokenizer = Detokenizer(tokenizer, request.prompt)
+        self._stops = StopStrings(request.stop)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that the cache does not hold yet."""
+        return self.length - self.computed
+
+    @property
+    def generated(self) -> int:
+        return self.length - self.prompt_tokens
+
+    @property
+    def most_cached(self) -> int:
+        """Tokens that the cache ever holds; the last drawn token is never computed."""
+        return len(self._tokens) - 1
+
+    def step(self, table: PageTable, count: int) -> SequenceStep:
+        """The next ``count`` pending tokens as the engine takes them; a token is drawn behind the last."""
+        end = self.computed + count
+        return SequenceStep(
+            tokens=self._tokens[self.computed : end],
+            start=self.computed,
+            accepted=count,
+            sealed=table.sealed,
+            exact=table.exact,
+            packed=table.packed,
+            outputs=1 if end == self.length else 0,
+            sampling=self._sampler.sampling(),
+        )
+
+    def push(self, token: int, logprobs: TokenLogprobs | None, now: float) -> Delta | None:
+        """``token`` was drawn: the piece of the answer that it makes certain, None if none yet."""
+        self._tokens[self.length] = token
+        self.length += 1
+        self._sampler.push(token)
+        self.times.first = self.times.first or now
+        self.times.last = now
+        told = (logprobs,) if logprobs is not None else ()
+        if token in self.request.stop_ids:
+            return self._end(self._detokenizer.flush(), told, "stop")
+        text = self._detokenizer.push(token)
+        if self.length == len(self._tokens):
+            return self._end(text + self._detokenizer.flush(), told, "length")
+        text, stopped = self._stops.push(text)
+        if stopped:
+            return Delta(text, told, "stop")
+        return Delta(text, told) if text or told else None
+
+    def _end(self, text: str, logprobs: tuple[TokenLogprobs, ...], finish: FinishReason) -> Delta:
+        text, stopped = self._stops.push(text)
+        return (
+            Delta(text, logprobs, "stop") if stopped else Delta(text + self._stops.flush(), logprobs, finish)
+        )
+
+
+def summary(sequences: list[Sequence]) -> str:
+    """Tokens and speeds of the sequences of one request, for the log."""
+    times = [sequence.times for sequence in sequences]
+    prompt = sum(sequence.prompt_tokens for sequence in sequences)
+    generated = sum(sequence.generated for sequence in sequences)
+    parts = [f"in {prompt}", f"out {generated}"]
+    if all(time.first for time in times):
+        admitted, first, last = (
+            min(t.admitted for t in times),
+            max(t.first for t in times),
+            max(t.last for t in times),
+        )
+        if first > admitted:
+            parts[0] += f" ({prompt / (first - admitted):.1f} tok/s)"
+        began = min(time.first for time in times)
+        if last > began:
+            parts[1] += f" ({(generated - len(times)) / (last - began):.1f} tok/s)"
+    took = max(time.ended for time in times) - min(time.arrived for time in times)
+    endings = "+".join(sorted({sequence.ending or "unfinished" for sequence in sequences}))
+    return f"{', '.join(parts)}, {took:.2f} s, {endings}"
