@@ -132,7 +132,7 @@ def program(
     )
     limits = Limits(
         max_context=of.max_context,
-        max_sequences=8,
+        max_sequences=32,
         max_batch_tokens=256,
         exact_pages=pages,
         packed_pages=0 if level == "bf16" else pages,

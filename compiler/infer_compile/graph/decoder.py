@@ -272,6 +272,6 @@ def _epilogue(shape: Decoder) -> Iterator[Operation]:
         weight=Source("model.norm.weight", (shape.hidden,)),
         epsilon=shape.epsilon,
         input="selected",
-        output="normed",
+        output="final",
     )
-    yield Linear(name="head", role="head", tied=shape.tied, weights=(head,), input="normed", output="logits")
+    yield Linear(name="head", role="head", tied=shape.tied, weights=(head,), input="final", output="logits")

@@ -7,12 +7,16 @@ is a tensor of its own, one that is not shares the embedding's table.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from ..runtime.formats.weights import BF16, WeightFormat, weight_format
 from .cost import Totals
 from .graph import Graph
 from .operations import Attend, Embed, Gate, Linear, Norm, Select
+
+QUANTIZED = "quantized"
+"""The buffer of activations rounded for the next product."""
 
 Role = Literal["table", "matrix", "head", "vector"]
 
@@ -67,20 +71,27 @@ def misfits(graph: Graph, weights: WeightFormat) -> tuple[Linear, ...]:
     )
 
 
-def token_buffers(graph: Graph, weights: WeightFormat) -> dict[str, int]:
-    """Float values held for each token of a step: name to elements per token."""
-    widths: dict[str, int] = {}
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Float values of a step, name to elements: of each token, or of each whose logits are asked for."""
+
+    tokens: dict[str, int]
+    outputs: dict[str, int]
+
+    def bytes(self, tokens: int, outputs: int) -> int:
+        """Bytes for a step of ``tokens``, of which ``outputs`` are asked for."""
+        return FLOAT_BYTES * (tokens * sum(self.tokens.values()) + outputs * sum(self.outputs.values()))
+
+
+def buffers(graph: Graph, weights: WeightFormat) -> Buffers:
+    """The values between operations, each as wide as the widest that is written to it."""
+    found = Buffers({}, {})
+    part = found.tokens
     for operation in graph.operations:
         if isinstance(operation, Select):
-            break
-        if isinstance(operation, Embed | Norm | Linear | Attend | Gate):
-            widths[operation.output] = max(operation.width, widths.get(operation.output, 0))
+            part = found.outputs
+        if isinstance(operation, Embed | Norm | Linear | Attend | Gate | Select):
+            part[operation.output] = max(operation.width, part.get(operation.output, 0))
     if weights.activation != "none":
-        widths["quantized"] = max(matrix.cols for matrix in graph.matrices)
-    return widths
-
-
-def output_buffers(graph: Graph) -> dict[str, int]:
-    """Float values held for each token whose logits are asked for."""
-    select = next(operation for operation in graph.operations if isinstance(operation, Select))
-    return {select.output: select.width, "logits": graph.vocabulary}
+        found.tokens[QUANTIZED] = max(matrix.cols for matrix in graph.matrices)
+    return found

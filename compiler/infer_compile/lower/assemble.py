@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..graph import operations as model
 from ..graph.graph import Graph
-from ..graph.storage import misfits, output_buffers, stored_format, stores_head, token_buffers
+from ..graph.storage import QUANTIZED, buffers, misfits, stored_format, stores_head
 from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats import program as concrete
 from ..runtime.formats.kv import CacheLayout
@@ -21,11 +21,12 @@ def assemble(graph: Graph, weights: WeightFormat, cache: CacheLayout, limits: Li
     not divide a matrix.
     """
     _refuse(graph, weights)
+    held = buffers(graph, weights)
     return Program(
         model=graph.name,
         architecture=graph.architecture,
         vocabulary=graph.vocabulary,
-        buffers=token_buffers(graph, weights) | output_buffers(graph),
+        buffers=held.tokens | held.outputs,
         tensors=tuple(tensor for operation in graph.operations for tensor in _tensors(operation, weights)),
         prologue=_lowered(graph.prologue, weights),
         layers=tuple(_lowered(layer, weights) for layer in graph.by_layer()),
@@ -137,8 +138,8 @@ def _linear(operation: model.Linear, weights: WeightFormat) -> Iterable[concrete
     form = stored_format(operation.role, weights)
     source = operation.input
     if form.activation != "none":
-        yield concrete.Quantize(input=operation.input, output="quantized", group=form.group)
-        source = "quantized"
+        yield concrete.Quantize(input=operation.input, output=QUANTIZED, group=form.group)
+        source = QUANTIZED
     shared = operation.role == "head" and not stores_head(operation.tied, weights)
     yield concrete.Linear(
         weight="embed" if shared else operation.name,

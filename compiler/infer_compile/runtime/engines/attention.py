@@ -59,14 +59,15 @@ class _SequenceCache:
         """The new tokens' keys and values, each ``[tokens, kv_heads, head_dim]``, to their slots."""
         for token in range(self._rows.count):
             page, offset = divmod(self._rows.step.start + token, self._layout.page_tokens)
-            self._exact.write(self._layer, self._page("exact", page), offset, keys[token], values[token])
+            place = int(self._rows.step.exact[page])
+            self._exact.write(self._layer, place, offset, keys[token], values[token])
 
     def seal(self) -> None:
         """Compress the pages whose tokens are all accepted now."""
         for page in self._rows.sealing:
             if self._packed is not None and self._layout.packs(page):
-                numbers = self._exact.read(self._layer, self._page("exact", page))
-                self._packed.write(self._layer, self._page("packed", page), numbers)
+                numbers = self._exact.read(self._layer, int(self._rows.step.exact[page]))
+                self._packed.write(self._layer, int(self._rows.step.packed[page]), numbers)
 
     def read(self, query_page: int) -> Float32:
         """What a query in ``query_page`` sees of every token, ``[kv_heads, 2, tokens, head_dim]``."""
@@ -75,17 +76,9 @@ class _SequenceCache:
         return np.concatenate(pages, axis=2)[:, :, :tokens]
 
     def _form(self, query_page: int, page: int) -> Float32:
-        if self._layout.exact(query_page, page):
-            return self._exact.read(self._layer, self._page("exact", page))
-        if self._packed is None or page >= max(self._rows.step.sealed, self._rows.sealing.stop):
-            raise ValueError(f"page {page} is seen compressed from page {query_page} before it is sealed")
-        return self._packed.read(self._layer, self._page("packed", page))
-
-    def _page(self, form: str, page: int) -> int:
-        table = self._rows.step.exact if form == "exact" else self._rows.step.packed
-        if page >= len(table) or table[page] < 0:
-            raise ValueError(f"the sequence holds no {form} page {page}")
-        return int(table[page])
+        if self._packed is None or self._layout.exact(query_page, page):
+            return self._exact.read(self._layer, int(self._rows.step.exact[page]))
+        return self._packed.read(self._layer, int(self._rows.step.packed[page]))
 
 
 def _visible(operation: Attend, rows: Rows, chosen: NDArray[np.intp]) -> NDArray[np.bool_]:

@@ -57,18 +57,16 @@ class ReferenceEngine:
     def step(
         self, batch: Sequence[SequenceStep], *, logits: bool = False, hidden: bool = False
     ) -> StepResult:
-        """Run one step; ``hidden`` is what the head reads, before any rounding. Raises ValueError where the
-        batch breaks the step contract."""
+        """Run one step; ``hidden`` is what the head reads, before any rounding. Raises InferCompileError
+        IC521 where the batch breaks the step contract; nothing has run then, but for a mask that allows no
+        token."""
         rows = rows_of(self.program, batch)
         values: dict[str, torch.Tensor] = {}
-        before_head = ""
         for part in (self.program.prologue, *self.program.layers, self.program.epilogue):
             for operation in part:
                 self._run(operation, values, rows)
-                if isinstance(operation, Norm):
-                    before_head = operation.output
         scores: Float32 = values["logits"].cpu().numpy()
-        states: Float32 = values[before_head].cpu().numpy()
+        states: Float32 = values[_head_input(self.program)].cpu().numpy()
         return StepResult(
             tokens=_sampled(rows, scores),
             logits=scores if logits else None,
@@ -77,11 +75,8 @@ class ReferenceEngine:
 
     def pool(self, name: str) -> NDArray[np.uint8]:
         """The bytes of the ``exact`` or ``packed`` pool, as a writable view; empty where there is none."""
-        if name == "exact":
-            return self._exact.bytes
-        if name == "packed":
-            return self._packed.bytes if self._packed is not None else np.zeros(0, np.uint8)
-        raise ValueError(f"no pool {name!r}; exact and packed are")
+        pool = {"exact": self._exact, "packed": self._packed}[name]
+        return np.zeros(0, np.uint8) if pool is None else pool.bytes
 
     def close(self) -> None:
         """Nothing is held that outlives the object."""
@@ -136,6 +131,13 @@ class ReferenceEngine:
         first, second = heads.double().chunk(2, dim=-1)
         turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
         return turned.float()
+
+
+def _head_input(program: Program) -> str:
+    """The buffer that the head reads, before any rounding."""
+    rounded = {op.output: op.input for op in program.epilogue if isinstance(op, Quantize)}
+    head = next(op for op in reversed(program.epilogue) if isinstance(op, Linear))
+    return rounded.get(head.input, head.input)
 
 
 def _heads(buffer: torch.Tensor, operation: HeadNorm | Rotary) -> torch.Tensor:

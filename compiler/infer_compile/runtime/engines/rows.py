@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InferCompileError, Problem
 from ..formats.program import Program
-from ..step import SequenceStep
+from ..step import Int32, SequenceStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,57 +40,76 @@ class Rows:
 
 
 def rows_of(program: Program, batch: Sequence[SequenceStep]) -> list[Rows]:
-    """The rows of ``batch`` in order. Raises ValueError where it breaks the step contract."""
-    limits = program.limits
-    _need(len(batch) <= limits.max_sequences, f"{len(batch)} sequences in a step of {limits.max_sequences}")
-    rows, first = [], 0
+    """The rows of ``batch`` in order. Raises InferCompileError IC521 where it breaks the step contract."""
+    limits, layout = program.limits, program.cache
+    need(len(batch) <= limits.max_sequences, f"{len(batch)} sequences in a step of {limits.max_sequences}")
+    rows: list[Rows] = []
     for step in batch:
         _check(program, step)
         positions, sees = _ancestry(step)
-        page = program.cache.page_tokens
-        sealing = range(step.sealed, (step.start + step.accepted) // page)
+        sealing = range(step.sealed, (step.start + step.accepted) // layout.page_tokens)
+        first = rows[-1].first + rows[-1].count if rows else 0
         rows.append(Rows(step, first, len(step.tokens), positions, sees, sealing))
-        first += len(step.tokens)
-    _need(first <= limits.max_batch_tokens, f"{first} tokens in a step of {limits.max_batch_tokens}")
+        _check_pages(program, rows[-1])
+    count, outputs = sum(part.count for part in rows), sum(step.outputs for step in batch)
+    need(count <= limits.max_batch_tokens, f"{count} tokens in a step of {limits.max_batch_tokens}")
+    need(outputs <= limits.max_outputs, f"{outputs} outputs in a step of {limits.max_outputs}")
     return rows
 
 
-def _need(held: bool, message: str) -> None:
+def need(held: bool, because: str) -> None:
+    """Raise InferCompileError IC521 unless ``held``."""
     if not held:
-        raise ValueError(message)
+        raise InferCompileError(Problem("IC521", "the engine refused a step", because=because))
 
 
 def _check(program: Program, step: SequenceStep) -> None:
-    count, layout, limits = len(step.tokens), program.cache, program.limits
-    _need(count > 0, "a sequence without new tokens")
-    _need(step.start + count <= limits.max_context, f"more than {limits.max_context} tokens in a sequence")
-    _need(0 <= step.outputs <= count, f"{step.outputs} outputs of {count} tokens")
-    _need(0 <= step.accepted <= count, f"{step.accepted} of {count} tokens accepted")
-    _need(0 <= step.sealed <= step.start // layout.page_tokens, f"{step.sealed} pages sealed at {step.start}")
-    _need(
-        bool(np.all((step.tokens >= 0) & (step.tokens < program.vocabulary))), "a token not in the vocabulary"
-    )
-    for name, pages, size in (
-        ("exact", step.exact, limits.exact_pages),
-        ("packed", step.packed, limits.packed_pages),
-    ):
-        _need(bool(np.all(pages < size)), f"an {name} page outside the pool of {size}")
+    count, page_tokens, limits = len(step.tokens), program.cache.page_tokens, program.limits
+    need(count > 0, "a sequence without new tokens")
+    need(step.start + count <= limits.max_context, f"more than {limits.max_context} tokens in a sequence")
+    need(0 <= step.outputs <= count, f"{step.outputs} outputs of {count} tokens")
+    need(0 <= step.accepted <= count, f"{step.accepted} of {count} tokens accepted")
+    need(0 <= step.sealed <= step.start // page_tokens, f"{step.sealed} pages sealed at token {step.start}")
+    known = (step.tokens >= 0) & (step.tokens < program.vocabulary)
+    need(bool(np.all(known)), "a token that is not in the vocabulary")
 
 
 def _ancestry(step: SequenceStep) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     count = len(step.tokens)
     if step.parents is None:
         return step.start + np.arange(count), np.tri(count, dtype=np.bool_)
-    _need(len(step.parents) == count, f"{len(step.parents)} parents of {count} tokens")
+    need(len(step.parents) == count, f"{len(step.parents)} parents of {count} tokens")
     depth = np.zeros(count, np.int64)
     sees = np.eye(count, dtype=np.bool_)
     for token, parent in enumerate(step.parents.tolist()):
-        _need(-1 <= parent < token, f"token {token} has parent {parent}")
+        need(-1 <= parent < token, f"token {token} has parent {parent}")
         if parent >= 0:
             depth[token] = depth[parent] + 1
             sees[token] |= sees[parent]
-    _need(
-        np.array_equal(step.parents[: step.accepted], np.arange(step.accepted) - 1),
-        "accepted tokens that are not a chain",
-    )
+    chain = np.arange(step.accepted) - 1
+    need(np.array_equal(step.parents[: step.accepted], chain), "accepted tokens that are not a chain")
     return step.start + depth, sees
+
+
+def _check_pages(program: Program, rows: Rows) -> None:
+    """Every form that the step reads or writes has its place in a pool."""
+    step, layout, limits = rows.step, program.cache, program.limits
+    last = (rows.tokens - 1) // layout.page_tokens
+    exact = set(range(step.start // layout.page_tokens, last + 1))
+    packed = {page for page in rows.sealing if layout.packs(page)}
+    exact |= packed
+    for query_page in np.unique(rows.positions // layout.page_tokens).tolist():
+        for page in range(last + 1):
+            (exact if layout.exact(query_page, page) else packed).add(page)
+    _check_places("exact", exact, step.exact, limits.exact_pages)
+    _check_places("packed", packed, step.packed, limits.packed_pages)
+    certain = (step.start + step.accepted) // layout.page_tokens
+    for page in sorted(packed):
+        need(page < certain, f"page {page} is seen compressed before it is sealed")
+
+
+def _check_places(form: str, pages: set[int], table: Int32, size: int) -> None:
+    for page in sorted(pages):
+        place = int(table[page]) if page < len(table) else -1
+        need(place >= 0, f"the sequence holds no {form} page {page}")
+        need(place < size, f"{form} page {place} in a pool of {size}")

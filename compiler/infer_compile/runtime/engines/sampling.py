@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..step import Float32, Sampling
+from .rows import need
 
 _WORD = (1 << 64) - 1
 
@@ -37,13 +38,12 @@ def adjust(logits: Float32, sampling: Sampling) -> Float32:
 
 
 def allowed(mask: NDArray[np.uint32] | None, vocabulary: int) -> NDArray[np.int64]:
-    """The ids whose bit is set, ascending. Raises ValueError if there is none."""
+    """The ids whose bit is set, ascending. Raises InferCompileError IC521 if there is none."""
     if mask is None:
         return np.arange(vocabulary)
     bits = np.unpackbits(np.ascontiguousarray(mask, "<u4").view(np.uint8), bitorder="little")
     ids = np.flatnonzero(bits[:vocabulary])
-    if ids.size == 0:
-        raise ValueError("the mask allows no token")
+    need(ids.size > 0, "the mask allows no token")
     return ids
 
 

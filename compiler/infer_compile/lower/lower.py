@@ -1,0 +1,59 @@
+"""A plan's choices applied to the graph that it was made for."""
+
+from __future__ import annotations
+
+from ..graph.graph import Graph
+from ..planner.plan import Plan
+from ..runtime.errors import Exit, InferCompileError, Problem
+from ..runtime.formats.program import Program
+from .assemble import assemble
+from .signs import signs
+
+
+def lower(graph: Graph, plan: Plan) -> Program:
+    """The Program that runs: ``graph`` in the formats, cache and limits of ``plan``.
+
+    Raises InferCompileError: IC280 and IC281 as ``assemble``, IC282 layers at different cache levels, IC283 a
+    plan that counted something else than this graph makes.
+    """
+    levels = sorted(set(plan.kv.layers))
+    if levels != [plan.kv.level]:
+        raise InferCompileError(
+            Problem(
+                "IC282",
+                f"cache levels {', '.join(levels)} in a plan for {plan.kv.level}",
+                plan.name,
+                "the native engine keeps all layers at one level",
+                "plan again",
+            )
+        )
+    cache = plan.kv.layout(graph.kv_heads, graph.head_dim)
+    if cache.compressed:
+        cache = cache.model_copy(update={"signs": signs(graph.head_dim)})
+    program = assemble(graph, plan.weights.descriptor, cache, plan.program_limits)
+    _same(graph, plan, program)
+    return program
+
+
+def _same(graph: Graph, plan: Plan, program: Program) -> None:
+    """What runs is what was counted: refuse a plan of another model, or of another version."""
+    counted = (
+        ("architecture", plan.model.architecture, graph.architecture),
+        ("parameters", plan.model.parameters, graph.parameters),
+        ("layers with a cache", program.cache.layers, graph.cache_layers),
+        ("weight bytes", plan.weights.bytes, program.weight_bytes),
+        ("cache bytes per token", plan.kv.bytes_per_token, program.cache.token_bytes),
+    )
+    problems = [
+        Problem(
+            "IC283",
+            f"the plan counts {planned} for {what}, the model has {found}",
+            plan.name,
+            "the plan was made for another model, by another version, or changed by hand",
+            "plan again",
+        )
+        for what, planned, found in counted
+        if planned != found
+    ]
+    if problems:
+        raise InferCompileError(problems, Exit.MISMATCH)
