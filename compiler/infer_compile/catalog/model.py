@@ -34,6 +34,12 @@ class ModelCard(BaseModel):
     note: str = ""
     source: str
 
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The part of the config that describes the language model."""
+        nested: Mapping[str, Any] = self.config.get("text_config", self.config)
+        return nested
+
 
 def card_names() -> tuple[str, ...]:
     """Every model of the catalog, sorted."""

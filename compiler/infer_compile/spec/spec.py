@@ -91,7 +91,7 @@ class Model(Strict):
 
 
 class DeviceGroup(Strict):
-    """``count`` devices of one kind in each of ``nodes`` machines."""
+    """So many devices of one kind in each of so many machines."""
 
     device: Annotated[Text, Field(description="a name in targets/, a target file, or this-machine")]
     count: Annotated[Count, Field(description="devices in one machine")] = 1
