@@ -7,13 +7,14 @@ is a tensor of its own, one that is not shares the embedding's table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable
 from typing import Literal
 
 from ..runtime.formats.weights import BF16, WeightFormat, weight_format
 from .cost import Totals
 from .graph import Graph
-from .operations import Attend, Embed, Gate, Linear, Norm, Select
+from .operations import Attend, Embed, Gate, Linear, Norm, Operation, Select
 
 QUANTIZED = "quantized"
 """The buffer of activations rounded for the next product."""
@@ -71,27 +72,26 @@ def misfits(graph: Graph, weights: WeightFormat) -> tuple[Linear, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Buffers:
-    """Float values of a step, name to elements: of each token, or of each whose logits are asked for."""
-
-    tokens: dict[str, int]
-    outputs: dict[str, int]
-
-    def bytes(self, tokens: int, outputs: int) -> int:
-        """Bytes for a step of ``tokens``, of which ``outputs`` are asked for."""
-        return FLOAT_BYTES * (tokens * sum(self.tokens.values()) + outputs * sum(self.outputs.values()))
-
-
-def buffers(graph: Graph, weights: WeightFormat) -> Buffers:
-    """The values between operations, each as wide as the widest that is written to it."""
-    found = Buffers({}, {})
-    part = found.tokens
-    for operation in graph.operations:
-        if isinstance(operation, Select):
-            part = found.outputs
-        if isinstance(operation, Embed | Norm | Linear | Attend | Gate | Select):
-            part[operation.output] = max(operation.width, part.get(operation.output, 0))
+def token_buffers(graph: Graph, weights: WeightFormat) -> dict[str, int]:
+    """Float values held for each token of a step: name to elements, as wide as the widest written there."""
+    written = _widths(itertools.takewhile(_before_select, graph.operations))
     if weights.activation != "none":
-        found.tokens[QUANTIZED] = max(matrix.cols for matrix in graph.matrices)
-    return found
+        written[QUANTIZED] = max(matrix.cols for matrix in graph.matrices)
+    return written
+
+
+def output_buffers(graph: Graph) -> dict[str, int]:
+    """Float values held for each token whose logits are asked for: name to elements."""
+    return _widths(itertools.dropwhile(_before_select, graph.operations))
+
+
+def _before_select(operation: Operation) -> bool:
+    return not isinstance(operation, Select)
+
+
+def _widths(operations: Iterable[Operation]) -> dict[str, int]:
+    widths: dict[str, int] = {}
+    for operation in operations:
+        if isinstance(operation, Embed | Norm | Linear | Attend | Gate | Select):
+            widths[operation.output] = max(operation.width, widths.get(operation.output, 0))
+    return widths

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 
 from ..graph import operations as model
 from ..graph.graph import Graph
-from ..graph.storage import QUANTIZED, buffers, misfits, stored_format, stores_head
+from ..graph.storage import (
+    QUANTIZED,
+    misfits,
+    output_buffers,
+    stored_format,
+    stores_head,
+    token_buffers,
+)
 from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats import program as concrete
 from ..runtime.formats.kv import CacheLayout
@@ -21,12 +28,11 @@ def assemble(graph: Graph, weights: WeightFormat, cache: CacheLayout, limits: Li
     not divide a matrix.
     """
     _refuse(graph, weights)
-    held = buffers(graph, weights)
     return Program(
         model=graph.name,
         architecture=graph.architecture,
         vocabulary=graph.vocabulary,
-        buffers=held.tokens | held.outputs,
+        buffers=token_buffers(graph, weights) | output_buffers(graph),
         tensors=tuple(tensor for operation in graph.operations for tensor in _tensors(operation, weights)),
         prologue=_lowered(graph.prologue, weights),
         layers=tuple(_lowered(layer, weights) for layer in graph.by_layer()),
