@@ -31,6 +31,7 @@ _TYPES: Mapping[str, str] = {
     "tuple_type": "a list",
     "list_type": "a list",
     "target_form": "a name, a list of names, or {device, count, nodes}",
+    "weights_form": "a name, or {format, group}",
 }
 _BOUNDS: Mapping[str, tuple[str, str]] = {
     "greater_than": ("greater than", "gt"),
@@ -72,11 +73,13 @@ def _problem(model: type[BaseModel], document: Document, error: ErrorDetails) ->
     elif kind == "extra_forbidden":
         yield _unknown_key(model, parts, where)
     elif kind == "missing":
-        name = parts[-1]
-        yield Problem("IC005", f'"{key}" is missing', where, fix=f"add {name}: to the file")
+        place = ".".join(parts[:-1]) or "the file"
+        yield Problem("IC005", f'"{key}" is missing', where, fix=f"add {parts[-1]}: to {place}")
     elif kind in _TYPES:
         quote = kind == "string_type" and isinstance(value, int | float)
         fix = "put it in quotes if it is meant as text" if quote else ""
+        if value is None:
+            fix = "give it a value, or remove the key"
         yield Problem("IC006", f'"{key}" must be {_TYPES[kind]}, not {_describe(value)}', where, fix=fix)
     elif kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
@@ -88,9 +91,6 @@ def _problem(model: type[BaseModel], document: Document, error: ErrorDetails) ->
         close = nearest(value, names.replace(" or ", ", ").split(", ")) if isinstance(value, str) else None
         fix = f"{parts[-1]}: {close}" if close else ""
         yield Problem("IC008", f'"{key}" must be {names}, not {_describe(value)}', where, fix=fix)
-    elif kind == "string_pattern_mismatch":
-        because = f"it must match {context['pattern']}"
-        yield Problem("IC007", f'"{key}" cannot be {_describe(value)}', where, because)
     elif kind in ("string_too_short", "too_short"):
         yield Problem("IC007", f'"{key}" must not be empty', where)
     else:

@@ -113,7 +113,7 @@ class _Reader:
                 self.problems.append(
                     Problem(
                         "IC003",
-                        f'"{name}" is given twice',
+                        f'"{dotted}" is given twice',
                         f"{self.path}:{line}",
                         because=f"it stands on line {first} already",
                         fix="keep one of the two",

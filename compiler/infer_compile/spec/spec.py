@@ -44,6 +44,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
 
+def _no_draft(value: Any) -> Any:
+    if isinstance(value, str) and value != "none":
+        raise PydanticCustomError(
+            "IC009",
+            "a draft model is not served by this version",
+            {"because": "no method of speculation is", "fix": "remove draft"},
+        )
+    return value
+
+
 class Model(Strict):
     source: Annotated[
         Text,
@@ -55,7 +65,11 @@ class Model(Strict):
     revision: Annotated[
         Text | None, Field(description="commit, tag or branch of an hf:// source; default: its main branch")
     ] = None
-    draft: Annotated[Literal["none"], Field(description="model that drafts for speculation")] = "none"
+    draft: Annotated[
+        Literal["none"],
+        BeforeValidator(_no_draft, json_schema_input_type=Literal["none"]),
+        Field(description="model that drafts for speculation"),
+    ] = "none"
 
     @field_validator("source")
     @classmethod
@@ -230,14 +244,20 @@ class WeightsPin(Strict):
         if group is not None and group not in GROUPS:
             names = ", ".join(map(str, GROUPS))
             raise PydanticCustomError(
-                "IC007", "group must be one of {names}, not {group}", {"names": names, "group": group}
+                "IC007",
+                '"pin.weights.group" must be one of {names}, not {group}',
+                {"names": names, "group": group},
             )
         return group
 
 
 def _weights_pin(value: Any) -> Any:
     """The short form: a format's name stands for ``{format: name}``."""
-    return {"format": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"format": value}
+    if value is None or isinstance(value, dict | WeightsPin):
+        return value
+    raise PydanticCustomError("weights_form", "not a pin of weights")
 
 
 def _speculation_name(value: Any) -> Any:
@@ -279,13 +299,31 @@ class Serving(Strict):
     port: Annotated[int, Field(ge=1, le=65535, description="TCP port of the server")] = DEFAULT_PORT
 
 
+def _bundle_name(value: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, value):
+        raise PydanticCustomError(
+            "IC007",
+            '"name" cannot be "{value}"',
+            {
+                "value": value,
+                "because": "a name has up to 63 lower-case letters, digits, dots and hyphens, "
+                "and a letter or digit at each end",
+            },
+        )
+    return value
+
+
 class Spec(Strict):
     """A deployment, declared."""
 
     api_version: Annotated[Literal["infer-compile/v1"], Field(alias="apiVersion")] = "infer-compile/v1"
     name: Annotated[
         str,
-        Field(pattern=NAME_PATTERN, description="names the bundle; default: the name of the spec's file"),
+        AfterValidator(_bundle_name),
+        Field(
+            description="names the bundle; default: the name of the spec's file",
+            json_schema_extra={"pattern": NAME_PATTERN},
+        ),
     ] = "deployment"
     model: Model
     target: Annotated[
