@@ -66,7 +66,7 @@ def _problem(model: type[BaseModel], document: Document, error: ErrorDetails) ->
         return
     parts, value = _locate(document.value, error)
     key = ".".join(parts)
-    where = document.where(f"{key}.{context['at']}" if "at" in context else key)
+    where = document.where(".".join([*parts, context["at"]]) if "at" in context else key)
     if kind.startswith("IC"):
         because, fix = context.get("because", ""), context.get("fix", "")
         yield Problem(kind, error["msg"], where, because, fix)
