@@ -5,6 +5,7 @@
 // in the batch and however many threads share the spans.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "abi.h"
@@ -80,7 +81,9 @@ struct Attention {
   size_t output_stride;
 
   static int first_page(const QueryTile& tile, int window) {
-    const int low = window > 0 ? tile.positions[tile.first] - window + 1 : 0;
+    if (window == 0) return 0;
+    const int* from = tile.positions + tile.first;
+    const int low = *std::min_element(from, from + tile.count) - window + 1;
     return low > 0 ? low / PAGE : 0;
   }
   static int last_page(const QueryTile& tile) { return (tile.sequence->start + tile.first + tile.count - 1) / PAGE; }
@@ -185,8 +188,8 @@ struct Attention {
 
   void attend_page(const QueryTile& tile, int head, int page, Scratch& s, Sums& sums) const {
     const ic_sequence& sequence = *tile.sequence;
-    const int first_slot = sequence.start + tile.first, last_slot = first_slot + tile.count - 1;
-    const bool exact = C::exact(first_slot / PAGE, page);
+    const int last_slot = sequence.start + tile.first + tile.count - 1;
+    const bool exact = C::exact(tile.positions[tile.first] / PAGE, page);
     if (exact)
       s.page.read_exact(C::exact_keys(exact_pool, sequence.exact[page], layer, head));
     else
@@ -198,8 +201,8 @@ struct Attention {
 
     // Every key of the page is visible to every query of the tile if it precedes the new tokens and lies in the window.
     const int end = (page + 1) * PAGE;
-    const bool whole = end <= sequence.start && (window == 0 || page * PAGE > tile.positions[tile.first + tile.count - 1] - window)
-                       && tile.ancestors == nullptr;
+    const bool whole = tile.ancestors == nullptr && end <= sequence.start &&
+                       (window == 0 || page * PAGE > tile.positions[tile.first + tile.count - 1] - window);
     float decay[QUERIES];
     for (int q = 0; q < queries; ++q) {
       float* weights = s.weights + q * PAGE;

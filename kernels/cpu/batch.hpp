@@ -52,8 +52,9 @@ struct Batch {
       if (s.parents != nullptr && s.count > TREE) throw who + "a tree has at most 64 tokens";
       for (int j = 0; j < s.adjust_count; ++j)
         if (s.adjust_ids[j] < 0 || s.adjust_ids[j] >= vocabulary) throw who + "an adjusted token is not in the vocabulary";
-      check_pages(s, end, exact_pages, packed_pages, who);
-      add(s, i, vocabulary, who);
+      add_rows(s, i, vocabulary, who);
+      check_pages(s, exact_pages, packed_pages, who);
+      add_tiles(s);
     }
   }
 
@@ -62,26 +63,30 @@ struct Batch {
     return who + "page " + std::to_string(page) + " " + what;
   }
 
-  static void check_pages(const ic_sequence& s, int end, int exact_pages, int packed_pages, const std::string& who) {
-    const int first_query = s.start / C::PAGE, last_query = (end - 1) / C::PAGE;
-    for (int page = 0; page <= last_query; ++page) {
-      const bool exact = C::exact(first_query, page) || page >= first_query;
-      const bool packed = page < last_query && !C::exact(last_query, page);
+  // Positions of the sequence that was added last.
+  const int* last_positions(const ic_sequence& s) const { return positions.data() + positions.size() - size_t(s.count); }
+
+  void check_pages(const ic_sequence& s, int exact_pages, int packed_pages, const std::string& who) const {
+    const int* from = last_positions(s);
+    const int first_query = s.start / C::PAGE, last_query = *std::max_element(from, from + s.count) / C::PAGE;
+    const int last_page = (s.start + s.count - 1) / C::PAGE, certain = (s.start + s.accepted) / C::PAGE;
+    for (int page = 0; page <= last_page; ++page) {
+      const bool exact = page >= first_query || C::exact(first_query, page);
+      const bool packed = !C::exact(last_query, page);
       if (exact && (s.exact[page] < 0 || s.exact[page] >= exact_pages))
         throw page_error(who, page, "is seen exact but has no exact page in the pool");
       if (packed && (s.packed[page] < 0 || s.packed[page] >= packed_pages))
         throw page_error(who, page, "is seen compressed but has no packed page in the pool");
-      if (packed && page >= (s.start + s.accepted) / C::PAGE)
-        throw page_error(who, page, "is seen compressed before its tokens are accepted");
+      if (packed && page >= certain) throw page_error(who, page, "is seen compressed before its tokens are accepted");
     }
-    for (int page = s.sealed; page < (s.start + s.accepted) / C::PAGE; ++page) {
+    for (int page = s.sealed; page < certain; ++page) {
       if (!C::packs(page)) continue;
       if (s.exact[page] < 0 || s.exact[page] >= exact_pages || s.packed[page] < 0 || s.packed[page] >= packed_pages)
         throw page_error(who, page, "is to be sealed but lacks its exact or its packed page");
     }
   }
 
-  void add(const ic_sequence& s, int index, int vocabulary, const std::string& who) {
+  void add_rows(const ic_sequence& s, int index, int vocabulary, const std::string& who) {
     const int row = int(tokens.size());
     for (int i = 0; i < s.count; ++i) {
       if (s.tokens[i] < 0 || s.tokens[i] >= vocabulary)
@@ -92,17 +97,23 @@ struct Batch {
       tokens.push_back(s.tokens[i]);
       positions.push_back(parent < 0 ? s.start : positions[row + parent] + 1);
       ancestors.push_back(s.parents == nullptr ? 0 : (parent < 0 ? 0 : ancestors[row + parent]) | uint64_t(1) << i);
-      exact_slots.push_back(s.exact[slot / C::PAGE] * C::PAGE + slot % C::PAGE);
+      exact_slots.push_back(s.exact[slot / C::PAGE] * C::PAGE + slot % C::PAGE);  // checked below, before it is used
       if (i >= s.count - s.outputs) {
         outputs.push_back(row + i);
         owners.push_back(index);
       }
     }
-    for (int i = 0; i < s.count;) {
-      const int left = C::PAGE - (s.start + i) % C::PAGE;
-      const int size = std::min({TOKENS, left, s.count - i});
-      tiles.push_back({&s, positions.data() + row, s.parents == nullptr ? nullptr : ancestors.data() + row, row, i, size});
-      i += size;
+  }
+
+  // Runs of new tokens whose queries lie in one page; then the pages that are certain now.
+  void add_tiles(const ic_sequence& s) {
+    const int row = int(tokens.size()) - s.count;
+    const int* from = last_positions(s);
+    const uint64_t* seen = s.parents == nullptr ? nullptr : ancestors.data() + row;
+    for (int i = 0, size; i < s.count; i += size) {
+      size = 1;
+      while (size < TOKENS && i + size < s.count && from[i + size] / C::PAGE == from[i] / C::PAGE) ++size;
+      tiles.push_back({&s, from, seen, row, i, size});
     }
     for (int page = s.sealed; page < (s.start + s.accepted) / C::PAGE; ++page)
       if (C::packs(page)) seals.push_back({s.exact[page], s.packed[page]});

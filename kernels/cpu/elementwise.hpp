@@ -33,13 +33,13 @@ void rotate(float* x, const float* cosine, const float* sine) {
   }
 }
 
-// Cosines and sines of position * frequencies[j], times scale; the product is rounded to float as everyone does.
+// Cosines and sines of position * frequencies[j], times scale.
 template <int D>
-void angles(int position, const float* frequencies, float scale, float* cosine, float* sine) {
+void angles(int position, const double* frequencies, double scale, float* cosine, float* sine) {
   for (int j = 0; j < D / 2; ++j) {
-    const float angle = float(position) * frequencies[j];
-    cosine[j] = float(std::cos(double(angle))) * scale;
-    sine[j] = float(std::sin(double(angle))) * scale;
+    const double angle = position * frequencies[j];
+    cosine[j] = float(std::cos(angle) * scale);
+    sine[j] = float(std::sin(angle) * scale);
   }
 }
 

@@ -1,8 +1,7 @@
 // Vectors of floats: the few primitives that every kernel is written in, once per instruction set.
 //
-// One of IC_AVX512 (F, BW, VL, VNNI), IC_AVX2 (with FMA and F16C) or neither (portable: compiler vectors, any
-// processor) is defined by the build. IC_SIMDE replaces the intrinsics by SIMD Everywhere's, so that a path can be
-// checked on a processor that lacks it.
+// One of IC_AVX512 (F, BW, DQ, VL, VNNI), IC_AVX2 (with FMA and F16C) or neither (portable: compiler vectors, any
+// processor) is defined by the build.
 #pragma once
 
 #include <cmath>
@@ -10,12 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(IC_SIMDE)
-#define SIMDE_ENABLE_NATIVE_ALIASES
-#include <simde/x86/avx2.h>
-#include <simde/x86/avx512.h>
-#include <simde/x86/fma.h>
-#elif defined(IC_AVX512) || defined(IC_AVX2)
+#if defined(IC_AVX512) || defined(IC_AVX2)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>

@@ -216,8 +216,7 @@ def _render(program: Program) -> str:
         boundaries=_floats(boundaries(codes)),
         signs=_floats(signs) if signs is not None else ["1.0f"],
         rotaries=[
-            {"frequencies": _floats(r.frequencies), "head_dim": r.head_dim, "scale": _float(r.scale)}
-            for r in view.rotaries
+            {"frequencies": r.frequencies, "head_dim": r.head_dim, "scale": r.scale} for r in view.rotaries
         ],
         buffers=buffers,
         quantized=quantized,
@@ -244,10 +243,6 @@ def _hidden(program: Program) -> str:
     *_, head = (op for op in program.epilogue if isinstance(op, Linear))
     rounded = {op.output: op.input for op in program.epilogue if isinstance(op, Quantize)}
     return rounded.get(head.input, head.input)
-
-
-def _float(value: float) -> str:
-    return repr(float(value))
 
 
 def _floats(values: Iterable[float]) -> list[str]:

@@ -1,0 +1,42 @@
+"""Writes ``engine/weights.bin``: the interchange weights in the form that the kernels read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..quantize.checkpoint import Checkpoint
+from ..quantize.read import read_tensor
+from ..quantize.rtn import Quantized
+from ..runtime.formats.program import Program, Tensor
+from .blocks import ALIGNMENT, HEADER, MAGIC, WeightsLayout, block_bf16, block_quantized
+
+
+def repack(program: Program, model_dir: Path, out: Path) -> None:
+    """Write the weights of ``program`` from ``model_dir`` to the file ``out``, one tensor in memory at a time.
+
+    The file is written aside and renamed. Raises what reading the model folder raises, and OSError.
+    """
+    layout = WeightsLayout(program)
+    checkpoint = Checkpoint.open(model_dir)
+    aside = out.with_name(out.name + ".partial")
+    with aside.open("wb") as file:
+        file.write((MAGIC + bytes.fromhex(program.digest)).ljust(HEADER, b"\0"))
+        for tensor in program.tensors:
+            stored = _stored(read_tensor(checkpoint, tensor), tensor, tensor.name in layout.blocked)
+            if stored.nbytes != layout.tensor_bytes(tensor):
+                raise ValueError(
+                    f"{tensor.name}: {stored.nbytes} bytes, planned {layout.tensor_bytes(tensor)}"
+                )
+            file.write(stored)
+            file.write(bytes(-stored.nbytes % ALIGNMENT))
+    aside.replace(out)
+
+
+def _stored(value: Quantized | NDArray[Any], tensor: Tensor, blocked: bool) -> NDArray[np.uint8]:
+    if isinstance(value, Quantized):
+        return block_quantized(value.values, value.scales, tensor.format.bits, tensor.format.group)
+    return block_bf16(value) if blocked else np.ascontiguousarray(value).reshape(-1).view(np.uint8)

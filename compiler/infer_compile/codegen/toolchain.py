@@ -1,0 +1,118 @@
+"""The C++ compiler: one of the system, or the one in the ziglang wheel, which also compiles for other processors."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..runtime.errors import InferCompileError, Problem
+
+Architecture = Literal["x86-64", "aarch64"]
+Isa = Literal["avx512", "avx2", "portable"]
+
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+ISA_FLAGS: dict[Isa, tuple[str, ...]] = {
+    "avx512": ("-DIC_AVX512", *_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
+    "avx2": ("-DIC_AVX2", *_AVX2),
+    "portable": (),
+}
+# Results must not depend on which products a compiler fuses; the kernels fuse where they mean to.
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-pthread",
+)
+_ZIG_TRIPLES: dict[Architecture, str] = {"x86-64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """A compiler for one architecture: its command, and what it says of its version."""
+
+    command: tuple[str, ...]
+    version: str
+    zig: bool
+
+    def compile(
+        self, source: Path, output: Path, isa: Isa, *, shared: bool = True, extra: tuple[str, ...] = ()
+    ) -> None:
+        """Compile ``source``, which includes files beside it, to ``output`` (a library, or a program).
+
+        The compiler runs in the source's folder on relative names, so that no path of the machine enters the
+        output. Raises InferCompileError IC312 with the first lines of what the compiler says.
+        """
+        link = ("-shared",) if shared else ()
+        # The C++ runtime goes into the library: a slim image need not have one, nor the same version.
+        static = () if self.zig else ("-static-libstdc++", "-static-libgcc")
+        sanitize = ("-fno-sanitize=all",) if self.zig else ()
+        aside = output.with_name(output.name + ".partial")
+        command = [*self.command, *_FLAGS, *ISA_FLAGS[isa], *sanitize, *link, *static, "-s", *extra]
+        command += ["-o", str(aside.resolve()), source.name]
+        done = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if "error" in line][:5]
+            raise InferCompileError(
+                Problem(
+                    "IC312",
+                    f"{self.command[0]} could not compile {source.name}",
+                    because="\n    ".join(said or done.stderr.splitlines()[:5]),
+                    fix="infer-compile doctor shows which compilers are known to work",
+                )
+            )
+        aside.replace(output)
+
+
+def host_architecture() -> Architecture | None:
+    """This machine's, or None if it is neither of those that engines are generated for."""
+    names: dict[str, Architecture] = {
+        "x86_64": "x86-64",
+        "amd64": "x86-64",
+        "aarch64": "aarch64",
+        "arm64": "aarch64",
+    }
+    return names.get(platform.machine().lower())
+
+
+def find(architecture: Architecture, *, static: bool = False) -> Toolchain:
+    """g++ or clang++ of the system for its own architecture, else zig.
+
+    ``static`` asks for programs that run without any library of the target (musl), which zig makes. Raises
+    InferCompileError IC311 if there is none.
+    """
+    if architecture == host_architecture() and not static:
+        for name in ("g++", "clang++"):
+            if shutil.which(name):
+                return Toolchain((name,), _version(name), zig=False)
+    if importlib.util.find_spec("ziglang") is not None:
+        triple = _ZIG_TRIPLES[architecture]
+        if static:
+            triple = triple.replace("gnu", "musl")
+        zig = (sys.executable, "-m", "ziglang", "c++", "-target", triple)
+        return Toolchain(zig, _version(*zig), zig=True)
+    native = architecture == host_architecture()
+    raise InferCompileError(
+        Problem(
+            "IC311",
+            f"no C++ compiler for {architecture}",
+            because="neither g++ nor clang++ is on PATH"
+            if native
+            else "it is not this machine's architecture",
+            fix="pip install ziglang (a compiler in a wheel, about 400 MB)"
+            + (", or install g++" if native else ""),
+        )
+    )
+
+
+def _version(*command: str) -> str:
+    said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+    return said.splitlines()[0].strip() if said else "unknown"

@@ -1,0 +1,32 @@
+// AVX-512 on a processor without it, by SIMD Everywhere (Debian: libsimde-dev): included before the engine's source.
+#pragma once
+
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#include <simde/x86/fma.h>
+
+// What its version 0.7.4 lacks, number by number.
+static inline __m512i emulated_cvtepu16_epi32(__m256i x) {
+  int32_t wide[16];
+  uint16_t narrow[16];
+  __builtin_memcpy(narrow, &x, 32);
+  for (int i = 0; i < 16; ++i) wide[i] = narrow[i];
+  return _mm512_loadu_si512(wide);
+}
+static inline __m512i emulated_cvtps_epi32(__m512 x) {
+  float from[16];
+  int32_t to[16];
+  _mm512_storeu_ps(from, x);
+  for (int i = 0; i < 16; ++i) to[i] = int32_t(__builtin_nearbyintf(from[i]));
+  return _mm512_loadu_si512(to);
+}
+static inline __m512 emulated_cvtepi32_ps(__m512i x) {
+  int32_t from[16];
+  float to[16];
+  __builtin_memcpy(from, &x, 64);
+  for (int i = 0; i < 16; ++i) to[i] = float(from[i]);
+  return _mm512_loadu_ps(to);
+}
+#define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
+#define _mm512_cvtps_epi32 emulated_cvtps_epi32
+#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
