@@ -1,42 +1,26 @@
 """Where a model comes from: a folder, a repository of the Hugging Face hub, or a name of the catalog.
 
 ``resolve`` finds the model's config, without the network wherever the catalog knows the geometry; ``fetch``
-brings the weights here, pinned to a commit. Nothing that can carry code is downloaded.
+brings the weights here, pinned to a commit.
 """
 
 from __future__ import annotations
 
 import difflib
-import errno
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from ..runtime.errors import InferCompileError, Problem
+from .hub import fetch_file, fetch_model
 from .model import card_names, load_card
 
 CONFIG = "config.json"
 _SCHEME = "hf://"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-# Weights and tokenizer files of the repository's own folder; subfolders hold other forms of the same model.
-_TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]
-_SUBFOLDERS = ["*/*"]
-# The hub library moved between HTTP clients; what its own error derives from is each client's base class.
-_NETWORK = (OSError, *HfHubHTTPError.__bases__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,38 +59,14 @@ def fetch(model: ModelSource) -> ModelSource:
 
     The result has the folder, the commit, and the config as downloaded. A folder is returned as it is.
     Raises InferCompileError: IC102 the hub cannot be reached and the cache lacks the model, IC103 no such
-    repository, IC104 access must be granted first, IC105 no such revision, IC106, IC107, IC109 as ``resolve``,
-    IC108 the repository has no safetensors, IC140 the disk is full.
+    repository, IC104 access must be granted first, IC105 no such revision, IC108 the repository has no
+    safetensors, IC140 the disk is full; IC106, IC107, IC109 as ``resolve``.
     """
     if model.folder is not None:
         return model
-    repository = _repository(model.source)
-    with _hub_errors(repository, model.revision):
-        try:
-            info = HfApi().model_info(repository, revision=model.revision)
-        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
-            raise
-        except _NETWORK:
-            # No hub: what an earlier run downloaded is as good.
-            patterns = ["*.safetensors", *_TEXTS]
-            folder = snapshot_download(
-                repository,
-                revision=model.revision,
-                allow_patterns=patterns,
-                ignore_patterns=_SUBFOLDERS,
-                local_files_only=True,
-            )
-        else:
-            files = [sibling.rfilename for sibling in info.siblings or ()]
-            folder = snapshot_download(
-                repository,
-                revision=info.sha,
-                allow_patterns=[_weights(repository, files), *_TEXTS],
-                ignore_patterns=_SUBFOLDERS,
-            )
-    path = Path(folder)
+    folder = fetch_model(_repository(model.source), model.revision)
     # The cache names a snapshot's folder by its commit.
-    return ModelSource(model.source, path.name, path, _read_config(path / CONFIG, model.source))
+    return ModelSource(model.source, folder.name, folder, _read_config(folder / CONFIG, model.source))
 
 
 def _resolve_hub(source: str, revision: str | None) -> ModelSource:
@@ -114,8 +74,7 @@ def _resolve_hub(source: str, revision: str | None) -> ModelSource:
     card = load_card(repository)
     if card is not None:
         return ModelSource(source, revision, None, card.config)
-    with _hub_errors(repository, revision):
-        path = Path(hf_hub_download(repository, CONFIG, revision=revision))
+    path = fetch_file(repository, revision, CONFIG)
     return ModelSource(source, path.parent.name, None, _read_config(path, source))
 
 
@@ -176,26 +135,6 @@ def _read_config(path: Path, source: str) -> Mapping[str, Any]:
     return config
 
 
-def _weights(repository: str, files: list[str]) -> str:
-    """The pattern of the weights among the files of a repository."""
-    own = [file for file in files if "/" not in file and file.endswith(".safetensors")]
-    if any(file.startswith("model") for file in own):
-        return "model*.safetensors"
-    if own:
-        return "*.safetensors"
-    pickles = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    because = "it has Python pickles, which are not loaded: they can run code" if pickles else ""
-    raise InferCompileError(
-        Problem(
-            "IC108",
-            "the repository has no safetensors weights",
-            _SCHEME + repository,
-            because,
-            "take a revision or a repository that has *.safetensors",
-        )
-    )
-
-
 def _unknown(source: str, folder: Path) -> Problem:
     near = difflib.get_close_matches(source.lower(), card_names(), n=1)
     if near:
@@ -211,52 +150,3 @@ def _unknown(source: str, folder: Path) -> Problem:
         because=f"the catalog has no such name, and the folder {folder} {kind}",
         fix=fix,
     )
-
-
-@contextmanager
-def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
-    """What the hub and the way to it answer, as coded errors."""
-    where = _SCHEME + repository
-    try:
-        yield
-    except GatedRepoError as error:
-        raise InferCompileError(
-            Problem(
-                "IC104",
-                "access to the model must be granted by its publisher",
-                where,
-                fix="ask for access on the model's page, then `hf auth login` or set HF_TOKEN",
-            )
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InferCompileError(
-            Problem(
-                "IC105", f"the model has no revision {revision!r}", where, fix="name a commit, tag or branch"
-            )
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise InferCompileError(
-            Problem(
-                "IC103",
-                "the hub has no such model, or does not show it to you",
-                where,
-                fix="check the spelling; for a private model `hf auth login` or set HF_TOKEN",
-            )
-        ) from error
-    except RemoteEntryNotFoundError as error:
-        raise InferCompileError(
-            Problem("IC106", f"the model has no {CONFIG}", where, "its geometry is read from that file")
-        ) from error
-    except (LocalEntryNotFoundError, *_NETWORK) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            fix = "free space and run the same command again, or set HF_HOME to a folder on another disk"
-            raise InferCompileError(Problem("IC140", "the disk is full", where, str(error), fix)) from error
-        raise InferCompileError(
-            Problem(
-                "IC102",
-                "the model cannot be downloaded",
-                where,
-                str(error).splitlines()[0] if str(error) else type(error).__name__,
-                "check the connection (HF_HUB_OFFLINE, HF_ENDPOINT), or name a folder that holds the model",
-            )
-        ) from error
