@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import families
 import numpy as np
 
 from infer_compile.runtime.engines.reference import ReferenceEngine
+from infer_compile.runtime.formats.kv import LevelName
+from infer_compile.runtime.formats.weights import BF16, WeightFormat
 from infer_compile.runtime.step import Sampling, SequenceStep, StepResult
+
+TEXT = np.random.default_rng(7).integers(0, 97, 53).tolist()
 
 
 @dataclass
@@ -82,3 +87,26 @@ class Driver:
             piece = tokens[sequence.start : sequence.start + chunk]
             rows.append(self.step(sequence.feed(piece)).logits)
         return np.concatenate(rows), sequence
+
+
+def reference(
+    level: LevelName, name: str = "qwen2", weights: WeightFormat = BF16, recent_pages: int = 1
+) -> ReferenceEngine:
+    module = families.model(name)
+    program = families.program(
+        families.graph(module), level=level, weights=weights, recent_pages=recent_pages
+    )
+    return ReferenceEngine(program, families.loader(module.state_dict()))
+
+
+def same(ours: np.ndarray | None, expected: np.ndarray | None) -> None:
+    np.testing.assert_allclose(ours, expected, atol=1e-6, rtol=0)
+
+
+def pages_of(engine: ReferenceEngine, form: str, held: np.ndarray) -> np.ndarray:
+    layout, limits = engine.program.cache, engine.program.limits
+    count = limits.exact_pages if form == "exact" else limits.packed_pages
+    assert engine.pool(form).size == count * (
+        layout.exact_page_bytes if form == "exact" else layout.packed_page_bytes
+    )
+    return engine.pool(form).reshape(count, -1)[held]
