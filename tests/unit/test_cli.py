@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +18,10 @@ from jsonschema import Draft202012Validator
 
 from infer_compile.catalog.resources import folder
 from infer_compile.catalog.target import target_names
-from infer_compile.cli import console
+from infer_compile.cli import console, doctor
 from infer_compile.cli.main import COMMANDS, main
+from infer_compile.codegen.toolchain import Toolchain
+from infer_compile.probe.gpu import Gpu
 from infer_compile.runtime.errors import Exit, InferCompileError, Problem
 from infer_compile.spec.document import read as read_document
 from infer_compile.spec.load import load
@@ -228,3 +233,59 @@ class TestSchema:
             load(tmp_path / "s.yaml")
         document = read_document(tmp_path / "s.yaml")
         assert not Draft202012Validator(json_schema()).is_valid(document.value)
+
+
+class TestDoctor:
+    def findings(self, run: Run) -> tuple[int, dict[str, dict[str, str]]]:
+        done = run("doctor", "--json")
+        fields = json.loads(done.stdout)
+        assert fields["schema"] == 1
+        return done.exit_code, {finding["check"]: finding for finding in fields["findings"]}
+
+    def test_a_machine_that_lacks_nothing(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "find", lambda architecture: Toolchain(("g++",), "g++ 12", zig=False))
+        status, found = self.findings(run)
+        assert status == Exit.DONE
+        assert "missing" not in {finding["status"] for finding in found.values()}
+        assert found["compiler"]["message"] == "g++ 12"
+        assert f" {len(os.sched_getaffinity(0))} cores" in found["processor"]["message"]
+        lines = run("doctor").stdout.splitlines()
+        assert "ok  compiler: g++ 12" in lines
+
+    def test_no_compiler(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        status, found = self.findings(run)
+        assert status == Exit.FAILED
+        assert found["compiler"]["status"] == "missing"
+        assert found["compiler"]["fix"] == f"{sys.executable} -m pip install ziglang"
+        assert run("doctor").exit_code == Exit.FAILED
+
+    def test_a_package_is_gone(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "_installed", lambda name: name not in ("uvicorn", "torch"))
+        status, found = self.findings(run)
+        assert status == Exit.FAILED
+        assert found["packages"]["message"] == "uvicorn not installed"
+        assert found["packages"]["fix"].endswith("-m pip install uvicorn")
+        assert found["torch"]["status"] == "note"
+
+    def test_a_processor_that_no_engine_knows(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "host_architecture", lambda: None)
+        status, found = self.findings(run)
+        assert status == Exit.FAILED
+        assert found["compiler"]["status"] == "missing"
+
+    def test_a_gpu(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "gpus", lambda binding: (Gpu("NVIDIA L4", 24 << 30, "8.9", 300),))
+        assert self.findings(run)[1]["gpu"]["message"] == "NVIDIA L4, 24.0 GiB"
+
+    def test_a_driver_that_cannot_be_asked(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "nvml", lambda: None)
+        monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+        finding = self.findings(run)[1]["gpu"]
+        assert finding["status"] == "note"
+        assert finding["fix"].endswith("-m pip install nvidia-ml-py")
+
+    def test_little_room(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "LITTLE", 1 << 80)
+        assert self.findings(run)[1]["disk"]["status"] == "note"
