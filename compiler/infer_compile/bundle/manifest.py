@@ -80,6 +80,10 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file(path: Path) -> File:
+    return File(sha256=digest(path), bytes=path.stat().st_size)
+
+
 def entries(root: Path) -> Iterator[str]:
     """Paths of everything below ``root`` that is not a plain folder, relative, with forward slashes, sorted.
 
@@ -95,11 +99,7 @@ def entries(root: Path) -> Iterator[str]:
 
 def list_files(root: Path, skip: frozenset[str] = frozenset()) -> dict[str, File]:
     """Every file below ``root`` but those in ``skip``."""
-    return {
-        path: File(sha256=digest(root / path), bytes=(root / path).stat().st_size)
-        for path in entries(root)
-        if path not in skip
-    }
+    return {path: file(root / path) for path in entries(root) if path not in skip}
 
 
 def content_digest(files: Mapping[str, File]) -> str:

@@ -1,0 +1,57 @@
+"""What a bundle is made from, as digests: two builds of equal identity give equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from ..bundle.manifest import content_digest, file
+from ..catalog.resources import folder
+from ..codegen.toolchain import Toolchain
+from .ship import runtime_folder
+
+DISTRIBUTION = "infer-compile"
+# The parts of the compiler that decide a bundle's bytes beside the plan and the program.
+_PARTS = ("build", "bundle", "codegen", "quantize", "runtime")
+_MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+def tool_version() -> str:
+    return version(DISTRIBUTION)
+
+
+def toolchain(compiler: Toolchain) -> dict[str, str]:
+    """Name to version of what makes the bytes: this compiler with its own sources, Python and C++."""
+    return {
+        DISTRIBUTION: tool_version(),
+        "sources": _sources(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "numpy": version("numpy"),
+        "c++": compiler.version,
+    }
+
+
+def model_digest(model: Path) -> str:
+    """sha256 of the names and contents of a model folder's own files."""
+    paths = [path for pattern in _MODEL_FILES for path in model.glob(pattern)]
+    return content_digest({path.name: file(path) for path in paths})
+
+
+def key(*parts: str) -> str:
+    """One digest of several."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _sources() -> str:
+    package = runtime_folder().parent
+    roots = {part: (package / part, "*.py") for part in _PARTS}
+    roots |= {"kernels": (folder("kernels"), "*.h*"), "templates": (folder("templates"), "*.j2")}
+    return content_digest(
+        {
+            f"{name}/{path.relative_to(root).as_posix()}": file(path)
+            for name, (root, pattern) in roots.items()
+            for path in root.rglob(pattern)
+        }
+    )

@@ -1,0 +1,130 @@
+"""What a spec means here and now, decided before any work and without writing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..bundle.manifest import Manifest, Source
+from ..catalog.source import ModelSource, fetch
+from ..catalog.target import Cpu
+from ..codegen.toolchain import find
+from ..graph.build import build
+from ..lower.lower import lower
+from ..planner.plan import Plan
+from ..runtime.errors import Exit, InferCompileError, Problem
+from ..runtime.formats.program import Program
+from . import identity
+from .resolve import Resolved, name_of, plan_of, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything that decides a bundle's bytes. ``model.folder`` is there."""
+
+    spec: bytes
+    port: int
+    plan: Plan
+    program: Program
+    model: ModelSource
+    folder: Path
+    model_digest: str
+    cpu: Cpu
+    toolchain: dict[str, str]
+
+    @property
+    def source(self) -> Source:
+        return Source(source=self.model.source, revision=self.model.revision, sha256=self.model_digest)
+
+    def differing(self, manifest: Manifest) -> list[str]:
+        """In what a bundle of this manifest is not the one that these inputs give; empty if it is."""
+        pairs = {
+            "plan": (self.plan.digest, manifest.plan),
+            "program": (self.program.digest, manifest.program),
+            "model": (self.source, manifest.source),
+            "port": (self.port, manifest.serving.port),
+            **{
+                name: (self.toolchain.get(name), manifest.toolchain.get(name))
+                for name in sorted({*self.toolchain, *manifest.toolchain})
+            },
+        }
+        return [name for name, (ours, theirs) in pairs.items() if ours != theirs]
+
+
+def prepare(path: Path, plan: Path | None) -> Inputs:
+    """Load the spec, find the model, plan and lower.
+
+    A model of the hub is downloaded here, once it is known that its plan can be built, and planned again with
+    the config that came with it. ``plan`` is a file that must hold the plan of this spec (IC330 unreadable,
+    IC331 it does not). Raises also what the stages raise: IC0xx of the spec, IC1xx of the model, IC2xx of
+    planning, IC311 without a compiler.
+    """
+    resolved = resolve(path)
+    decided = plan_of(resolved)
+    decided.require_buildable()
+    if resolved.source.folder is None:
+        source = fetch(resolved.source)
+        graph = build(source.config, name_of(source.source))
+        resolved = replace(resolved, source=source, graph=graph)
+        decided = plan_of(resolved)
+    if plan is not None:
+        _require_same(_read_plan(plan), decided, plan)
+    return _inputs(resolved, decided)
+
+
+def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
+    cpu, folder = resolved.target_of(plan).cpu, resolved.source.folder
+    if cpu is None or folder is None:
+        raise ValueError("a plan that can be built is for a processor, and its model has been fetched")
+    return Inputs(
+        spec=resolved.loaded.path.read_bytes(),
+        port=resolved.spec.serving.port,
+        plan=plan,
+        program=lower(resolved.graph, plan),
+        model=resolved.source,
+        folder=folder,
+        model_digest=identity.model_digest(folder),
+        cpu=cpu,
+        toolchain=identity.toolchain(find(cpu.architecture)),
+    )
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InferCompileError(
+            Problem(
+                "IC330",
+                "the plan cannot be read",
+                str(path),
+                str(error),
+                "name a file of `infer-compile plan -o`",
+            ),
+            Exit.USAGE,
+        ) from error
+    return Plan.from_json(text, str(path))
+
+
+def _require_same(given: Plan, decided: Plan, path: Path) -> None:
+    """A plan is a promise: build exactly it, or say what has changed since it was made."""
+    if given == decided:
+        return
+    changed = [
+        f"the {name}" for name in ("spec", "graph", "target") if _input(given, name) != _input(decided, name)
+    ]
+    raise InferCompileError(
+        Problem(
+            "IC331",
+            "this is not the plan of the spec any more",
+            str(path),
+            f"changed since it was made: {' and '.join(changed) or 'the planner, or the file by hand'}",
+            "plan again and look at what differs: infer-compile plan SPEC --format json -o PLAN",
+        ),
+        Exit.MISMATCH,
+    )
+
+
+def _input(plan: Plan, name: str) -> str:
+    digest: str = getattr(plan.inputs, name)
+    return digest

@@ -1,0 +1,105 @@
+"""Which phases of a build are finished, kept beside what they wrote, so that a rerun goes on from there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..bundle.manifest import File, digest, entries, file
+from ..quantize.disk import save
+
+JOURNAL = "journal.json"
+
+
+class Entry(BaseModel):
+    """A phase: the digest of all that it depends on and, once finished, what it wrote and how long."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    seconds: float | None = None
+    files: dict[str, File] = Field(default_factory=dict)
+
+
+class Journal:
+    """The record of one ``NAME.partial``, written before and after every phase.
+
+    Before, so that a rerun knows for which inputs the files of an unfinished phase were written; after, so
+    that it knows which phase is whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / JOURNAL
+        self._entries = self._read()
+
+    def finished(self, phase: str, key: str) -> bool:
+        """Whether ``phase`` is done for these inputs and its files are what it wrote."""
+        entry = self._entries.get(phase)
+        if entry is None or entry.key != key or entry.seconds is None:
+            return False
+        return all(_is(self.folder / path, wrote) for path, wrote in entry.files.items())
+
+    def begin(self, phase: str, key: str, outputs: Iterable[str]) -> None:
+        """Note that ``phase`` starts; what it wrote for the same inputs is kept, for others removed."""
+        entry = self._entries.get(phase)
+        if entry is None or entry.key != key:
+            for output in outputs:
+                _remove(self.folder / output)
+        self._entries[phase] = Entry(key=key)
+        self._write()
+
+    def finish(self, phase: str, outputs: Iterable[str], seconds: float) -> None:
+        """Note that ``phase`` is whole: the files below ``outputs`` are what it wrote."""
+        files: dict[str, File] = {}
+        for output in outputs:
+            place = self.folder / output
+            names = [f"{output}/{name}" for name in entries(place)] if place.is_dir() else [output]
+            files |= {name: file(self.folder / name) for name in names}
+        self._entries[phase] = Entry(key=self._entries[phase].key, seconds=round(seconds, 3), files=files)
+        self._write()
+
+    def files(self, but: str) -> dict[str, File]:
+        """Every file that the finished phases wrote, ``but`` one."""
+        return {
+            path: wrote
+            for entry in self._entries.values()
+            for path, wrote in entry.files.items()
+            if path != but
+        }
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long each finished phase took, in whichever run it did."""
+        return {name: entry.seconds for name, entry in self._entries.items() if entry.seconds is not None}
+
+    def remove(self) -> None:
+        self._path.unlink()
+
+    def _read(self) -> dict[str, Entry]:
+        try:
+            record = json.loads(self._path.read_bytes())
+            return {name: Entry.model_validate(fields) for name, fields in record["phases"].items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, ValidationError):
+            return {}
+
+    def _write(self) -> None:
+        phases = {name: entry.model_dump(mode="json") for name, entry in self._entries.items()}
+        save(self._path, (json.dumps({"schema": 1, "phases": phases}, indent=1) + "\n").encode())
+
+
+def _is(path: Path, wrote: File) -> bool:
+    return path.is_file() and path.stat().st_size == wrote.bytes and digest(path) == wrote.sha256
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
