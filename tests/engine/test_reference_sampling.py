@@ -23,6 +23,10 @@ def test_greedy_takes_the_lowest_of_equals() -> None:
     logits = np.array([1, 4, 2, 4, 4], np.float32)
     assert draw(logits, Sampling(), None, 0) == 1
     assert draw(logits, Sampling(), np.array([0b11100], np.uint32), 0) == 3
+    level = np.zeros(5000, np.float32)
+    assert draw(level, Sampling(), None, 0) == 0
+    drawn = {draw(level, Sampling(temperature=1.0, top_k=3), None, position) for position in range(50)}
+    assert drawn == {0, 1, 2}
 
 
 def test_adjustments_come_before_everything() -> None:
