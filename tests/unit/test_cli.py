@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -212,6 +213,21 @@ class TestSchema:
         assert first == "# yaml-language-server: $schema=schema.json"
         Draft202012Validator(json_schema()).validate(read_document(path).value)
         assert load(path).spec.name == path.stem
+
+    @pytest.mark.parametrize("path", sorted(folder("specs").glob("llama-*.yaml")), ids=lambda path: path.name)
+    def test_the_examples_of_known_models_have_a_plan_without_a_network(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, path: Path
+    ) -> None:
+        def refuse(*arguments: object) -> None:
+            raise AssertionError("the network was asked")
+
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        done = run("plan", str(path), "--format", "json")
+        assert done.exit_code == Exit.DONE, done.output
+        asked, plan = load(path).spec, json.loads(done.stdout)
+        assert plan["target"]["id"] == asked.targets[0].device
+        assert plan["limits"]["max_context"] == asked.workload.context_tokens
 
     @pytest.mark.parametrize(
         "text",
