@@ -1,0 +1,107 @@
+"""From a spec's path to everything that planning needs: the model found, its graph, the devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..catalog.coefficients import Facts, load_facts
+from ..catalog.source import ModelSource
+from ..catalog.source import resolve as resolve_source
+from ..catalog.target import THIS_MACHINE, Target, load_target, target_names
+from ..graph.build import build
+from ..graph.graph import Graph
+from ..planner.plan import Plan
+from ..planner.rank import rank
+from ..probe.machine import this_machine
+from ..runtime.errors import Exit, InferCompileError, Problem
+from ..spec.load import LoadedSpec, load
+from ..spec.spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A spec and what its names stand for here and now. ``targets`` are in the order of the spec."""
+
+    loaded: LoadedSpec
+    source: ModelSource
+    graph: Graph
+    targets: tuple[Target, ...]
+    facts: Facts
+
+    @property
+    def spec(self) -> Spec:
+        return self.loaded.spec
+
+    @property
+    def target(self) -> Target:
+        """The first candidate; a spec that names one has no other."""
+        return self.targets[0]
+
+    def target_of(self, plan: Plan) -> Target:
+        """The candidate that ``plan`` chose."""
+        return next(target for target in self.targets if target.id == plan.target.id)
+
+
+def resolve(spec_path: Path) -> Resolved:
+    """Load the spec in ``spec_path`` and find its model and its devices; ``this-machine`` is measured, once.
+
+    Weights are not read and not downloaded. Raises InferCompileError with the problems of the spec, the model
+    (IC1xx, with the spec's line in front) and the targets, all at once where they do not hide one another.
+    """
+    loaded = load(spec_path)
+    problems: list[Problem] = []
+    status: Exit | None = None
+    source: ModelSource | None = None
+    graph: Graph | None = None
+    targets: list[Target] = []
+    model = loaded.spec.model
+    try:
+        source = resolve_source(model.source, model.revision, loaded.base)
+        graph = build(source.config, name_of(model.source))
+    except InferCompileError as error:
+        problems += (_placed(problem, loaded.where("model.source")) for problem in error.problems)
+        status = error.exit
+    for index, group in enumerate(loaded.spec.targets):
+        where = (
+            loaded.where("target.device")
+            if "target.device" in loaded.lines
+            else loaded.where(f"target.{index}")
+        )
+        try:
+            targets.append(find_target(group.device, loaded.base, where))
+        except InferCompileError as error:
+            problems += error.problems
+            status = status or error.exit
+    if source is None or graph is None or problems:
+        raise InferCompileError(problems, status or Exit.FAILED)
+    return Resolved(loaded, source, graph, tuple(targets), load_facts())
+
+
+def plan_of(resolved: Resolved) -> Plan:
+    """The plan for the best of the spec's targets; where none will do, devices that would are named."""
+    return rank(
+        resolved.spec,
+        resolved.graph,
+        resolved.targets,
+        facts=resolved.facts,
+        where=resolved.loaded.where,
+        neighbours=lambda: tuple(load_target(name, Path()) for name in target_names()),
+    )
+
+
+def find_target(name: str, base: Path, where: str) -> Target:
+    """A device of the catalog, of a file, or the machine that this runs on."""
+    return this_machine() if name == THIS_MACHINE else load_target(name, base, where)
+
+
+def name_of(source: str) -> str:
+    """A model's name for people: the last part of where it comes from."""
+    return source.rstrip("/").rpartition("/")[2]
+
+
+def _placed(problem: Problem, where: str) -> Problem:
+    """``problem`` with the line of the spec that led to it, if it has no place of its own."""
+    if problem.where:
+        return problem
+    return Problem(problem.code, problem.message, where, problem.because, problem.fix)

@@ -1,0 +1,79 @@
+"""The processor: its name, its instruction sets, the cores that this process may use."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .cgroup import cpu_quota
+
+Architecture = Literal["x86-64", "aarch64"]
+Isa = Literal["avx512", "avx2", "portable"]
+
+_ARCHITECTURES: dict[str, Architecture] = {
+    "x86_64": "x86-64",
+    "amd64": "x86-64",
+    "aarch64": "aarch64",
+    "arm64": "aarch64",
+}
+# Names of /proc/cpuinfo; what catalog/target.py says each set stands for.
+_SETS: tuple[tuple[Isa, frozenset[str]], ...] = (
+    (
+        "avx512",
+        frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "fma", "f16c"}),
+    ),
+    ("avx2", frozenset({"avx2", "fma", "f16c"})),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """``architecture`` is None where the native engine knows none."""
+
+    name: str
+    vendor: str
+    architecture: Architecture | None
+    isa: Isa
+    flags: frozenset[str]
+    cores: int
+
+
+def processor() -> Processor:
+    """The processor of this machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    fields = parse(cpuinfo.read_text(encoding="utf-8", errors="replace")) if cpuinfo.is_file() else {}
+    architecture = _ARCHITECTURES.get(platform.machine().lower())
+    flags = frozenset((fields.get("flags") or fields.get("Features") or "").split())
+    return Processor(
+        name=fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine(),
+        vendor=fields.get("vendor_id") or fields.get("CPU implementer") or platform.system(),
+        architecture=architecture,
+        isa=isa_of(flags) if architecture == "x86-64" else "portable",
+        flags=flags,
+        cores=cores(),
+    )
+
+
+def parse(cpuinfo: str) -> dict[str, str]:
+    """The first value of each field of /proc/cpuinfo."""
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        name, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def isa_of(flags: frozenset[str]) -> Isa:
+    """The largest instruction set that ``flags`` hold whole."""
+    return next((isa for isa, needed in _SETS if needed <= flags), "portable")
+
+
+def cores() -> int:
+    """Processors that this process may run on, within the quota of its control group."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return max(1, min(allowed, int(quota))) if quota is not None else allowed
