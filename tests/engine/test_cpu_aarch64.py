@@ -1,0 +1,78 @@
+"""The portable path on a 64-bit Arm processor: cross-compiled, and run where qemu-user emulates one."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from driver import Driver
+from shapes import draw_config, draw_program, draw_steps, write_model
+from test_cpu_engine import ROW_ERROR, error_of
+
+from infer_compile.codegen.generate import SOURCE, generate
+from infer_compile.codegen.repack import repack
+from infer_compile.codegen.toolchain import find
+from infer_compile.quantize.read import reference_loader
+from infer_compile.runtime.engines.reference import ReferenceEngine
+from infer_compile.runtime.step import SequenceStep
+
+MAIN = Path(__file__).with_name("static_main.cpp")
+
+
+def words_of(batches: list[list[SequenceStep]]) -> np.ndarray:
+    parts: list[np.ndarray | list[int]] = [[len(batches)]]
+    for batch in batches:
+        parts.append([len(batch)])
+        for step in batch:
+            tree = step.parents is not None
+            head = [len(step.tokens), step.start, step.accepted, step.sealed, len(step.exact), step.outputs]
+            parts += [[*head, tree], step.tokens, *([step.parents] if tree else []), step.exact, step.packed]
+    return np.concatenate([np.asarray(part, "<i4") for part in parts])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ziglang") is None, reason="cross-compiling takes the ziglang wheel"
+)
+def test_static_program_for_arm_agrees_with_the_reference(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    config = draw_config(rng) | {"num_hidden_layers": 1}
+    program = draw_program(rng, config)
+    model = write_model(rng, config, program, tmp_path)
+    (tmp_path / "kernels").mkdir()
+    for name, text in generate(program).items():
+        (tmp_path / name).write_text(text)
+    shutil.copy(MAIN, tmp_path)
+    repack(program, model, tmp_path / "weights.bin")
+    binary = tmp_path / "main"
+    toolchain = find("aarch64", static=True)
+    toolchain.compile(tmp_path / MAIN.name, binary, "portable", shared=False, extra=("-O1", "-static"))
+    assert binary.read_bytes()[18:20] == b"\xb7\x00"  # ELF machine: AArch64
+
+    arm = platform.machine() in ("aarch64", "arm64")
+    emulator = [] if arm else [shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")]
+    if emulator == [None]:
+        pytest.skip("compiled, but not run: qemu-user is not installed")
+    reference = ReferenceEngine(program, reference_loader(model))
+    batches = draw_steps(rng, program, Driver(reference), 4)
+    (tmp_path / "steps").write_bytes(words_of(batches).tobytes())
+    command = [
+        *emulator,
+        str(binary),
+        str(tmp_path / "weights.bin"),
+        str(tmp_path / "steps"),
+        str(tmp_path / "logits"),
+    ]
+    subprocess.run(command, check=True, timeout=300)
+    logits = np.fromfile(tmp_path / "logits", "<f4").reshape(-1, program.vocabulary)
+    expected = np.concatenate([reference.step(batch, logits=True).logits for batch in batches])
+    assert len(expected) > 0
+    assert error_of(logits, expected) < ROW_ERROR
+
+
+def test_source_is_in_place() -> None:
+    assert f'#include "{SOURCE}"' in MAIN.read_text()
