@@ -25,20 +25,20 @@ def attend(
     """``inputs`` [rows, (heads + 2 kv_heads) * head_dim] to ``[rows, heads * head_dim]``."""
     width = operation.heads * operation.head_dim
     out = np.zeros((inputs.shape[0], width), np.float32)
-    for rows in batch:
-        part = inputs[rows.first : rows.first + rows.count].reshape(rows.count, -1, operation.head_dim)
-        queries, keys, values = np.split(
-            part, [operation.heads, operation.heads + operation.kv_heads], axis=1
-        )
-        cache = _SequenceCache(operation.layer, rows, layout, exact, packed)
-        cache.append(keys, values)
+    heads = inputs.reshape(inputs.shape[0], -1, operation.head_dim)
+    queries, keys, values = np.split(heads, [operation.heads, operation.heads + operation.kv_heads], axis=1)
+    caches = [_SequenceCache(operation.layer, rows, layout, exact, packed) for rows in batch]
+    for cache, rows in zip(caches, batch, strict=True):
+        own = slice(rows.first, rows.first + rows.count)
+        cache.append(keys[own], values[own])
         cache.seal()
+    for cache, rows in zip(caches, batch, strict=True):
         # All queries of one page see the same form of every key.
         query_pages = rows.positions // layout.page_tokens
         for page in np.unique(query_pages):
             chosen = np.flatnonzero(query_pages == page)
-            seen = cache.read(int(page))
-            result = _softmax_attention(operation, queries[chosen], seen, _visible(operation, rows, chosen))
+            seen, visible = cache.read(int(page)), _visible(operation, rows, chosen)
+            result = _softmax_attention(operation, queries[rows.first + chosen], seen, visible)
             out[rows.first + chosen] = result.reshape(len(chosen), -1)
     return out
 
