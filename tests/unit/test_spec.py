@@ -14,7 +14,8 @@ from infer_compile.runtime.errors import Exit, InferCompileError
 from infer_compile.runtime.formats.kv import LEVELS
 from infer_compile.runtime.formats.weights import NAMES
 from infer_compile.spec.load import LoadedSpec, load, name_from
-from infer_compile.spec.spec import DeviceGroup, Spec, WeightsPin
+from infer_compile.spec.pin import WeightsPin
+from infer_compile.spec.spec import DeviceGroup, Spec
 from infer_compile.spec.unserved import UNSERVED, nearest
 
 MINIMAL = "model: {source: m}\ntarget: this-machine\n"
@@ -426,7 +427,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=st.dictionaries(KEYS, VALUES, max_size=6))
 def test_any_tree_loads_or_is_refused_with_places(folder: Path, tree: dict[str, object]) -> None:
     text = yaml.safe_dump(tree, allow_unicode=True)
@@ -437,7 +438,7 @@ def test_any_tree_loads_or_is_refused_with_places(folder: Path, tree: dict[str, 
         assert all(problem.where.startswith("chat.yaml") for problem in error.problems)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_any_text_loads_or_is_refused(folder: Path, text: str) -> None:
     try:

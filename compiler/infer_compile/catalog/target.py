@@ -6,26 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..spec.check import check
 from ..spec.document import read
+from ..spec.fields import Positive, Strict, Text
 from ..spec.unserved import nearest
 from .resources import folder
 
 THIS_MACHINE = "this-machine"
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1)]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Rates(_Strict):
+class Rates(Strict):
     """Dense matrix rates with 32-bit accumulation, 1e12 operations per second.
 
     None: the device has no such arithmetic, or its rate is not published.
@@ -38,12 +32,12 @@ class Rates(_Strict):
     fp4_tflops: Positive | None = None
 
 
-class Link(_Strict):
+class Link(Strict):
     name: Text
     gbs_per_direction: Positive | None = None
 
 
-class Cpu(_Strict):
+class Cpu(Strict):
     """What the native engine is compiled for when it runs on the processor."""
 
     architecture: Literal["x86-64", "aarch64"]
@@ -52,7 +46,7 @@ class Cpu(_Strict):
     cores: Annotated[int, Field(ge=1)]
 
 
-class Price(_Strict):
+class Price(Strict):
     """Prices move: for orientation only. A plan's cost is reckoned with what the spec states."""
 
     purchase_usd: Positive | None = None
@@ -60,7 +54,7 @@ class Price(_Strict):
     """Lowest and highest seen."""
 
 
-class Target(_Strict):
+class Target(Strict):
     """One device: its figures, and where each stems from."""
 
     id: Text
