@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import namedtuple
@@ -213,6 +214,46 @@ def test_a_second_run_writes_no_finished_shard_again(source: Path, tmp_path: Pat
     (out / f"{missing}.partial").write_bytes(b"left by a killed run")
     assert sorted(run(source, out, shard_bytes=SMALL).reused) == kept
     assert contents(out) == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from random_model import CONFIG, program_of
+from infer_compile.quantize.checkpoint import Checkpoint
+from infer_compile.quantize.write import write
+
+def die(name, done, total):
+    if done > total / 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+options = {"config": CONFIG, "shard_bytes": int(sys.argv[4]), "progress": die}
+write(Checkpoint.open(Path(sys.argv[2])), program_of(CONFIG), Path(sys.argv[3]), **options)
+"""
+
+
+def test_a_killed_run_is_continued(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, Path(__file__).parent, source, out, SMALL]
+    assert subprocess.run(list(map(str, command))).returncode == -signal.SIGKILL
+    finished = [name for name in names(out) if name.endswith(".safetensors")]
+    assert finished and any(name.endswith(".partial") for name in names(out))
+    assert sorted(run(source, out, shard_bytes=SMALL).reused) == finished
+    run(source, tmp_path / "fresh", shard_bytes=SMALL)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_an_interrupted_run_leaves_no_halves(source: Path, tmp_path: Path) -> None:
+    def interrupt(name: str, done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out", shard_bytes=SMALL, progress=interrupt)
+    left = names(tmp_path / "out")
+    assert left and all(name.endswith(".safetensors") for name in left)
+    assert list(run(source, tmp_path / "out", shard_bytes=SMALL).reused) == left
 
 
 def test_a_changed_source_or_program_is_not_mixed_with_old_shards(source: Path, tmp_path: Path) -> None:

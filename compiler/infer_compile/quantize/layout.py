@@ -59,6 +59,10 @@ class ShardPlan:
     sources: tuple[Source, ...]
 
     @property
+    def bytes(self) -> int:
+        return sum(source.bytes for source in self.sources)
+
+    @property
     def entries(self) -> dict[str, Entry]:
         return arrange(tensor for source in self.sources for tensor in source.stored())
 

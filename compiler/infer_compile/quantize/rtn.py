@@ -22,7 +22,7 @@ _RANGE = {8: (-127.0, 127.0), 4: (-8.0, 7.0)}
 # half off its perplexity loss in groups of 64 and 128 on the quickstart model; finer steps gain no more.
 _SHRINK = {8: (1.0,), 4: (1.0, 0.95, 0.9, 0.85)}
 # Elements worked on at once: a few float32 arrays of this size stay in the second-level cache.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16
 
 
 class NotFinite(ValueError):

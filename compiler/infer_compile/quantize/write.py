@@ -83,17 +83,16 @@ def write(
         out_dir.mkdir(parents=True, exist_ok=True)
         _clear(out_dir, plans)
         with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-            waiting = []
+            waiting: list[ShardPlan] = []
             for plan in plans:
-                source_digest = _sources_digest(checkpoint, plan, pool)
-                if _finished(out_dir / plan.file, plan, source_digest):
+                if _finished(checkpoint, plan, out_dir / plan.file, pool):
                     reused.append(plan.file)
-                    advance(plan.file, sum(source.bytes for source in plan.sources))
+                    advance(plan.file, plan.bytes)
                 else:
-                    waiting.append((plan, source_digest))
-            require_room(out_dir, sum(source.bytes for plan, _ in waiting for source in plan.sources))
-            for plan, source_digest in waiting:
-                _write_shard(checkpoint, plan, source_digest, out_dir / plan.file, pool, advance)
+                    waiting.append(plan)
+            require_room(out_dir, sum(plan.bytes for plan in waiting))
+            for plan in waiting:
+                _write_shard(checkpoint, plan, out_dir / plan.file, pool, advance)
         assets = copy_assets(checkpoint.folder, out_dir)
         listing = layout.index(plans)
         if listing:
@@ -112,24 +111,27 @@ def write(
 def _write_shard(
     checkpoint: Checkpoint,
     plan: ShardPlan,
-    source_digest: str,
     path: Path,
     pool: ThreadPoolExecutor,
     advance: Callable[[str, int], None],
 ) -> None:
     entries = plan.entries
-    # The digest of the data is known last; its place in the header is kept by as many zeros.
-    header = encode_header(entries, _metadata(source_digest, _EMPTY))
+    # The digests are known last; their places in the header are kept by as many zeros.
+    header = encode_header(entries, _metadata(_EMPTY, _EMPTY))
+    digests: list[str] = []
     partial = path.with_name(path.name + ".partial")
     try:
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             for source in plan.sources:
+                # Beside the work on it, while the system still has the tensor's bytes at hand.
+                content = pool.submit(_source_digest, checkpoint, source)
                 _write_source(checkpoint, source, descriptor, len(header), entries, pool)
+                digests.append(content.result())
                 advance(source.name, source.bytes)
             end = max(entry.end for entry in entries.values())
             data_digest = digest(descriptor, len(header), end)
-            put(descriptor, encode_header(entries, _metadata(source_digest, data_digest)), 0)
+            put(descriptor, encode_header(entries, _metadata(_joined(digests), data_digest)), 0)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -201,7 +203,7 @@ def _metadata(source_digest: str, data_digest: str) -> dict[str, str]:
     return {"format": "pt", "method": rtn.METHOD, "source_sha256": source_digest, "data_sha256": data_digest}
 
 
-def _finished(path: Path, plan: ShardPlan, source_digest: str) -> bool:
+def _finished(checkpoint: Checkpoint, plan: ShardPlan, path: Path, pool: ThreadPoolExecutor) -> bool:
     """Whether ``path`` is this shard, whole, made from these sources."""
     if not path.exists():
         return False
@@ -209,8 +211,11 @@ def _finished(path: Path, plan: ShardPlan, source_digest: str) -> bool:
         shard = open_shard(path)
     except InferCompileError:
         return False
+    if shard.entries != plan.entries:
+        return False
+    digests = list(pool.map(lambda source: _source_digest(checkpoint, source), plan.sources))
     data_digest = shard.metadata.get("data_sha256", "")
-    if shard.entries != plan.entries or shard.metadata != _metadata(source_digest, data_digest):
+    if shard.metadata != _metadata(_joined(digests), data_digest):
         return False
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -219,14 +224,14 @@ def _finished(path: Path, plan: ShardPlan, source_digest: str) -> bool:
         os.close(descriptor)
 
 
-def _sources_digest(checkpoint: Checkpoint, plan: ShardPlan, pool: ThreadPoolExecutor) -> str:
-    """sha256 over names, shapes, dtypes and bytes of the tensors a shard is made of."""
+def _source_digest(checkpoint: Checkpoint, source: Source) -> str:
+    """Name, shape, dtype and sha256 of the bytes of a tensor that a shard is made from."""
+    content = checkpoint.shards[source.name].sha256(source.name)
+    return f"{source.name} {source.shape} {checkpoint.dtype(source.name)} {content}\n"
 
-    def one(source: Source) -> str:
-        content = checkpoint.shards[source.name].sha256(source.name)
-        return f"{source.name} {source.shape} {checkpoint.dtype(source.name)} {content}\n"
 
-    return hashlib.sha256("".join(pool.map(one, plan.sources)).encode()).hexdigest()
+def _joined(digests: list[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _clear(out_dir: Path, plans: tuple[ShardPlan, ...]) -> None:
