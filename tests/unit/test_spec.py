@@ -368,7 +368,7 @@ error[IC002]: chat.yaml:3: is not valid YAML
         "error[IC002]: chat.yaml:1: an alias contains itself",
     ),
     "too deep": ("a: " + "[" * 40 + "]" * 40, "error[IC002]: chat.yaml:1: is nested too deeply"),
-    "far too deep": ("[" * 5000, "error[IC002]: chat.yaml: is nested too deeply"),
+    "far too deep": ("[" * 1000, "error[IC002]: chat.yaml: is nested too deeply"),
 }
 
 

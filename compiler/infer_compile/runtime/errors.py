@@ -22,7 +22,7 @@ class Exit(IntEnum):
 class Problem:
     """One thing that is wrong.
 
-    ``code`` is stable (``IC014``) and listed in docs/errors.md; ``where`` is a place the user can open
+    ``code`` is stable (``IC004``) and listed in docs/errors.md; ``where`` is a place the user can open
     (``specs/chat.yaml:21``) or an empty string; ``because`` and ``fix`` may be empty, never misleading.
     """
 

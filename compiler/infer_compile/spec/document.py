@@ -63,8 +63,8 @@ def parse(text: str, path: str) -> Document:
         line = text.count("\n", 0, error.position) + 1
         because = f"it holds the character U+{ord(text[error.position]):04X}"
         raise _error("IC002", f"{path}:{line}", "is not valid YAML", because=because) from error
-    except RecursionError as error:
-        raise _error("IC002", path, "is nested too deeply") from error
+    except RecursionError:
+        raise _error("IC002", path, "is nested too deeply") from None
     finally:
         loader.dispose()
     if node is None:
