@@ -70,5 +70,5 @@ def guarded(folder: Path) -> Iterator[None]:
             raise InferCompileError(Problem("IC140", "the disk is full", str(folder), cause, fix)) from error
         where = str(error.filename or folder)
         raise InferCompileError(
-            Problem("IC141", "the model folder cannot be written", where, cause, "check its permissions")
+            Problem("IC141", "the output folder cannot be written", where, cause, "check its permissions")
         ) from error
