@@ -94,31 +94,33 @@ class EngineLoop:
         """Seconds after which a place in the queue is likely to be free."""
         return min(LONGEST_RETRY, max(1, math.ceil(self._interval)))
 
+    def advance(self) -> None:
+        """One step, if there is work; the thread does this, or a caller without one."""
+        with self._wake:
+            now = time.monotonic()
+            for sequence in self.scheduler.cancelled():
+                self._finish(sequence, "cancelled", now)
+            work = self.scheduler.schedule(now)
+        if work:
+            self._step(work)
+
     def _run(self) -> None:
         try:
-            while self._turn():
-                pass
+            while self._wait():
+                self.advance()
         except InferCompileError as error:
             log.error("%s", error)
         finally:
             self._fail_everything()
 
-    def _turn(self) -> bool:
-        """One step, or a wait for work; false when it is time to end."""
+    def _wait(self) -> bool:
+        """Returns when there is work; false when it is time to end."""
         with self._wake:
-            now = time.monotonic()
-            for sequence in self.scheduler.cancelled():
-                self._finish(sequence, "cancelled", now)
             if self.scheduler.idle:
                 self._check_idle()
             while self.scheduler.idle and not self._closing:
                 self._wake.wait()
-            if self._closing:
-                return False
-            work = self.scheduler.schedule(time.monotonic())
-        if work:
-            self._step(work)
-        return True
+            return not self._closing
 
     def _check_idle(self) -> None:
         self.pages.check()

@@ -102,10 +102,12 @@ class Pages:
     def capacity(self) -> int:
         """Tokens of the longest sequence that fits when it is alone."""
         layout = self.layout
-        everything_exact = self.exact.size * layout.page_tokens
-        if not layout.compressed or self.exact.size < layout.sink_pages + layout.recent_pages + 1:
-            return everything_exact
-        return (self.packed.size + layout.sink_pages + 1) * layout.page_tokens - 1
+        all_exact = self.exact.size * layout.page_tokens
+        if not layout.compressed:
+            return all_exact
+        all_packed = (self.packed.size + layout.sink_pages + 1) * layout.page_tokens - 1
+        moving = self.exact.size > layout.sink_pages + layout.recent_pages
+        return all_packed if moving else min(all_packed, all_exact)
 
     @property
     def usage(self) -> float:

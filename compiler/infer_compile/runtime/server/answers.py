@@ -10,7 +10,7 @@ from typing import Any
 
 from ..logprobs import TokenLogprobs
 from ..sequence import Delta, FinishReason, Sequence
-from ..tokenizer import UNFINISHED, Tokenizer
+from ..tokenizer import Tokenizer
 
 
 def usage(sequences: list[Sequence]) -> dict[str, int]:
@@ -107,10 +107,8 @@ class ChatAnswer(Answer):
         return {"delta": {"content": delta.text} if delta.text else {}}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._tokenizer.decode([token], special=True)
-        # A token that is part of a character has no text of its own, and no bytes that its text would tell.
-        known = None if UNFINISHED in text else list(text.encode())
-        return {"token": text, "logprob": logprob, "bytes": known}
+        text, raw = self._tokenizer.token(token)
+        return {"token": text, "logprob": logprob, "bytes": None if raw is None else list(raw)}
 
     def _told(self, tokens: list[TokenLogprobs], index: int) -> dict[str, Any]:
         content = [
@@ -138,11 +136,11 @@ class CompletionAnswer(Answer):
     def _told(self, tokens: list[TokenLogprobs], index: int) -> dict[str, Any]:
         texts, offsets, tops = [], [], []
         for told in tokens:
-            text = self._tokenizer.decode([told.token], special=True)
+            text, raw = self._tokenizer.token(told.token)
             texts.append(text)
             offsets.append(self._offsets[index])
-            self._offsets[index] += len(text)
-            tops.append({self._tokenizer.decode([id], special=True): logprob for id, logprob in told.top})
+            self._offsets[index] += len(raw.decode(errors="ignore")) if raw is not None else len(text)
+            tops.append({self._tokenizer.token(id)[0]: logprob for id, logprob in told.top})
             tops[-1].setdefault(text, told.logprob)
         return {
             "tokens": texts,

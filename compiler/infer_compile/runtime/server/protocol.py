@@ -28,6 +28,16 @@ def _neutral(*values: object) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("not_text", "half of a surrogate pair is no text") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+"""JSON can write what has no UTF-8 form."""
 Absent = Annotated[Any, _neutral()]
 OnlyFalse = Annotated[Any, _neutral(False)]
 OnlyTrue = Annotated[Any, _neutral(True)]
@@ -49,7 +59,7 @@ class StreamOptions(_Body):
 class Common(_Body):
     """What both endpoints take."""
 
-    model: str | None = None
+    model: Text | None = None
     """None means the one model that is served."""
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -65,7 +75,7 @@ class Common(_Body):
         None, max_length=MOST_BIASES
     )
     """Token id to what is added to its logit."""
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
@@ -94,15 +104,15 @@ class Common(_Body):
 
 class TextPart(_Body):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(_Body):
     role: Literal["system", "developer", "user", "assistant"]
     """``developer`` is OpenAI's newer word for ``system`` and is given to the template as such."""
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
     """Several parts are joined by line breaks."""
-    name: str | None = None
+    name: Text | None = None
     # Clients send an assistant's message back as they received it.
     refusal: Absent = None
     annotations: OnlyEmpty = None
@@ -148,7 +158,7 @@ class ChatBody(Common):
 class CompletionBody(Common):
     """POST /v1/completions"""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Text | list[int] | list[Text] | list[list[int]]
     """A text or its tokens, or several of either, which are answered as so many choices."""
     logprobs: int | None = Field(None, ge=0, le=5)
 

@@ -1,0 +1,220 @@
+"""An engine without a model that holds its caller to the step contract.
+
+A cached token is stored as its id, its position and a chain value that depends on every token before it, in
+exact pages when written and in packed pages when they seal. Each step reads back, through the page tables and
+by the visibility rule, everything its queries see, and compares: a page that is missing, shared, stale or
+given back too early breaks the chain. Logits are a function of the chain, so of every earlier token.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from infer_compile.runtime.engines.sampling import draw
+from infer_compile.runtime.formats.kv import CacheLayout
+from infer_compile.runtime.formats.program import Limits, Program
+from infer_compile.runtime.step import SequenceStep, StepResult
+
+VOCABULARY = 262
+SLOT = np.dtype([("id", "<i4"), ("position", "<i4"), ("chain", "<u4")])
+
+
+class ContractBroken(Exception):
+    """The caller's fault."""
+
+
+def require(held: bool, message: str) -> None:
+    if not held:
+        raise ContractBroken(message)
+
+
+def tiny_program(
+    *,
+    level: str = "tq3",
+    page_tokens: int = 4,
+    sink: int = 1,
+    recent: int = 1,
+    context: int = 256,
+    sequences: int = 4,
+    batch_tokens: int = 16,
+    exact_pages: int | None = None,
+    packed_pages: int | None = None,
+    vocabulary: int = VOCABULARY,
+) -> Program:
+    layout = CacheLayout(
+        level=level,
+        page_tokens=page_tokens,
+        sink_pages=sink,
+        recent_pages=recent,
+        kv_heads=1,
+        head_dim=64,
+        layers=1,
+    )
+    exact = sequences * layout.exact_pages(context, batch_tokens)
+    packed = sequences * layout.packed_pages(context)
+    limits = Limits(
+        max_context=context,
+        max_sequences=sequences,
+        max_batch_tokens=batch_tokens,
+        exact_pages=exact if exact_pages is None else exact_pages,
+        packed_pages=packed if packed_pages is None else packed_pages,
+    )
+    return Program(
+        model="tiny",
+        architecture="Fake",
+        vocabulary=vocabulary,
+        buffers={"logits": vocabulary},
+        tensors=(),
+        prologue=(),
+        layers=(),
+        epilogue=(),
+        cache=layout,
+        limits=limits,
+    )
+
+
+def chain_after(chain: int, token: int) -> int:
+    return (chain * 1_000_003 + (token + 1) * 2_654_435_761 + 12_345) % 2**32
+
+
+def random_logits(tokens: Sequence[int], chain: int) -> np.ndarray:
+    return (3 * np.random.default_rng(chain).standard_normal(VOCABULARY)).astype(np.float32)
+
+
+def saying(next_token: Callable[[list[int]], int]) -> Callable[[Sequence[int], int], np.ndarray]:
+    """Logits that make ``next_token`` of all tokens so far by far the likeliest."""
+
+    def logits(tokens: Sequence[int], chain: int) -> np.ndarray:
+        row = random_logits(tokens, chain)
+        row[next_token(list(tokens))] = 50
+        return row
+
+    return logits
+
+
+class FakeEngine:
+    """``logits(tokens, chain)`` gives the row behind ``tokens``; ``delay`` is seconds per step.
+
+    While ``gate`` is cleared no step begins. A step raises ``failure`` when it is set, once.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        logits: Callable[[Sequence[int], int], np.ndarray] = random_logits,
+        delay: float = 0.0,
+    ) -> None:
+        self.program = program
+        self.logits = logits
+        self.delay = delay
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+        self.steps: list[list[int]] = []
+        """Tokens of each sequence of each step."""
+        cache, limits = program.cache, program.limits
+        shape = (limits.exact_pages, cache.page_tokens, cache.exact_token_bytes)
+        self._exact = np.zeros(shape, np.uint8)
+        each = cache.token_bytes if cache.compressed else 0
+        self._packed = np.zeros((limits.packed_pages, cache.page_tokens, each), np.uint8)
+
+    def pool(self, name: str) -> np.ndarray:
+        return {"exact": self._exact, "packed": self._packed}[name].reshape(-1)
+
+    def close(self) -> None:
+        pass
+
+    def step(
+        self, batch: Sequence[SequenceStep], *, logits: bool = False, hidden: bool = False
+    ) -> StepResult:
+        require(not hidden, "no hidden states here")
+        self.gate.wait()
+        time.sleep(self.delay)
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        self._check(batch)
+        self.steps.append([len(step.tokens) for step in batch])
+        results = [self._run(step) for step in batch]
+        rows = [row for _, rows in results for row in rows]
+        empty = np.zeros((0, self.program.vocabulary), np.float32)
+        return StepResult([tokens for tokens, _ in results], np.stack(rows) if rows else empty)
+
+    def _check(self, batch: Sequence[SequenceStep]) -> None:
+        limits, cache = self.program.limits, self.program.cache
+        require(0 < len(batch) <= limits.max_sequences, f"{len(batch)} sequences")
+        total = sum(len(step.tokens) for step in batch)
+        require(total <= limits.max_batch_tokens, f"{total} tokens in a step")
+        for form, size in (("exact", limits.exact_pages), ("packed", limits.packed_pages)):
+            tables = [getattr(step, form) for step in batch]
+            held = [int(page) for table in tables for page in table if page != -1]
+            require(len(held) == len(set(held)), f"an {form} page is held twice")
+            require(all(0 <= page < size for page in held), f"an {form} page is not in the pool")
+        for step in batch:
+            count, end = len(step.tokens), step.start + len(step.tokens)
+            require(count > 0, "a sequence without tokens")
+            require(step.tokens.dtype == np.int32, "tokens must be int32")
+            require(
+                bool(((step.tokens >= 0) & (step.tokens < self.program.vocabulary)).all()), "unknown token"
+            )
+            require(end <= limits.max_context, f"position {end - 1} of {limits.max_context}")
+            require(step.parents is None and step.accepted == count, "no speculation is expected")
+            require(0 <= step.outputs <= count, f"{step.outputs} outputs of {count} tokens")
+            require(step.sealed == step.start // cache.page_tokens, "sealed pages must follow the tokens")
+            pages = cache.pages(end)
+            require(min(len(step.exact), len(step.packed)) >= pages, "the page tables are too short")
+
+    def _run(self, step: SequenceStep) -> tuple[np.ndarray, list[np.ndarray]]:
+        cache = self.program.cache
+        size = cache.page_tokens
+        chain = self._chain_before(step)
+        for position, token in enumerate(step.tokens.tolist(), step.start):
+            chain = chain_after(chain, token)
+            page = int(step.exact[position // size])
+            require(page >= 0, f"no exact page for position {position}")
+            slot = np.array((token, position, chain), SLOT)
+            self._exact[page, position % size] = np.resize(
+                slot.reshape(1).view(np.uint8), cache.exact_token_bytes
+            )
+        for page in range(step.sealed, (step.start + step.accepted) // size):
+            if cache.packs(page):
+                require(step.packed[page] >= 0, f"no packed page for page {page}")
+                source = self._exact[int(step.exact[page])]
+                self._packed[int(step.packed[page])] = source[:, : cache.token_bytes]
+        end = step.start + len(step.tokens)
+        for page in range(step.start // size, cache.pages(end)):
+            tokens = self._visible(step, page, min(end, (page + 1) * size))
+        rows, drawn = [], []
+        for position in range(end - step.outputs, end):
+            rows.append(self.logits(tokens["id"][: position + 1].tolist(), int(tokens["chain"][position])))
+            drawn.append(draw(rows[-1], step.sampling, step.mask, position + 1))
+        return np.array(drawn, np.int32), rows
+
+    def _chain_before(self, step: SequenceStep) -> int:
+        if step.start == 0:
+            return 0
+        query = step.start // self.program.cache.page_tokens
+        return int(self._visible(step, query, step.start)["chain"][-1])
+
+    def _visible(self, step: SequenceStep, query_page: int, tokens: int) -> np.ndarray:
+        """The slots of the first ``tokens`` tokens in the form that a query in ``query_page`` sees."""
+        cache = self.program.cache
+        parts = []
+        for page in range(cache.pages(tokens)):
+            exact = cache.exact(query_page, page)
+            held = int((step.exact if exact else step.packed)[page])
+            form = "exact" if exact else "packed"
+            require(held >= 0, f"page {query_page} sees page {page} {form}, which is not held")
+            pool = self._exact if exact else self._packed
+            parts.append(pool[held][:, : SLOT.itemsize])
+        slots = np.ascontiguousarray(np.concatenate(parts)).view(SLOT)[:tokens, 0]
+        require(bool((slots["position"] == np.arange(tokens)).all()), "a page holds another page's tokens")
+        chain = 0
+        for slot in slots:
+            chain = chain_after(chain, int(slot["id"]))
+            require(chain == int(slot["chain"]), "a page holds another sequence's tokens")
+        return slots

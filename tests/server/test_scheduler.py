@@ -1,0 +1,258 @@
+"""Continuous batching: who is in a step, and that company never changes an answer."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import toy_model
+from fake_engine import FakeEngine, saying, tiny_program
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infer_compile.runtime.errors import InferCompileError, Problem
+from infer_compile.runtime.loop import EngineLoop
+from infer_compile.runtime.sampling import Controls
+from infer_compile.runtime.scheduler import QueueFull
+from infer_compile.runtime.sequence import Delta, Failure, Request, Sequence
+from infer_compile.runtime.tokenizer import Tokenizer
+
+
+@dataclass
+class Answer:
+    pieces: list[Delta | Failure] = field(default_factory=list)
+    sequence: Sequence | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces if isinstance(piece, Delta))
+
+    @property
+    def finish(self) -> str | None:
+        last = self.pieces[-1] if self.pieces else None
+        return last.finish if isinstance(last, Delta) else None
+
+
+def submit(loop: EngineLoop, *requests: Request) -> list[Answer]:
+    answers = [Answer() for _ in requests]
+    sequences = loop.submit(
+        (request, answer.pieces.append) for request, answer in zip(requests, answers, strict=True)
+    )
+    for answer, sequence in zip(answers, sequences, strict=True):
+        answer.sequence = sequence
+    return answers
+
+
+def run(loop: EngineLoop, most: int = 10_000) -> None:
+    for _ in range(most):
+        if loop.scheduler.idle:
+            return
+        loop.advance()
+    raise AssertionError("it does not end")
+
+
+def request(length: int, max_tokens: int, seed: int = 0, **settings: object) -> Request:
+    prompt = np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
+    controls = Controls(temperature=1.0, seed=seed)
+    return Request(prompt, max_tokens, controls, **settings)
+
+
+def loop_of(tokenizer: Tokenizer, queue: int = 100, **program: object) -> EngineLoop:
+    return EngineLoop(FakeEngine(tiny_program(**program)), tokenizer, queue)
+
+
+LAYOUTS = st.sampled_from(
+    [
+        {"level": "bf16"},
+        {"sink": 1, "recent": 1},
+        {"sink": 0, "recent": 0},
+        {"sink": 2, "recent": 2, "page_tokens": 2},
+        {"exact_pages": 6, "packed_pages": 20},
+        {"level": "bf16", "exact_pages": 16},
+        {"sequences": 8, "batch_tokens": 3},
+    ]
+)
+ARRIVALS = st.lists(
+    st.tuples(
+        st.integers(0, 20),  # at which step
+        st.integers(1, 40),  # tokens of the prompt
+        st.integers(1, 20),  # tokens of the answer
+        st.one_of(st.none(), st.none(), st.integers(0, 40)),  # steps until it is cancelled
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(layout=LAYOUTS, arrivals=ARRIVALS)
+def test_answers_do_not_depend_on_company_and_every_page_comes_back(
+    tokenizer: Tokenizer, layout: dict[str, object], arrivals: list[tuple[int, int, int, int | None]]
+) -> None:
+    loop = loop_of(tokenizer, **layout)
+    ends = frozenset({toy_model.END})
+    requests = [
+        request(length, count, seed, stop_ids=ends) for seed, (_, length, count, _) in enumerate(arrivals)
+    ]
+    answers: dict[int, Answer] = {}
+    step = 0
+    while len(answers) < len(arrivals) or not loop.scheduler.idle:
+        for index, (arrives, _, _, patience) in enumerate(arrivals):
+            if index not in answers and arrives <= step:
+                (answers[index],) = submit(loop, requests[index])
+            if index in answers and patience is not None and step >= arrives + patience:
+                loop.cancel([answers[index].sequence])
+        loop.advance()
+        loop.pages.check()
+        step += 1
+        assert step < 2000
+    assert (loop.pages.exact.used, loop.pages.packed.used) == (0, 0)
+
+    alone = loop_of(tokenizer, **layout)
+    for index, answer in answers.items():
+        (expected,) = submit(alone, requests[index])
+        run(alone)
+        if answer.sequence.ending == "cancelled":
+            assert expected.text.startswith(answer.text)
+        else:
+            assert (answer.text, answer.finish) == (expected.text, expected.finish)
+
+
+def test_decodes_never_wait_for_a_prompt(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, batch_tokens=8)
+    (early,) = submit(loop, request(4, 30))
+    for _ in range(3):
+        loop.advance()
+    submit(loop, request(100, 2))
+    while loop.engine.steps[-1] != [1] or early.sequence.generated < 3:
+        loop.advance()
+    loop.engine.steps.clear()
+    run(loop)
+    assert all(step[0] == 1 for step in loop.engine.steps[: 30 - 3 - 1])
+
+
+def test_a_prompt_takes_what_the_decodes_leave_of_the_budget(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, batch_tokens=8)
+    submit(loop, request(2, 30), request(3, 30))
+    loop.advance()
+    loop.engine.steps.clear()
+    submit(loop, request(20, 2))
+    for _ in range(4):
+        loop.advance()
+    assert loop.engine.steps == [[1, 1, 6], [1, 1, 6], [1, 1, 6], [1, 1, 2]]
+
+
+def test_several_prompts_share_a_step(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, batch_tokens=16)
+    submit(loop, request(5, 2), request(6, 2), request(30, 2))
+    loop.advance()
+    assert loop.engine.steps == [[5, 6, 5]]
+
+
+def test_admission_is_in_order_of_arrival_even_if_a_later_one_would_fit(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, level="bf16", exact_pages=12, page_tokens=4)
+    first, big, small = submit(loop, request(4, 29), request(4, 29), request(2, 2))
+    loop.advance()
+    assert [sequence is first.sequence for sequence in loop.scheduler.running] == [True]
+    run(loop)
+    assert first.sequence.times.ended <= big.sequence.times.admitted <= small.sequence.times.admitted
+
+
+def test_no_more_run_than_the_engine_takes(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, sequences=3)
+    submit(loop, *(request(2, 5, seed) for seed in range(7)))
+    run(loop)
+    assert max(map(len, loop.engine.steps)) == 3
+
+
+def test_the_queue_is_bounded_and_takes_all_of_a_request_or_nothing(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, queue=2, sequences=3)
+    submit(loop, *(request(2, 2, seed) for seed in range(4)))
+    with pytest.raises(QueueFull):
+        submit(loop, request(2, 2), request(2, 2))
+    submit(loop, request(2, 2))
+    with pytest.raises(QueueFull):
+        submit(loop, request(2, 2))
+    assert len(loop.scheduler.waiting) == 5
+    run(loop)
+
+
+def test_a_waiting_sequence_can_be_cancelled(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, sequences=1)
+    first, second = submit(loop, request(2, 5), request(2, 5))
+    loop.advance()
+    loop.cancel([second.sequence])
+    loop.advance()
+    assert second.sequence.ending == "cancelled"
+    assert second.pieces == []
+    run(loop)
+    assert first.sequence.generated == 5
+
+
+def test_the_likeliest_tokens_follow_a_script(tokenizer: Tokenizer) -> None:
+    engine = FakeEngine(tiny_program(), saying(lambda tokens: tokens[-3]))
+    loop = EngineLoop(engine, tokenizer, 4)
+    (answer,) = submit(loop, Request(tokenizer.encode("abc", special=False), 7))
+    run(loop)
+    assert answer.text == "abcabca"
+    assert answer.finish == "length"
+
+
+def test_a_coded_failure_of_a_step_fails_what_was_in_it_and_nothing_else(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, sequences=2)
+    failing = submit(loop, request(2, 5), request(2, 5, 1))
+    (waiting,) = submit(loop, request(2, 5, 2))
+    problem = Problem("IC999", "the engine refused")
+    loop.engine.failure = InferCompileError(problem)
+    loop.advance()
+    assert all(answer.pieces == [Failure(problem)] for answer in failing)
+    loop.pages.check()
+    assert loop.pages.usage == 0
+    run(loop)
+    assert waiting.finish == "length"
+
+
+def test_running_out_of_memory_fails_the_step_alone(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer)
+    (answer,) = submit(loop, request(2, 5))
+    loop.engine.failure = MemoryError()
+    loop.advance()
+    assert isinstance(answer.pieces[0], Failure)
+    assert answer.pieces[0].problem.code == "IC506"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_ends_the_thread_and_fails_everybody(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, sequences=1)
+    loop.engine.failure = ZeroDivisionError()
+    answers = submit(loop, request(2, 5), request(2, 5, 1))
+    loop.start()
+    loop._thread.join(5)
+    assert not loop.alive
+    assert [answer.pieces[0].problem.code for answer in answers] == ["IC507", "IC507"]
+    with pytest.raises(InferCompileError, match="IC507"):
+        submit(loop, request(2, 5))
+
+
+def test_lost_pages_end_the_thread_when_it_is_idle(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer)
+    loop.pages.exact.free.pop()
+    loop.start()
+    loop._thread.join(5)
+    assert not loop.alive
+
+
+def test_closing_fails_what_is_unfinished(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer)
+    loop.engine.gate.clear()
+    (answer,) = submit(loop, request(2, 200))
+    loop.start()
+    closing = threading.Thread(target=loop.close)
+    closing.start()
+    loop.engine.gate.set()
+    closing.join(5)
+    assert not loop.alive
+    assert answer.sequence.generated < 200
+    assert isinstance(answer.pieces[-1], Failure)
