@@ -24,7 +24,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 SPEC = Path(__file__).with_suffix(".yaml")
-QUESTION = "What is a compiler?"
+QUESTION = "What is a cache?"
 MAX_TOKENS = 96
 START_SECONDS = 60
 COMMAND = Path(sys.executable).with_name("infer-compile")

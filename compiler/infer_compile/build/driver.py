@@ -78,7 +78,7 @@ def _run(phase: Phase, folder: Path, journal: Journal, reporter: Reporter) -> No
     if journal.finished(phase.name, phase.key):
         reporter.kept(phase.label)
         return
-    journal.begin(phase.name, phase.key, phase.outputs)
+    journal.begin(phase.name, phase.key, phase.outputs, resumes=phase.resumes)
     began = time.perf_counter()
     with reporter.phase(phase.label) as advance:
         phase.work(folder, advance)

@@ -44,10 +44,13 @@ class Journal:
             return False
         return all(_is(self.folder / path, wrote) for path, wrote in entry.files.items())
 
-    def begin(self, phase: str, key: str, outputs: Iterable[str]) -> None:
-        """Note that ``phase`` starts; what it wrote for the same inputs is kept, for others removed."""
+    def begin(self, phase: str, key: str, outputs: Iterable[str], *, resumes: bool) -> None:
+        """Note that ``phase`` starts.
+
+        What it wrote before is removed, unless it was for the same inputs and the phase ``resumes``.
+        """
         entry = self._entries.get(phase)
-        if entry is None or entry.key != key:
+        if not resumes or entry is None or entry.key != key:
             for output in outputs:
                 _remove(self.folder / output)
         self._entries[phase] = Entry(key=key)

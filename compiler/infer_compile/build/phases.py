@@ -25,14 +25,19 @@ Work = Callable[[Path, Advance], None]
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A numbered step. ``outputs`` are the files and folders that it writes, and nobody else; ``key`` is the
-    digest of what they depend on; ``work`` writes them below the folder that it is given."""
+    """A numbered step.
+
+    ``outputs`` are the files and folders that it writes, ``key`` is the digest of what they depend on.
+    ``work`` writes them below the folder that it is given, and ``resumes`` if it knows by itself what of an
+    unfinished run is whole.
+    """
 
     label: str
     name: str
     outputs: tuple[str, ...]
     key: str
     work: Work
+    resumes: bool
 
 
 def phases(inputs: Inputs, journal: Journal) -> tuple[Phase, ...]:
@@ -99,7 +104,14 @@ def phases(inputs: Inputs, journal: Journal) -> tuple[Phase, ...]:
         ("manifest", (layout.MANIFEST,), (plan, program, tool, inputs.model_digest, pins), manifest),
     )
     return tuple(
-        Phase(f"[{number}/{len(steps)}] {name}", name, outputs, identity.key(name, *parts), work)
+        Phase(
+            label=f"[{number}/{len(steps)}] {name}",
+            name=name,
+            outputs=outputs,
+            key=identity.key(name, *parts),
+            work=work,
+            resumes=work is weights,
+        )
         for number, (name, outputs, parts, work) in enumerate(steps, 1)
     )
 
