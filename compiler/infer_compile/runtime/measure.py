@@ -27,8 +27,8 @@ class Measured:
     """Bytes of a cached token in all layers: ``token_bytes`` at ``level``, ``exact_token_bytes`` in bf16."""
 
     level: str
-    token_bytes: float
-    exact_token_bytes: float
+    token_bytes: int
+    exact_token_bytes: int
 
 
 def _windows(engine: Engine, pages: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -78,21 +78,19 @@ def measure(engine: Engine) -> Measured:
         pool[:] = 0
     exact, packed = (int(np.count_nonzero(mark)) for mark in changed)
     sealed = cache.packed_pages(tokens) * cache.page_tokens
-    exact_each = exact / tokens
-    measured = Measured(cache.level, packed / sealed if sealed else exact_each, exact_each)
-    planned = Measured(cache.level, cache.token_bytes if sealed else exact_each, cache.exact_token_bytes)
-    if measured != planned or (not sealed and packed):
-        raise _mismatch(measured, planned)
-    return measured
+    if exact != tokens * cache.exact_token_bytes or packed != sealed * cache.token_bytes:
+        raise _mismatch(cache, exact / tokens, packed / sealed if sealed else packed)
+    return Measured(cache.level, packed // sealed if sealed else exact // tokens, exact // tokens)
 
 
-def _mismatch(measured: Measured, planned: Measured) -> InferCompileError:
+def _mismatch(cache: CacheLayout, exact: float, packed: float) -> InferCompileError:
+    measured = f"{packed:g} bytes at level {cache.level!r} and " if cache.compressed else ""
+    planned = f"{cache.token_bytes} and " if cache.compressed else ""
     return InferCompileError(
         Problem(
             "IC501",
-            f"a cached token takes {measured.token_bytes:g} bytes ({measured.exact_token_bytes:g} exact), "
-            f"not {planned.token_bytes:g} ({planned.exact_token_bytes:g}) as planned",
-            because=f"the engine does not keep its cache as level {planned.level!r} says",
+            f"a cached token takes {measured}{exact:g} bytes in bf16, not {planned}{cache.exact_token_bytes}",
+            because="the engine does not keep its cache as the program says",
             fix="build the bundle again; if it stays so, report this message",
         ),
         Exit.MISMATCH,

@@ -88,7 +88,7 @@ class Tokenizer:
         return str(self._tokenizer.decode(ids, skip_special_tokens=not special))
 
     def token(self, id: int) -> tuple[str, bytes | None]:
-        """One token's text, and its bytes where they are known; a part of a character reads ``bytes:\\xc3``."""
+        """One token's text, and its bytes where known; a part of a character reads ``bytes:\\xc3``."""
         text = self.decode([id], special=True)
         if UNFINISHED not in text:
             return text, text.encode()
@@ -97,16 +97,16 @@ class Tokenizer:
 
 
 def _bytes_of(name: str) -> bytes | None:
-    """The bytes behind a token's name in a vocabulary: ``<0xC3>``, or a character of GPT-2's alphabet for each.
+    """The bytes behind a token's name in a vocabulary: ``<0xC3>``, or a letter of GPT-2's alphabet for each.
 
-    The alphabet has the printable characters of Latin-1 stand for themselves, and those from U+0100 on for the
-    other bytes in order.
+    In it the printable characters of Latin-1 stand for themselves, those from U+0100 on for the other bytes.
     """
     if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
         return bytes([int(name[3:5], 16)])
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet |= {chr(0x100 + index): byte for index, byte in enumerate(others)}
     return bytes(alphabet[letter] for letter in name) if alphabet.keys() >= set(name) else None
 
 

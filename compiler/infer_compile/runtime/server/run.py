@@ -63,7 +63,7 @@ def service(bundle: Bundle, threads: int | None, queue: int) -> Iterator[Service
     try:
         measured = measure(engine)
         log.info(
-            "a cached token takes %g bytes (%s), %g in an exact page, measured",
+            "a cached token takes %d bytes (%s), %d in an exact page, measured",
             measured.token_bytes,
             measured.level,
             measured.exact_token_bytes,
@@ -114,6 +114,7 @@ async def _serve(running: Service, bound: socket.socket) -> None:
     config = uvicorn.Config(
         create_app(running),
         log_config=None,
+        log_level=logging.WARNING,
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=DRAIN_SECONDS,
