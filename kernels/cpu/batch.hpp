@@ -52,6 +52,7 @@ struct Batch {
       if (s.parents != nullptr && s.count > TREE) throw who + "a tree has at most 64 tokens";
       for (int j = 0; j < s.adjust_count; ++j)
         if (s.adjust_ids[j] < 0 || s.adjust_ids[j] >= vocabulary) throw who + "an adjusted token is not in the vocabulary";
+      if (s.mask != nullptr && !allows(s.mask, vocabulary)) throw who + "its mask allows no token";
       add_rows(s, i, vocabulary, who);
       check_pages(s, exact_pages, packed_pages, who);
       add_tiles(s);
@@ -59,6 +60,12 @@ struct Batch {
   }
 
  private:
+  static bool allows(const uint32_t* mask, int vocabulary) {
+    for (int token = 0; token < vocabulary; ++token)
+      if (mask[token / 32] >> (token % 32) & 1) return true;
+    return false;
+  }
+
   static std::string page_error(const std::string& who, int page, const char* what) {
     return who + "page " + std::to_string(page) + " " + what;
   }

@@ -34,7 +34,7 @@ inline void adjust(const ic_sequence& s, float* logits) {
   }
 }
 
-// `position` is that of the drawn token; `logits` are changed in place by the adjustments.
+// `position` is that of the drawn token; `logits` are changed in place by the adjustments. The mask, if any, allows a token.
 inline int sample(const ic_sequence& s, float* logits, int vocabulary, int position, std::vector<Candidate>& pool) {
   adjust(s, logits);
   const auto allowed = [&](int token) { return s.mask == nullptr || s.mask[token / 32] >> (token % 32) & 1; };
@@ -52,7 +52,6 @@ inline int sample(const ic_sequence& s, float* logits, int vocabulary, int posit
   pool.clear();
   for (int token = 0; token < vocabulary; ++token)
     if (allowed(token) && logits[token] >= least) pool.push_back({logits[token], token});
-  if (pool.empty()) return -1;
   size_t keep = s.top_k > 0 && size_t(s.top_k) < pool.size() ? size_t(s.top_k) : pool.size();
   std::partial_sort(pool.begin(), pool.begin() + ptrdiff_t(keep), pool.end());
   pool.resize(keep);

@@ -25,17 +25,20 @@ from infer_compile.codegen.toolchain import find
 from infer_compile.quantize.read import reference_loader
 from infer_compile.runtime.engines.cpu import CpuEngine
 from infer_compile.runtime.engines.reference import ReferenceEngine
+from infer_compile.runtime.engines.sampling import draw
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.formats.program import Program
-from infer_compile.runtime.step import StepResult
+from infer_compile.runtime.step import SequenceStep, StepResult
 
 EMULATION = Path(__file__).with_name("avx512_emulated.hpp")
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 DRAWN = 20
 
-# The stated tolerance: engines differ in the order of their sums, and now and then a sum that differs in its last bit
-# rounds to another bf16, int8 or 3-bit code. Measured worst over these models: see docs/numerics.md.
+# The tolerance of docs/numerics.md: sums in another order differ in their last bits, and now and then such a
+# sum rounds to another int8 value or 3-bit code; what follows differs by the noise of that rounding. Rows
+# before that agree closely.
 ROW_ERROR = 0.03
+UNDISTURBED_ERROR = 2e-4
 
 
 def build_for(path: str) -> Build:
@@ -69,23 +72,34 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Drawn]:
     return {}
 
 
-def error_of(result: np.ndarray, expected: np.ndarray) -> float:
-    """Largest over rows of the root mean square difference, over that of the row around its mean."""
+def errors_of(result: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Of each row the root mean square difference, over that of the expected row around its mean."""
     centred = expected - expected.mean(axis=1, keepdims=True)
     spread = np.sqrt(np.mean(centred**2, axis=1))
-    return float(np.max(np.sqrt(np.mean((result - expected) ** 2, axis=1)) / spread, initial=0.0))
+    return np.sqrt(np.mean((result - expected) ** 2, axis=1)) / spread
 
 
-def check_tokens(result: StepResult, expected: StepResult, drawn: Drawn, index: int) -> None:
-    """Greedy tokens are equal unless the two largest logits are closer than the tolerance."""
+def check_tokens(result: StepResult, expected: StepResult, batch: list[SequenceStep]) -> None:
+    """Tokens are what the slow sampler draws from the engine's own logits, and greedy ones are the
+    reference's unless its two largest logits are closer than the tolerance."""
+    assert result.logits is not None and expected.logits is not None
     row = 0
-    for step, mine, theirs in zip(drawn.batches[index], result.tokens, expected.tokens, strict=True):
-        for i in range(step.outputs):
-            assert expected.logits is not None
+    for step, mine, theirs in zip(batch, result.tokens, expected.tokens, strict=True):
+        positions = positions_of(step)[len(step.tokens) - step.outputs :] + 1
+        for i, position in enumerate(positions):
+            assert mine[i] == draw(result.logits[row + i], step.sampling, step.mask, int(position))
             logits = np.sort(expected.logits[row + i])
             close = logits[-1] - logits[-2] < 6 * ROW_ERROR * logits.std()
             assert close or step.sampling.temperature > 0 or mine[i] == theirs[i]
         row += step.outputs
+
+
+def positions_of(step: SequenceStep) -> np.ndarray:
+    parents = range(-1, len(step.tokens) - 1) if step.parents is None else step.parents
+    positions: list[int] = []
+    for parent in parents:
+        positions.append(step.start if parent < 0 else positions[parent] + 1)
+    return np.array(positions)
 
 
 @pytest.mark.parametrize("path", ["avx2", "avx512", "portable"])
@@ -100,18 +114,17 @@ def test_agrees_with_the_reference(
     engine = CpuEngine(
         compile_engine(case.program, case.model, case.folder / path, how), threads=1 + seed % 2
     )
-    agreed = drew = 0
-    for index, (batch, expected) in enumerate(zip(case.batches, case.expected, strict=True)):
+    closest = np.inf
+    for batch, expected in zip(case.batches, case.expected, strict=True):
         result = engine.step(batch, logits=True, hidden=True)
         assert result.logits is not None and result.hidden is not None
         assert expected.logits is not None and expected.hidden is not None
-        assert error_of(result.logits, expected.logits) < ROW_ERROR
-        assert error_of(result.hidden, expected.hidden) < ROW_ERROR
-        check_tokens(result, expected, case, index)
-        mine, theirs = np.concatenate(result.tokens), np.concatenate(expected.tokens)
-        agreed, drew = agreed + int(np.sum(mine == theirs)), drew + len(mine)
-    # Draws by chance differ where a cumulative sum lies close to the random number: seldom.
-    assert agreed >= 0.9 * drew
+        errors = errors_of(result.logits, expected.logits)
+        closest = np.min(errors, initial=closest)
+        assert np.all(errors < ROW_ERROR)
+        assert np.all(errors_of(result.hidden, expected.hidden) < ROW_ERROR)
+        check_tokens(result, expected, batch)
+    assert closest < UNDISTURBED_ERROR
     engine.close()
     shutil.rmtree(case.folder / path)
 
@@ -155,8 +168,8 @@ def test_no_bit_depends_on_chunks_threads_or_company(small: tuple[Program, Path,
 
 
 def test_every_form_of_a_page_is_read(small: tuple[Program, Path, Path]) -> None:
-    """A changed byte of a sink, of a compressed and of a recent page changes the logits; of a page that is only
-    kept exact for nobody, it does not."""
+    """A changed byte of a sink, of a compressed and of a recent page changes the logits; of an exact page
+    that no query sees any more, it does not."""
     program, _, folder = small
     layout = program.cache
     tokens = np.random.default_rng(1).integers(0, program.vocabulary, 200).tolist()
@@ -202,6 +215,7 @@ def test_pools_have_the_planned_size(small: tuple[Program, Path, Path]) -> None:
         ({"start": 511, "tokens": np.array([1, 2], np.int32)}, "outside the context"),
         ({"exact": np.array([-1, -1], np.int32)}, "no exact page"),
         ({"outputs": 2}, "more outputs"),
+        ({"mask": np.zeros(10, np.uint32)}, "allows no token"),
         ({"accepted": 2}, "more tokens are accepted"),
         ({"exact": np.array([], np.int32)}, "page table is too short"),
     ],
@@ -257,7 +271,7 @@ def test_a_shape_without_a_kernel_is_refused_by_name() -> None:
     rng = np.random.default_rng(0)
     program = draw_program(rng, draw_config(rng))
     narrow = program.model_copy(update={"buffers": program.buffers | {"gated": 40}})
-    with pytest.raises(InferCompileError, match="IC310.*gated, 40"):
+    with pytest.raises(InferCompileError, match=r"IC310.*gated, 40"):
         generate(narrow)
 
 

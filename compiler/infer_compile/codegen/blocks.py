@@ -1,8 +1,8 @@
 """The weights file of a CPU engine: where each tensor lies, and the interleaved form that the kernels read.
 
 A matrix is stored 16 rows at a time, interleaved so that one vector load holds the same inputs of all 16
-(kernels/cpu/linear.hpp and dot.hpp describe the layouts); rows are padded with zeros to whole blocks. A matrix
-that is only looked up by row, and vectors, are stored as they are.
+(kernels/cpu/linear.hpp and dot.hpp describe the layouts); rows are padded with zeros to whole blocks. A
+matrix that is only looked up by row, and vectors, are stored as they are.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def block_bf16(matrix: NDArray[Any]) -> NDArray[np.uint8]:
 def block_quantized(
     values: NDArray[np.int8], scales: NDArray[Any], bits: int, group: int
 ) -> NDArray[np.uint8]:
-    """Values ``[rows, cols]`` and bf16 scales ``[rows, cols/group]`` to blocks of 16 rows, as bytes: per group
-    the weights in the order of dot.hpp, then the 16 scales."""
+    """Values ``[rows, cols]`` and bf16 scales ``[rows, cols/group]`` to blocks of 16 rows, as bytes: per
+    group the weights in the order of dot.hpp, then the 16 scales."""
     blocks = _padded(values)
     count, _, cols = blocks.shape
     groups = cols // group

@@ -182,8 +182,7 @@ def _render(program: Program) -> str:
     codes = 3
     quantize = [op for op in _operations(program) if isinstance(op, Quantize)]
     names = sorted({op.output for op in quantize})
-    selected = {op.output for op in program.epilogue if isinstance(op, Select)} | {"logits"}
-    after = _after_select(program)
+    selected = _selected(program)
     quantized = [
         (
             name,
@@ -194,11 +193,10 @@ def _render(program: Program) -> str:
         for name in names
     ]
     buffers = [
-        (name, width, "kMaxOutputs" if name in selected | after else "kMaxTokens")
+        (name, width, "kMaxOutputs" if name in selected else "kMaxTokens")
         for name, width in sorted(program.buffers.items())
         if name not in names
     ]
-    hidden = _hidden(program)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder("templates") / "engine"),
         undefined=jinja2.StrictUndefined,
@@ -223,12 +221,16 @@ def _render(program: Program) -> str:
         runs=view.runs(layout),
         prologue=view.steps(program.prologue, "rows"),
         epilogue=view.steps(program.epilogue, "rows"),
-        hidden={"name": hidden, "width": program.buffers[hidden], "selected": hidden in selected | after},
+        hidden={
+            "name": program.hidden,
+            "width": program.buffers[program.hidden],
+            "selected": program.hidden in selected,
+        },
     )
 
 
-def _after_select(program: Program) -> set[str]:
-    """Buffers written after the rows of the output were selected."""
+def _selected(program: Program) -> set[str]:
+    """Buffers with a row per output: those written from the selection of rows on."""
     written: set[str] = set()
     chosen = False
     for operation in program.epilogue:
@@ -236,13 +238,6 @@ def _after_select(program: Program) -> set[str]:
         if chosen and not isinstance(operation, Attend | HeadNorm | Rotary):
             written.add(operation.output)
     return written
-
-
-def _hidden(program: Program) -> str:
-    """The buffer that the head reads, before any rounding."""
-    *_, head = (op for op in program.epilogue if isinstance(op, Linear))
-    rounded = {op.output: op.input for op in program.epilogue if isinstance(op, Quantize)}
-    return rounded.get(head.input, head.input)
 
 
 def _floats(values: Iterable[float]) -> list[str]:

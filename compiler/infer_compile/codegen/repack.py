@@ -16,7 +16,7 @@ from .blocks import ALIGNMENT, HEADER, MAGIC, WeightsLayout, block_bf16, block_q
 
 
 def repack(program: Program, model_dir: Path, out: Path) -> None:
-    """Write the weights of ``program`` from ``model_dir`` to the file ``out``, one tensor in memory at a time.
+    """Write the weights of ``program`` from ``model_dir`` to ``out``, one tensor in memory at a time.
 
     The file is written aside and renamed. Raises what reading the model folder raises, and OSError.
     """

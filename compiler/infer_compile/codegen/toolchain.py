@@ -1,4 +1,4 @@
-"""The C++ compiler: one of the system, or the one in the ziglang wheel, which also compiles for other processors."""
+"""The C++ compiler: of the system, or of the ziglang wheel, which compiles for other processors too."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InferCompileError, Problem
-from ..formats.program import Linear, Program, Quantize
+from ..formats.program import Program
 from ..step import Float32, Int32, SequenceStep, StepResult
 
 _ABI = 1
@@ -58,7 +58,7 @@ class CpuEngine:
         self._engine: int | None = self._library.ic_open(weights, self.threads, error, _ERROR_BYTES)
         if not self._engine:
             raise self._broken(error.value.decode())
-        self._hidden_width = self._width_before_head()
+        self._hidden_width = self.program.buffers[self.program.hidden]
 
     def _declare(self) -> None:
         library, pointer, number = self._library, ctypes.c_void_p, ctypes.c_int32
@@ -85,15 +85,10 @@ class CpuEngine:
             Problem("IC520", "the engine cannot be opened", str(self._dir), why, "build the bundle again")
         )
 
-    def _width_before_head(self) -> int:
-        rounded = {op.output: op.input for op in self.program.epilogue if isinstance(op, Quantize)}
-        *_, head = (op for op in self.program.epilogue if isinstance(op, Linear))
-        return self.program.buffers[rounded.get(head.input, head.input)]
-
     def step(
         self, batch: Sequence[SequenceStep], *, logits: bool = False, hidden: bool = False
     ) -> StepResult:
-        """One step. Raises InferCompileError IC521 if ``batch`` breaks the step contract; nothing has run then."""
+        """One step. Raises InferCompileError IC521 if ``batch`` breaks the contract; nothing has run then."""
         rows = sum(sequence.outputs for sequence in batch)
         alive: list[NDArray[Any]] = []
         sequences = (_Sequence * len(batch))(*(_marshal(sequence, alive) for sequence in batch))
@@ -119,7 +114,7 @@ class CpuEngine:
         return StepResult(np.split(sampled, ends), all_logits, all_hidden)
 
     def pool(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of the ``exact`` or ``packed`` pool, as a writable view that lives as long as the engine."""
+        """The bytes of the ``exact`` or ``packed`` pool: a writable view, valid while the engine is open."""
         size = ctypes.c_uint64()
         data = self._library.ic_pool(self._engine, ("exact", "packed").index(name), ctypes.byref(size))
         if not size.value:

@@ -1,4 +1,4 @@
-"""The two page pools as bytes, in the layout that every engine shares.
+"""The two page pools as bytes. Sizes are every engine's; the order inside a page is this engine's own.
 
 Pool page p starts at byte ``p * page_bytes``. Inside, layers in order; inside, key-value heads in order;
 inside, the key plane and then the value plane. A plane of an exact page is ``[page_tokens, head_dim]``

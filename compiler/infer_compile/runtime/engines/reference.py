@@ -66,7 +66,7 @@ class ReferenceEngine:
             for operation in part:
                 self._run(operation, values, rows)
         scores: Float32 = values["logits"].cpu().numpy()
-        states: Float32 = values[_head_input(self.program)].cpu().numpy()
+        states: Float32 = values[self.program.hidden].cpu().numpy()
         return StepResult(
             tokens=_sampled(rows, scores),
             logits=scores if logits else None,
@@ -131,13 +131,6 @@ class ReferenceEngine:
         first, second = heads.double().chunk(2, dim=-1)
         turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
         return turned.float()
-
-
-def _head_input(program: Program) -> str:
-    """The buffer that the head reads, before any rounding."""
-    rounded = {op.output: op.input for op in program.epilogue if isinstance(op, Quantize)}
-    head = next(op for op in reversed(program.epilogue) if isinstance(op, Linear))
-    return rounded.get(head.input, head.input)
 
 
 def _heads(buffer: torch.Tensor, operation: HeadNorm | Rotary) -> torch.Tensor:

@@ -171,6 +171,13 @@ class Program(_Frozen):
     limits: Limits
 
     @property
+    def hidden(self) -> str:
+        """The buffer that the head reads, before any rounding."""
+        rounded = {op.output: op.input for op in self.epilogue if isinstance(op, Quantize)}
+        *_, head = (op for op in self.epilogue if isinstance(op, Linear))
+        return rounded.get(head.input, head.input)
+
+    @property
     def weight_bytes(self) -> int:
         return sum(tensor.bytes for tensor in self.tensors)
 
