@@ -200,4 +200,6 @@ def load_facts() -> Facts:
 
 
 def _read(name: str) -> object:
-    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    # libyaml, where PyYAML was built with it, is ten times faster.
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

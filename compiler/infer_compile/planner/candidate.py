@@ -85,7 +85,7 @@ def at(deployment: Deployment, weights: WeightFormat, level: LevelName, concurre
     speed = machine(deployment.target, weights, level, deployment.engine, deployment.tensor)
     stored = deployment.shape.stored[weights]
     runner = Runner(deployment.shape, stored, layout, speed)
-    load = Load(concurrency, deployment.input_tokens, deployment.output_tokens)
+    load = Load(concurrency, deployment.input_tokens, deployment.output_tokens, deployment.rate)
     tokens = batch_tokens(deployment, runner, load)
     limits = pool_limits(layout, deployment.context, concurrency, tokens)
     held = memory(stored, layout, limits, deployment.target, deployment.engine, deployment.tensor)

@@ -11,11 +11,13 @@ from .latency import Runner, Times
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A closed load: ``concurrency`` sequences in flight, each replaced when it ends."""
+    """``concurrency`` sequences in flight, each replaced when it ends; with a ``rate`` (requests per second)
+    not before the next one arrives."""
 
     concurrency: int
     input_tokens: int
     output_tokens: int
+    rate: float | None = None
 
     @property
     def decode_context(self) -> int:
@@ -45,7 +47,9 @@ class Forecast:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.load.concurrency * self.load.output_tokens / self.request
+        """What is generated: with a rate, not more than arrivals ask for."""
+        rate, most = self.load.rate, self.requests_per_second
+        return self.load.output_tokens * (most if rate is None else min(rate, most))
 
     @property
     def tokens_per_second_per_user(self) -> float:
@@ -53,6 +57,7 @@ class Forecast:
 
     @property
     def requests_per_second(self) -> float:
+        """As many as these sequences in flight could end."""
         return self.load.concurrency / self.request
 
     @property

@@ -21,9 +21,7 @@ def sources(asked: Deployment, chosen: Candidate) -> dict[str, Source]:
     engine, target = asked.engine, asked.target
     device = target_basis(target)
     speed = (
-        "measured on this machine"
-        if target.measured
-        else f"of {target.name}'s file, grade {target.confidence}"
+        "measured by a probe" if target.measured else f"of {target.name}'s file, grade {target.confidence}"
     )
     step = Source(
         basis=weakest((device, engine.time_basis)),
@@ -37,7 +35,7 @@ def sources(asked: Deployment, chosen: Candidate) -> dict[str, Source]:
         if alone
         else Source(
             basis=weakest((step.basis, queueing.basis)),
-            text=f"prefill, computed like a step, times the waiting of {queueing.source}",
+            text=f"the prefill, reckoned like a step, times a factor for waiting: {queueing.source}",
         )
     )
     exact = Source(basis="arithmetic", text="byte formulas of the formats on the shapes of the model; exact")

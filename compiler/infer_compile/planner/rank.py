@@ -54,14 +54,13 @@ def rank(
 
 
 def _worth(spec: Spec, one: Plan) -> float:
-    match spec.objective:
-        case "latency":
-            return one.predicted.tokens_per_second_per_user
-        case "capacity":
-            return one.limits.max_sequences
-        case _:
-            # The spec has one price for the hour, whatever the target: more tokens are cheaper tokens.
-            return one.predicted.tokens_per_second
+    """As ``search.objective``, of a plan."""
+    if spec.objective == "capacity":
+        return one.limits.max_sequences
+    if spec.objective == "latency" or spec.workload.requests_per_second is not None:
+        return one.predicted.tokens_per_second_per_user
+    # The spec has one price for the hour, whatever the target: more tokens are cheaper tokens.
+    return one.predicted.tokens_per_second
 
 
 def _reason(

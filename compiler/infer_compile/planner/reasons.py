@@ -57,9 +57,11 @@ def _engine(asked: Deployment) -> Reason:
 
 
 def _weights(asked: Deployment, chosen: Candidate, candidates: tuple[Candidate, ...]) -> Reason:
-    gain = {"latency": "shortest time between tokens", "capacity": "most sequences"}.get(
-        asked.spec.objective, "most tokens per second"
-    )
+    gain = "most tokens per second"
+    if asked.spec.objective == "capacity":
+        gain = "most sequences"
+    elif asked.spec.objective == "latency" or asked.rate is not None:
+        gain = "shortest time between tokens"
     stored = f"{chosen.weights.bits_per_weight:g} bits per weight, {size(chosen.memory.weights)}"
     if asked.pinned_weights:
         return Reason(key="weights", value=chosen.weights.name, why=f"pinned; {stored}", source=THE_SPEC)
@@ -215,7 +217,7 @@ def _sequences(asked: Deployment, chosen: Candidate) -> Reason:
     count, held = chosen.limits.max_sequences, chosen.memory
     each = held.kv // count
     more = held.free // each if each else 0
-    room = f"one of full length takes {size(each)} of cache, and there would be room for about {more} more"
+    room = f"one of full length takes {size(each)} of cache, and there is room for about {more} more"
     if asked.rate is not None:
         why = (
             f"what {asked.rate:g} requests per second bring about (Little's law): each takes "

@@ -148,14 +148,13 @@ def _pinned_losses(
 
 def objective(deployment: Deployment, one: Candidate) -> float:
     """What the spec wants more of."""
-    match deployment.spec.objective:
-        case "latency":
-            return one.forecast.tokens_per_second_per_user
-        case "capacity":
-            return float(one.limits.max_sequences)
-        case _:
-            # The hour costs the same whatever runs in it, so the cheapest token is the one of most tokens.
-            return one.forecast.tokens_per_second
+    if deployment.spec.objective == "capacity":
+        return float(one.limits.max_sequences)
+    if deployment.spec.objective == "latency" or deployment.rate is not None:
+        # With an arrival rate the number of tokens is given; what can be better is how long one takes.
+        return one.forecast.tokens_per_second_per_user
+    # The hour costs the same whatever runs in it, so the cheapest token is the one of most tokens.
+    return one.forecast.tokens_per_second
 
 
 def choose(deployment: Deployment, feasible: list[Candidate]) -> Candidate:

@@ -89,11 +89,11 @@ def target(gpu: Gpu, known: Target | None) -> Target:
 def match(gpu: Gpu, names: tuple[str, ...]) -> str | None:
     """The catalog's name of ``gpu``: the longest whose words are all in the driver's name.
 
-    ``NVIDIA GeForce RTX 4090`` is ``rtx-4090``; ``NVIDIA H100 80GB HBM3`` is ``h100-sxm``, for HBM3 is what
-    the SXM part has.
+    ``NVIDIA GeForce RTX 4090`` is ``rtx-4090``. Of a chip that comes in several forms the driver names the
+    cards (``H100 PCIe``, ``H200 NVL``) and leaves the module (``H100 80GB HBM3``) without one: ``h100-sxm``.
     """
     words = set(gpu.name.lower().replace("-", " ").split())
-    if "hbm3" in words or "hbm3e" in words:
+    if not words & {"pcie", "nvl"}:
         words.add("sxm")
     fitting = [name for name in names if set(name.split("-")) <= words]
     return max(fitting, key=lambda name: (len(name), name), default=None)

@@ -1,0 +1,121 @@
+"""Specs, models, devices and coefficients whose plans can be reckoned by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infer_compile.catalog.coefficients import EngineCoefficients, Facts, load_facts
+from infer_compile.catalog.model import load_card
+from infer_compile.catalog.target import Target
+from infer_compile.graph.build import build
+from infer_compile.graph.graph import Graph
+from infer_compile.spec.spec import Spec
+
+# Layers: 2 x (qkv 256 x 64, output 64 x 128, gate and up 256 x 64, down 64 x 128) = 98,304 weights;
+# embedding and head 100 x 64 each; five norms of 64.
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+LAYERS, TABLE, NORMS = 98_304, 6_400, 320
+
+
+def tiny(**config: Any) -> Graph:
+    return build(TINY | config, "tiny")
+
+
+def card(name: str) -> Graph:
+    found = load_card(name)
+    assert found is not None
+    return build(found.config, name)
+
+
+def cpu(**fields: Any) -> Target:
+    """One GB/s and one GFLOPS per figure: a byte and an operation take a nanosecond each."""
+    base = {
+        "id": "round-cpu",
+        "name": "a round processor",
+        "vendor": "nobody",
+        "kind": "cpu",
+        "memory_gb": 4.0,
+        "bandwidth_gbs": 1.0,
+        "rates": {"bf16_tflops": 0.001},
+        "cpu": {"architecture": "x86-64", "isa": "avx2", "cores": 2},
+        "sources": {"default": "a test"},
+        "confidence": "A",
+        "measured": True,
+    }
+    return Target.model_validate(base | fields)
+
+
+def gpu(**fields: Any) -> Target:
+    base = {
+        "id": "round-gpu",
+        "name": "a round card",
+        "kind": "gpu",
+        "cpu": None,
+        "memory_gb": 24.0,
+        "bandwidth_gbs": 1000.0,
+        "rates": {"bf16_tflops": 100.0},
+        "interconnect": {"name": "a wire", "gbs_per_direction": 100.0},
+        "measured": False,
+    }
+    return cpu(**(base | fields))
+
+
+def spec(**fields: Any) -> Spec:
+    base = {"model": {"source": "tiny"}, "target": "round-cpu", "workload": load()}
+    return Spec.model_validate(base | fields)
+
+
+def load(**fields: Any) -> dict[str, Any]:
+    return {"context_tokens": 1024, "input_tokens": 512, "output_tokens": 128, "concurrency": 2} | fields
+
+
+def coefficients(**figures: float) -> EngineCoefficients:
+    """All efficiencies one and nothing fixed, but for ``figures``."""
+    ideal = {
+        "weight_efficiency": 1.0,
+        "unmeasured_bandwidth": 1.0,
+        "matrix_efficiency": 1.0,
+        "attention_efficiency": 1.0,
+        "step_us": 0.0,
+        "layer_us": 0.0,
+        "sequence_us": 0.0,
+        "reduce_us": 0.0,
+        "memory_fraction": 1.0,
+        "overhead_gib": 0.0,
+        "weight_overhead_fraction": 0.0,
+        "most_sequences": 64.0,
+    } | figures
+    made: dict[str, Any] = {name: figure(value) for name, value in ideal.items()}
+    made |= {
+        "engine": "native",
+        "kind": "cpu",
+        "cache_efficiency": {"bf16": figure(1.0), "tq3": figure(1.0)},
+        "batch_tokens": {"smallest": 64, "largest": 512, "source": "a test"},
+    }
+    return EngineCoefficients.model_validate(made)
+
+
+def figure(value: float) -> dict[str, Any]:
+    return {"value": value, "basis": "assumption", "source": "a test"}
+
+
+def ideal(**figures: float) -> Facts:
+    """What ships, with ``coefficients`` for the processor."""
+    shipped = load_facts()
+    engines = tuple(
+        coefficients(**figures) if entry.kind == "cpu" else entry for entry in shipped.coefficients.engines
+    )
+    return shipped.model_copy(
+        update={"coefficients": shipped.coefficients.model_copy(update={"engines": engines})}
+    )
