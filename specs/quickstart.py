@@ -51,7 +51,7 @@ def require_compiler() -> None:
 def build() -> Path:
     """The bundle of the spec, built or up to date; --force lets a changed spec replace an older bundle."""
     done = subprocess.run(
-        [COMMAND, "build", str(SPEC), "--force"], stdout=subprocess.PIPE, text=True, check=False
+        [COMMAND, "build", shown(SPEC), "--force"], stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
         sys.exit(done.returncode)

@@ -15,7 +15,7 @@ from .ship import runtime_folder
 DISTRIBUTION = "infer-compile"
 # The parts of the compiler that decide a bundle's bytes beside the plan and the program.
 _PARTS = ("build", "bundle", "codegen", "quantize", "runtime")
-_MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+_MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 
 
 def tool_version() -> str:

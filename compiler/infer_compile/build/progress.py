@@ -1,4 +1,4 @@
-"""What a running build tells on stderr: numbered lines, and a moving bar where a person is looking."""
+"""What a running build tells on stderr: a line per phase, and a moving one where a person is looking."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+MIB = 1 << 20
 
 
 class Advance(Protocol):
@@ -18,13 +20,13 @@ class Advance(Protocol):
 
 
 class Reporter:
-    """Writes to ``console``, which is stderr; on a terminal a phase in progress is one line that moves."""
+    """Writes to ``console``, which is stderr."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def say(self, text: str, end: str = "\n") -> None:
+        self._console.print(text, end=end, highlight=False, markup=False, soft_wrap=True)
 
     def kept(self, label: str) -> None:
         self.say(f"{label}: kept from an earlier run")
@@ -33,17 +35,29 @@ class Reporter:
     def phase(self, label: str) -> Iterator[Advance]:
         """One phase; yields a function to call with the bytes done and the bytes in all."""
         began = time.perf_counter()
-        if self._console.is_terminal:
-            columns = (
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                DownloadColumn(binary_units=True),
-                TimeElapsedColumn(),
-            )
-            with Progress(*columns, console=self._console, transient=True) as progress:
-                task = progress.add_task(label, total=None)
-                yield lambda done, total: progress.update(task, completed=done, total=total)
-        else:
+        with self._moving(label) if self._console.is_terminal else self._logged(label) as advance:
+            yield advance
+        self.say(f"{time.perf_counter() - began:.1f} s")
+
+    @contextmanager
+    def _moving(self, label: str) -> Iterator[Advance]:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task = progress.add_task(label, total=None)
+
+            def advance(done: int, total: int) -> None:
+                size = f"{label}: {done / MIB:,.0f} of {total / MIB:,.0f} MiB"
+                progress.update(task, completed=done, total=total, description=size)
+
+            yield advance
+        self.say(f"{label}: ", end="")
+
+    @contextmanager
+    def _logged(self, label: str) -> Iterator[Advance]:
+        """The line begins with the phase and ends with it, so that a log shows what is under way."""
+        self.say(f"{label}: ", end="")
+        try:
             yield lambda done, total: None
-        self.say(f"{label}: {time.perf_counter() - began:.1f} s")
+        except BaseException:
+            self.say("stopped")
+            raise

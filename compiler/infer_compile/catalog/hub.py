@@ -25,7 +25,7 @@ from huggingface_hub.utils import tqdm
 
 from ..runtime.errors import InferCompileError, Problem
 
-_TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]
+_TEXTS = ["*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
 # Subfolders hold other forms of the same model.
 _SUBFOLDERS = ["*/*"]
 _REFUSALS = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)

@@ -1,4 +1,4 @@
-"""The files beside the weights that a server needs: tokenizer, chat template, generation settings."""
+"""The files that go with the weights: tokenizer, chat template, generation settings, and the licence."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ ASSETS = (
     "generation_config.json",
     "chat_template.json",
     "chat_template.jinja",
+    # Most licences ask to travel with what is made from the work.
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.md",
+    "NOTICE.txt",
 )
 
 
