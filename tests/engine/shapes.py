@@ -119,11 +119,12 @@ def compile_engine(program: Program, model: Path, engine: Path, how: Build) -> P
 def draw_steps(
     rng: np.random.Generator, program: Program, driver: Driver, steps: int
 ) -> list[list[SequenceStep]]:
-    """Batches of prefill chunks, single tokens, unaccepted chains and trees of several sequences."""
+    """Batches of prefill chunks, single tokens, unaccepted chains and trees of several sequences; before them
+    one of a single token, in which few values can round the other way."""
     layout, limits = program.cache, program.limits
     lengths = [int(rng.integers(40, 330)) for _ in range(int(rng.integers(2, 4)))]
     places = [driver.open(length) for length in lengths]
-    batches = []
+    batches = [[driver.open(1).feed([int(rng.integers(program.vocabulary))])]]
     for _ in range(steps):
         budget, batch = limits.max_batch_tokens, []
         for place, length in zip(places, lengths, strict=True):
