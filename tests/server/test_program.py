@@ -21,6 +21,7 @@ from fake_engine import FakeEngine, tiny_program
 from infer_compile.runtime import bundle as bundles
 from infer_compile.runtime.__main__ import main
 from infer_compile.runtime.errors import InferCompileError
+from infer_compile.runtime.formats.manifest import Manifest
 from infer_compile.runtime.formats.program import Program
 
 HERE = Path(__file__).parent
@@ -78,11 +79,13 @@ def seal(folder: Path, changes: dict[str, object]) -> Path:
         "program": "",
         "engine": {"kind": "cpu", "isa": "portable"},
         "serving": {"port": 0},
+        "source": {"source": "toy", "revision": None, "sha256": "2" * 64},
         "toolchain": {},
         "files": files,
-        "digest": "abcdef" * 10 + "0123",
-    }
-    (folder / "bundle.json").write_text(json.dumps(manifest | changes))
+    } | changes
+    whole = manifest["schema"] == 1
+    text = Manifest.model_validate(manifest).sealed().to_json() if whole else json.dumps(manifest)
+    (folder / "bundle.json").write_text(text)
     return folder
 
 
@@ -94,7 +97,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bundle_opens(bundle: Path) -> None:
     opened = bundles.open_bundle(bundle)
     assert opened.manifest.name == "tiny"
-    assert opened.fingerprint == "abcdefabcdef"
+    assert opened.fingerprint == json.loads((bundle / "bundle.json").read_text())["digest"][:12]
     assert opened.program == tiny_program()
 
 
@@ -106,24 +109,26 @@ def put(name: str, text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(text)
 
 
-def flip(folder: Path) -> None:
-    path = folder / "engine" / "program.json"
-    path.write_text(path.read_text().replace('"tiny"', '"tinx"'))
+def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
+    return lambda folder: put(name, (folder / name).read_text().replace(old, new))(folder)
 
 
 BROKEN = [
     (drop("bundle.json"), "IC401", 2),
     (put("bundle.json", "{"), "IC402", 5),
     (put("bundle.json", "[]"), "IC402", 5),
+    (edit("bundle.json", '"port": 0', '"port": 1'), "IC421", 5),
     (lambda folder: seal(folder, {"schema": 2}), "IC402", 5),
     (drop("engine/program.json"), "IC422", 5),
     (drop("model/tokenizer.json"), "IC422", 5),
     (put("model/tokenizer.json", "{}"), "IC421", 5),
-    (flip, "IC421", 5),
+    (edit("engine/program.json", '"tiny"', '"tinx"'), "IC421", 5),
     (lambda folder: seal(folder, {"program": "0" * 64}), "IC430", 5),
     (lambda folder: (put("engine/program.json", "{}")(folder), seal(folder, {})), "IC430", 5),
     (
-        lambda folder: seal(folder, {"program": tiny_program().digest, "engine": {"kind": "tpu"}}),
+        lambda folder: seal(
+            folder, {"program": tiny_program().digest, "engine": {"kind": "tpu", "isa": "x"}}
+        ),
         "IC431",
         5,
     ),
@@ -150,7 +155,7 @@ def test_a_broken_bundle_never_runs(
 
 def test_all_files_that_differ_are_told_at_once(bundle: Path) -> None:
     drop("model/tokenizer_config.json")(bundle)
-    flip(bundle)
+    edit("engine/program.json", '"tiny"', '"tinx"')(bundle)
     with pytest.raises(InferCompileError) as caught:
         bundles.open_bundle(bundle)
     assert [problem.code for problem in caught.value.problems] == ["IC421", "IC422"]

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from infer_compile.bundle import layout
-from infer_compile.bundle.manifest import Engine, Manifest, Serving, Source, list_files, read
+from infer_compile.bundle.files import describe, entries
 from infer_compile.bundle.verify import verify
 from infer_compile.runtime.errors import Exit, InferCompileError
+from infer_compile.runtime.formats.manifest import Engine, Manifest, Serving, Source, read
 
 FILES = {
     "plan.json": "{}",
@@ -22,7 +23,7 @@ def make(folder: Path) -> Path:
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    files = list_files(folder)
+    files = {path: describe(folder / path) for path in entries(folder)}
     manifest = Manifest(
         name="x",
         plan=files["plan.json"].sha256,
@@ -80,7 +81,7 @@ def test_a_file_replaced_by_a_link_or_folder_is_a_change(tmp_path: Path) -> None
     (bundle / "README.md").unlink()
     (bundle / "README.md").mkdir()
     assert codes(bundle) == [
-        ("IC422", "README.md"),
+        ("IC421", "README.md"),
         ("IC421", "model/weights.safetensors"),
         ("IC423", "more"),
     ]

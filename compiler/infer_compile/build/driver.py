@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle import layout
-from ..bundle.manifest import Manifest, read
 from ..bundle.verify import differences, verify
 from ..planner.plan import Plan
 from ..quantize.disk import guarded, save
 from ..runtime.errors import InferCompileError, Problem
+from ..runtime.formats.manifest import Manifest, read
 from .inputs import Inputs, prepare
 from .journal import JOURNAL, Journal
 from .phases import Phase, phases

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from ..bundle.manifest import content_digest, file
+from ..bundle.files import content_digest, describe
 from ..catalog.resources import folder
 from ..codegen.toolchain import Toolchain
 from .ship import runtime_folder
@@ -36,7 +36,7 @@ def toolchain(compiler: Toolchain) -> dict[str, str]:
 def model_digest(model: Path) -> str:
     """sha256 of the names and contents of a model folder's own files."""
     paths = [path for pattern in _MODEL_FILES for path in model.glob(pattern)]
-    return content_digest({path.name: file(path) for path in paths})
+    return content_digest({path.name: describe(path) for path in paths})
 
 
 def key(*parts: str) -> str:
@@ -50,7 +50,7 @@ def _sources() -> str:
     roots |= {"kernels": (folder("kernels"), "*.h*"), "templates": (folder("templates"), "*.j2")}
     return content_digest(
         {
-            f"{name}/{path.relative_to(root).as_posix()}": file(path)
+            f"{name}/{path.relative_to(root).as_posix()}": describe(path)
             for name, (root, pattern) in roots.items()
             for path in root.rglob(pattern)
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..bundle.manifest import Manifest, Source
 from ..catalog.source import ModelSource, fetch
 from ..catalog.target import Cpu
 from ..codegen.toolchain import find
@@ -13,6 +12,7 @@ from ..graph.build import build
 from ..lower.lower import lower
 from ..planner.plan import Plan
 from ..runtime.errors import Exit, InferCompileError, Problem
+from ..runtime.formats.manifest import Manifest, Source
 from ..runtime.formats.program import Program
 from . import identity
 from .resolve import Resolved, name_of, plan_of, resolve

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..bundle.manifest import File, digest, entries, file
+from ..bundle.files import describe, entries
 from ..quantize.disk import save
+from ..runtime.formats.manifest import File, difference
 
 JOURNAL = "journal.json"
 
@@ -42,7 +43,7 @@ class Journal:
         entry = self._entries.get(phase)
         if entry is None or entry.key != key or entry.seconds is None:
             return False
-        return all(_is(self.folder / path, wrote) for path, wrote in entry.files.items())
+        return not any(difference(self.folder / path, wrote) for path, wrote in entry.files.items())
 
     def begin(self, phase: str, key: str, outputs: Iterable[str], *, resumes: bool) -> None:
         """Note that ``phase`` starts.
@@ -62,7 +63,7 @@ class Journal:
         for output in outputs:
             place = self.folder / output
             names = [f"{output}/{name}" for name in entries(place)] if place.is_dir() else [output]
-            files |= {name: file(self.folder / name) for name in names}
+            files |= {name: describe(self.folder / name) for name in names}
         self._entries[phase] = Entry(key=self._entries[phase].key, seconds=round(seconds, 3), files=files)
         self._write()
 
@@ -95,10 +96,6 @@ class Journal:
     def _write(self) -> None:
         phases = {name: entry.model_dump(mode="json") for name, entry in self._entries.items()}
         save(self._path, (json.dumps({"schema": 1, "phases": phases}, indent=1) + "\n").encode())
-
-
-def _is(path: Path, wrote: File) -> bool:
-    return path.is_file() and path.stat().st_size == wrote.bytes and digest(path) == wrote.sha256
 
 
 def _remove(path: Path) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle import layout
-from ..bundle.manifest import Engine, Manifest, Serving
 from ..codegen.engine import emit
 from ..quantize.checkpoint import Checkpoint
 from ..quantize.disk import save
 from ..quantize.write import write
+from ..runtime.formats.manifest import Engine, Manifest, Serving
 from . import identity, ship
 from .inputs import Inputs
 from .journal import Journal

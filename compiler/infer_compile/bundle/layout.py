@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..runtime.errors import InferCompileError, Problem
+from ..runtime.formats.manifest import NAME
 
-MANIFEST = "bundle.json"
+MANIFEST = NAME
 MEASURED = "measured.json"
 SPEC = "spec.yaml"
 PLAN = "plan.json"

@@ -5,51 +5,17 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from ..runtime.errors import Exit, InferCompileError, Problem
+from ..runtime.formats.manifest import Manifest, difference, read
 from . import layout
-from .manifest import Manifest, digest, entries, read
-
-_REBUILD = "build the bundle again, or take it again from where it came"
+from .files import entries
 
 
 def differences(bundle: Path, manifest: Manifest) -> list[Problem]:
-    """Every file that is changed (IC421), missing (IC422) or added (IC423)."""
-    problems = []
-    if manifest.digest != manifest.content:
-        problems.append(
-            Problem(
-                "IC421",
-                "this file has changed",
-                where=str(bundle / layout.MANIFEST),
-                because="its content differs from its own digest",
-                fix=_REBUILD,
-            )
-        )
+    """Every file that is changed (IC421), missing (IC422) or added (IC423), in the order of their paths."""
     present = set(entries(bundle)) - layout.UNLISTED
-    for path in sorted(present | manifest.files.keys()):
-        place = bundle / path
-        if path not in present:
-            problems.append(
-                Problem("IC422", "this file of the bundle is missing", where=str(place), fix=_REBUILD)
-            )
-            continue
-        if path not in manifest.files:
-            cached = "__pycache__" in PurePosixPath(path).parts
-            problems.append(
-                Problem(
-                    "IC423",
-                    "this file does not belong to the bundle",
-                    where=str(place),
-                    because="Python wrote it when it ran the bundle without -B" if cached else "",
-                    fix="remove it",
-                )
-            )
-            continue
-        because = _change(place, manifest.files[path].bytes, manifest.files[path].sha256)
-        if because:
-            problems.append(
-                Problem("IC421", "this file has changed", where=str(place), because=because, fix=_REBUILD)
-            )
-    return problems
+    found = {path: difference(bundle / path, file) for path, file in manifest.files.items()}
+    found |= {path: _added(bundle, path) for path in present - manifest.files.keys()}
+    return [problem for _, problem in sorted(found.items()) if problem]
 
 
 def verify(bundle: Path) -> Manifest:
@@ -61,13 +27,12 @@ def verify(bundle: Path) -> Manifest:
     return manifest
 
 
-def _change(place: Path, size: int, sha256: str) -> str:
-    """What differs about a file, or an empty string."""
-    if place.is_symlink():
-        return "it is a link"
-    if not place.is_file():
-        return "it is no longer a plain file"
-    found = place.stat().st_size
-    if found != size:
-        return f"it has {found} bytes, the manifest says {size}"
-    return "" if digest(place) == sha256 else "its content differs from the manifest's sha256"
+def _added(bundle: Path, path: str) -> Problem:
+    cached = "__pycache__" in PurePosixPath(path).parts
+    return Problem(
+        "IC423",
+        "this file does not belong to the bundle",
+        where=str(bundle / path),
+        because="Python wrote it when it ran the bundle without -B" if cached else "",
+        fix="remove it",
+    )

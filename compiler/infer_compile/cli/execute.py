@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..bundle import layout
-from ..bundle.manifest import read
+from ..runtime.formats.manifest import read
 
 
 def execute(bundle: Path, command: str, options: Mapping[str, str | bool | None], *words: str) -> NoReturn:

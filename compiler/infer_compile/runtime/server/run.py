@@ -76,7 +76,7 @@ def service(bundle: Bundle, threads: int | None, queue: int) -> Iterator[Service
             "name": manifest.name,
             "plan": manifest.plan,
             "program": manifest.program,
-            "engine": manifest.engine,
+            "engine": manifest.engine.model_dump(),
         }
         loop.start()
         try:
@@ -92,7 +92,7 @@ def service(bundle: Bundle, threads: int | None, queue: int) -> Iterator[Service
 def serve(folder: Path, host: str, port: int | None, threads: int | None, queue: int) -> None:
     """Serves until SIGTERM or SIGINT; ``port`` None takes the bundle's. Once ready, says on stderr where."""
     bundle = open_bundle(folder)
-    bound = bind(host, bundle.manifest.serving.get("port", 0) if port is None else port)
+    bound = bind(host, bundle.manifest.serving.port if port is None else port)
     stopped: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
