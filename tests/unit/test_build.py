@@ -122,6 +122,14 @@ def test_the_old_bundle_stands_until_the_new_one_does(spec: Path, monkeypatch: p
     assert tree(Path("bundles/tiny")) != whole
 
 
+def test_the_folder_may_be_the_current_one(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    built = run("build", spec, "-o", ".")
+    assert built.exit_code == 0, built.output
+    verify(spec.parent / "here")
+
+
 def test_what_is_no_bundle_is_left_alone(spec: Path) -> None:
     Path("bundles/tiny").mkdir(parents=True)
     Path("bundles/tiny/diary.txt").write_text("dear diary")

@@ -94,13 +94,17 @@ def test_a_changed_manifest_is_a_change(tmp_path: Path) -> None:
     assert codes(bundle) == [("IC421", "bundle.json")]
 
 
-def test_what_is_no_bundle_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_what_is_no_bundle_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refusal(folder: Path) -> str:
         with pytest.raises(InferCompileError) as raised:
             read(folder)
         return str(raised.value)
 
     assert "IC401" in refusal(tmp_path / "absent")
+    monkeypatch.chdir(tmp_path)
+    assert "IC401" in refusal(Path())
     (tmp_path / "b.partial").mkdir()
     assert "has not finished" in refusal(tmp_path / "b")
     (tmp_path / "c").mkdir()

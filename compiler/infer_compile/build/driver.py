@@ -57,6 +57,9 @@ def build(
     inputs = prepare(spec, plan)
     show(inputs.plan)
     bundle = output or OUTPUT / inputs.plan.name
+    if bundle.name in ("", ".."):
+        # `.` and the like have no name to add an ending to.
+        bundle = bundle.resolve()
     with guarded(bundle.parent), layout.claimed(bundle) as folder:
         journal = Journal(_ours(folder))
         layout.settle(bundle)

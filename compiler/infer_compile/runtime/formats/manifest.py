@@ -128,7 +128,8 @@ def difference(path: Path, file: File, *, hashed: bool = True) -> Problem | None
 
 
 def _no_bundle(bundle: Path, error: OSError) -> Problem:
-    if bundle.with_name(bundle.name + ".partial").is_dir():
+    whole = bundle.resolve()
+    if whole.with_name(whole.name + ".partial").is_dir():
         because, fix = "its build has not finished", "run the build again; it goes on where it stopped"
     else:
         because, fix = f"{NAME}: {error.strerror}", "name a folder that `infer-compile build` made"
