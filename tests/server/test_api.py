@@ -144,14 +144,14 @@ def test_several_prompts_are_several_choices(speller: Running) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("stop", "text"), [("fgh", "bcde"), (["zz", "d"], "bc"), (["b"], ""), (["zz"], "bcdefghijk")]
+    ("stop", "text"), [("fgh", "bcde"), (["zz", "d"], "bc"), (["b"], ""), (["ka"], "bcdefghijk")]
 )
 def test_stop_strings(speller: Running, stop: str | list[str], text: str, stream: bool) -> None:
     create = speller.client.completions.create
     answer = create(model="tiny", prompt="a", max_tokens=10, stop=stop, stream=stream)
     chunks = list(answer) if stream else [answer]
     assert "".join(chunk.choices[0].text for chunk in chunks) == text
-    assert chunks[-1].choices[0].finish_reason == ("length" if stop == ["zz"] else "stop")
+    assert chunks[-1].choices[0].finish_reason == ("length" if stop == ["ka"] else "stop")
 
 
 def test_stop_token_ids_and_ignore_eos(speller: Running, parrot: Running) -> None:
@@ -300,7 +300,7 @@ def test_a_stopped_engine_is_neither_alive_nor_ready(model_dir: Path) -> None:
 
 
 def test_metrics(model_dir: Path) -> None:
-    with serving(FakeEngine(tiny_program(), saying(echo)), model_dir) as running:
+    with serving(FakeEngine(tiny_program(), saying(echo), delay=0.005), model_dir) as running:
         for _ in range(2):
             running.client.chat.completions.create(model="tiny", messages=HELLO)
         with pytest.raises(openai.BadRequestError):
@@ -325,3 +325,7 @@ def test_metrics(model_dir: Path) -> None:
         }
         assert {name: running.metric(name, model_name="tiny") for name in series} == series
         assert running.metric("infer_request_success_total", finished_reason="stop") == 2
+        # An engine step takes five milliseconds at least.
+        assert running.metric("infer_time_to_first_token_seconds_sum") >= 2 * 0.005
+        assert running.metric("infer_inter_token_latency_seconds_sum") >= 10 * 0.005
+        assert running.metric("infer_e2e_request_latency_seconds_sum") >= 12 * 0.005

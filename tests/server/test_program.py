@@ -220,7 +220,8 @@ def test_arguments_out_of_range_are_refused(words: list[str], capsys: pytest.Cap
 @pytest.fixture
 def process(bundle: Path) -> Iterator[subprocess.Popen[str]]:
     words = [sys.executable, "-c", LAUNCH, "serve", "--bundle", str(bundle), "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as running:
         yield running
         running.kill()

@@ -167,6 +167,28 @@ def test_no_more_run_than_the_engine_takes(tokenizer: Tokenizer) -> None:
     assert max(map(len, loop.engine.steps)) == 3
 
 
+def test_every_running_decode_is_in_every_step(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, sequences=8, batch_tokens=3)
+    submit(loop, *(request(1, 12, seed) for seed in range(5)))
+    while not loop.scheduler.idle:
+        before = {sequence: sequence.generated for sequence in loop.scheduler.running if sequence.generated}
+        loop.advance()
+        assert all(sequence.generated > count for sequence, count in before.items())
+
+
+def test_everyone_gets_the_log_probabilities_of_its_own_tokens(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer)
+    asked = [
+        Request(request(length, 5).prompt, 5, Controls(temperature=0), logprobs=1) for length in (3, 20, 4)
+    ]
+    answers = submit(loop, *asked)
+    run(loop)
+    for answer in answers:
+        told = [token for piece in answer.pieces for token in piece.logprobs]
+        assert len(told) == 5
+        assert all(token.top == ((token.token, token.logprob),) for token in told)
+
+
 def test_the_queue_is_bounded_and_takes_all_of_a_request_or_nothing(tokenizer: Tokenizer) -> None:
     loop = loop_of(tokenizer, queue=2, sequences=3)
     submit(loop, *(request(2, 2, seed) for seed in range(4)))

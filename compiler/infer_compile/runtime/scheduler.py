@@ -28,14 +28,14 @@ class Scheduler:
     """Who computes how many tokens in the next step.
 
     Sequences one token behind go first (decodes never wait for a prompt), then prompts in chunks and in order
-    of arrival, then the queue is admitted, in order, as far as pages and budget go. At most as many sequences
-    run as there are tokens in a step, so every running decode is in every step.
+    of arrival, then the queue is admitted, in order, as far as pages and budget go. Nobody is admitted before
+    everybody who runs had a token, so no more run than a step has tokens, and every decode is in every step.
     """
 
     def __init__(self, pages: Pages, limits: Limits, queue: int) -> None:
         self.pages = pages
         self.budget = limits.max_batch_tokens
-        self.most_running = min(limits.max_sequences, limits.max_batch_tokens)
+        self.most_running = limits.max_sequences
         self.queue = queue
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []

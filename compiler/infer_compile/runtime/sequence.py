@@ -135,9 +135,9 @@ class Sequence:
 
     def _end(self, text: str, logprobs: tuple[TokenLogprobs, ...], finish: FinishReason) -> Delta:
         text, stopped = self._stops.push(text)
-        return (
-            Delta(text, logprobs, "stop") if stopped else Delta(text + self._stops.flush(), logprobs, finish)
-        )
+        if stopped:
+            return Delta(text, logprobs, "stop")
+        return Delta(text + self._stops.flush(), logprobs, finish)
 
 
 def summary(sequences: list[Sequence]) -> str:
