@@ -5,16 +5,74 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..runtime.errors import InferCompileError, Problem
-from . import decoder
-from .architectures import llama, mistral, qwen2, qwen3
+from . import counted, decoder
+from .architectures import (
+    deepseek_v2,
+    deepseek_v3,
+    deepseek_v4,
+    deepseek_v32,
+    gemma2,
+    gemma3,
+    gemma4,
+    glm_moe_dsa,
+    gpt_oss,
+    kimi_k25,
+    llama,
+    llama4,
+    mimo,
+    mimo_v2_flash,
+    minimax_m2,
+    minimax_m3,
+    mistral,
+    mixtral,
+    nemotron_h,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_5,
+    qwen3_moe,
+    step3p7,
+)
+from .counted import Counted
 from .decoder import Decoder
 from .fields import Fields
 from .graph import Graph
 
-Reader = Callable[[Fields], Decoder]
+ARCHITECTURES: Mapping[str, Callable[[Fields], Decoder]] = {
+    module.NAME: module.read for module in (llama, mistral, qwen2, qwen3)
+}
+"""Hugging Face class name to what reads its config: those that the native engine runs."""
 
-ARCHITECTURES: Mapping[str, Reader] = {module.NAME: module.read for module in (llama, mistral, qwen2, qwen3)}
-"""Hugging Face class name to what reads its config."""
+_COUNTED: tuple[tuple[tuple[str, ...], Callable[[Fields], Counted]], ...] = (
+    (deepseek_v2.NAMES, deepseek_v2.read),
+    (deepseek_v3.NAMES, deepseek_v3.read),
+    (deepseek_v32.NAMES, deepseek_v32.read),
+    (deepseek_v4.NAMES, deepseek_v4.read),
+    (gemma2.NAMES, gemma2.read),
+    (gemma3.NAMES, gemma3.read),
+    (gemma4.NAMES, gemma4.read),
+    (glm_moe_dsa.NAMES, glm_moe_dsa.read),
+    (gpt_oss.NAMES, gpt_oss.read),
+    (kimi_k25.NAMES, kimi_k25.read),
+    (llama4.NAMES, llama4.read),
+    (mimo.NAMES, mimo.read),
+    (mimo_v2_flash.NAMES, mimo_v2_flash.read),
+    (minimax_m2.NAMES, minimax_m2.read),
+    (minimax_m3.NAMES, minimax_m3.read),
+    (mixtral.NAMES, mixtral.read),
+    (nemotron_h.NAMES, nemotron_h.read),
+    (phi.NAMES, phi.read),
+    (phi3.NAMES, phi3.read),
+    (qwen3_5.NAMES, qwen3_5.read),
+    (qwen3_moe.NAMES, qwen3_moe.read),
+    (step3p7.NAMES, step3p7.read),
+)
+
+COUNTED: Mapping[str, Callable[[Fields], Counted]] = {
+    name: read for names, read in _COUNTED for name in names
+}
+"""Those that are counted, for a planner, and that other engines run."""
 
 
 def build(config: Mapping[str, object], name: str = "") -> Graph:
@@ -27,20 +85,24 @@ def build(config: Mapping[str, object], name: str = "") -> Graph:
     where = f"config.json of {name}" if name else "config.json"
     architecture = _architecture(config, where)
     fields = Fields(config, where)
-    shape = ARCHITECTURES[architecture](fields)
+    if architecture in ARCHITECTURES:
+        shape = ARCHITECTURES[architecture](fields)
+        fields.finish()
+        return decoder.graph(shape, architecture, name)
+    model = COUNTED[architecture](fields)
     fields.finish()
-    return decoder.graph(shape, architecture, name)
+    return counted.graph(model, architecture, name)
 
 
 def _architecture(config: Mapping[str, object], where: str) -> str:
-    known = ", ".join(ARCHITECTURES)
+    known = ", ".join((*ARCHITECTURES, *COUNTED))
     named = config.get("architectures")
     if not isinstance(named, list | tuple) or len(named) != 1 or not isinstance(named[0], str):
         message = "architectures is missing" if named is None else f"architectures is {named!r}"
         raise InferCompileError(
             Problem("IC110", message, where, "it names the model's class", f"one of: {known}")
         )
-    if named[0] not in ARCHITECTURES:
+    if named[0] not in ARCHITECTURES and named[0] not in COUNTED:
         raise InferCompileError(
             Problem(
                 "IC110",

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from ..runtime.formats.kv import HEAD_DIMS
 from .fields import Fields
 from .graph import Graph
-from .operations import Attend, Embed, Gate, HeadNorm, Linear, Norm, Operation, Rotary, Select, Source
+from .operations import Attend, Embed, Gate, HeadNorm, Linear, Norm, Operation, Rotary, Select
 from .rope import Rope
 from .rope import read as read_rope
 from .rotary import Rotation, rotation
+from .source import Source
 
 EPSILON = 1e-6
 """``rms_norm_eps`` where a config names none: the default of these four in transformers 5.23."""

@@ -38,6 +38,12 @@ class Fields:
             return default if default is not None else minimum
         return value
 
+    def nullable(self, key: str, minimum: int = 1) -> int | None:
+        """The same where null means that there is none; absent is a mistake."""
+        if key in self.config and not self.has(key):
+            return None
+        return self.integer(key, minimum=minimum)
+
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number; required if there is no ``default``."""
         value = self.config.get(key)
@@ -76,6 +82,31 @@ class Fields:
             return None
         return value
 
+    def integers(self, key: str) -> Sequence[int] | None:
+        """A list of whole numbers, or None where absent."""
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
+            self.wrong(key, "a list of whole numbers")
+            return None
+        return value
+
+    def kinds(self, key: str, entries: int, known: Mapping[str, str]) -> Sequence[str] | None:
+        """A list of one entry per layer, each translated by ``known``; None where absent. Entries beyond
+        those of ``entries`` layers belong to layers that predict further tokens."""
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if (
+            not isinstance(value, list | tuple | str)
+            or len(value) < entries
+            or not all(str(item) in known for item in value)
+        ):
+            self.wrong(key, f"a list of {entries} or more of: {', '.join(known)}")
+            return [next(iter(known.values()))] * entries
+        return [known[str(item)] for item in value[:entries]]
+
     def section(self, key: str) -> Fields | None:
         """The object under ``key``, or None where it is absent or empty. Its problems are this one's."""
         value = self.config.get(key)
@@ -109,6 +140,11 @@ class Fields:
         """Raise what was found."""
         if self.problems:
             raise InferCompileError(self.problems)
+
+    def need(self, key: str) -> None:
+        """Record that ``key`` is missing, if it is."""
+        if self.config.get(key) is None:
+            self._missing(key, 1)
 
     def _missing(self, key: str, placeholder: int) -> int:
         if key not in self._broken:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..runtime.errors import InferCompileError, Problem
 from .cost import Totals, total
-from .operations import Attend, Linear, Operation, Source
+from .experts import Experts
+from .latent import LatentAttend
+from .operations import Attend, Linear, Operation
+from .source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +49,73 @@ class Graph:
     @property
     def parameters(self) -> int:
         """Numbers in the checkpoint; a tied head is not counted twice."""
-        return sum(source.elements for source in self.sources)
+        totals = self.totals
+        return self._always + totals.expert_elements + totals.expert_vector_elements
 
     @property
-    def attention(self) -> tuple[Attend, ...]:
-        return tuple(operation for operation in self.operations if isinstance(operation, Attend))
+    def active_parameters(self) -> int:
+        """Those that one token passes through, the whole embedding among them."""
+        return self._always + sum(
+            group.layers * group.experts_per_token * (group.expert_elements + group.expert_vector_elements)
+            for group in self.totals.mixtures
+        )
+
+    @property
+    def _always(self) -> int:
+        totals = self.totals
+        head = 0 if self.tied else totals.head_elements
+        return totals.table_elements + totals.weight_elements + head + totals.vector_elements
+
+    @property
+    def attention(self) -> tuple[Attend | LatentAttend, ...]:
+        return tuple(
+            operation for operation in self.operations if isinstance(operation, Attend | LatentAttend)
+        )
 
     @property
     def matrices(self) -> tuple[Linear, ...]:
         return tuple(operation for operation in self.operations if isinstance(operation, Linear))
 
     @property
+    def experts(self) -> tuple[Experts, ...]:
+        return tuple(operation for operation in self.operations if isinstance(operation, Experts))
+
+    @property
     def cache_layers(self) -> int:
         """Layers that keep keys and values."""
-        return len(self.attention)
+        return len({operation.layer for operation in self.attention})
 
     @property
     def heads(self) -> int:
-        return self.attention[0].heads
+        return self._uniform().heads
 
     @property
     def kv_heads(self) -> int:
-        return self.attention[0].kv_heads
+        return self._uniform().kv_heads
 
     @property
     def head_dim(self) -> int:
-        return self.attention[0].head_dim
+        return self._uniform().head_dim
+
+    def _uniform(self) -> Attend:
+        """The attention that all layers share.
+
+        Raises InferCompileError: IC115 where a layer has none, where keys have no heads or where layers
+        differ, so that no one figure tells the shape of the cache.
+        """
+        attends = [operation for operation in self.attention if isinstance(operation, Attend)]
+        shapes = {(one.heads, one.kv_heads, one.head_dim, one.value_dim, one.selected) for one in attends}
+        if len(attends) != self.layers or len(shapes) != 1 or attends[0].value_dim or attends[0].selected:
+            raise InferCompileError(
+                Problem(
+                    "IC115",
+                    "the cache is not one shape of key and value heads for all layers",
+                    self.name,
+                    self.native_reason,
+                    "choose a model whose layers all have the same attention",
+                )
+            )
+        return attends[0]
 
     @property
     def prologue(self) -> tuple[Operation, ...]:

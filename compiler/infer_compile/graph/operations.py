@@ -7,23 +7,15 @@ computed and not how it is stored; formats come with lowering.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
+from .control import Control
 from .cost import Cost
+from .experts import Experts
+from .latent import Index, LatentAttend
 from .rotary import Rotation
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A tensor of the checkpoint; matrices are outputs x inputs."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        return prod(self.shape)
+from .source import Source as Source
+from .state import StateMix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +62,31 @@ class Norm:
     @property
     def cost(self) -> Cost:
         return Cost(vector_elements=self.weight.elements)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNorm:
+    """The mean taken away, division by the standard deviation, then a weight and a bias per element."""
+
+    name: str
+    layer: int | None = None
+    weight: Source
+    bias: Source
+    epsilon: float
+    input: str
+    output: str
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.weight, self.bias)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(vector_elements=self.weight.elements + self.bias.elements)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +182,9 @@ class Rotary:
 class Attend:
     """Causal attention over the cache; ``input`` holds query, key and value heads in this order.
 
-    With a ``window`` a query at position t sees positions in ``(t - window, t]``.
+    With a ``window`` a query at position t sees positions in ``(t - window, t]``, with ``selected`` the best
+    of so many. Values of ``value_dim`` elements (default: as the keys). ``sinks``: a logit per head that
+    takes part in the softmax and has no value.
     """
 
     name: str
@@ -177,22 +196,28 @@ class Attend:
     head_dim: int
     scale: float
     window: int | None = None
+    selected: int | None = None
+    value_dim: int | None = None
+    sinks: Source | None = None
 
     @property
     def width(self) -> int:
-        return self.heads * self.head_dim
+        return self.heads * (self.value_dim or self.head_dim)
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        return ()
+        return (self.sinks,) if self.sinks else ()
 
     @property
     def cost(self) -> Cost:
+        both = self.head_dim + (self.value_dim or self.head_dim)
         return Cost(
+            vector_elements=sum(source.elements for source in self.sources),
             # A product of the query with the key, and one of the weight with the value.
-            attention_flops_per_token_context=4 * self.heads * self.head_dim,
-            cache_elements_per_token=2 * self.kv_heads * self.head_dim,
+            attention_flops_per_token_context=2 * self.heads * both,
+            cache_elements_per_token=self.kv_heads * both,
             window=self.window,
+            selected=self.selected,
         )
 
 
@@ -235,4 +260,19 @@ class Select:
         return Cost()
 
 
-Operation = Embed | Norm | HeadNorm | Linear | Rotary | Attend | Gate | Select
+Operation = (
+    Embed
+    | Norm
+    | LayerNorm
+    | HeadNorm
+    | Linear
+    | Rotary
+    | Attend
+    | LatentAttend
+    | Index
+    | StateMix
+    | Control
+    | Experts
+    | Gate
+    | Select
+)

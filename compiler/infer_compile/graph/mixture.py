@@ -1,0 +1,102 @@
+"""A mixture of experts: the router, the experts, and those that every token passes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .experts import Experts
+from .layer import Layer
+from .operations import Operation
+
+NAMES = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureShape:
+    """``experts`` of ``width``, ``per_token`` of them for each token.
+
+    ``router`` and ``corrections`` are tensors under ``module``: the matrix, and vectors of an entry per
+    expert. ``names`` are the modules of an expert, the last leads back. ``inputs``: what experts read, where
+    it is not the hidden size. ``shared``: the module that every token passes through, of ``shared_width``.
+    """
+
+    experts: int
+    per_token: int
+    width: int
+    module: str = "mlp"
+    router: str = "gate.weight"
+    corrections: tuple[str, ...] = ()
+    expert_module: str = "experts"
+    names: tuple[str, ...] = NAMES
+    inputs: int | None = None
+    shared: str = ""
+    shared_width: int = 0
+    shared_names: tuple[str, ...] | None = None
+    activation: str = "silu"
+
+
+def mix(layer: Layer, shape: MixtureShape) -> Iterator[Operation]:
+    """The operations from ``normed`` to the sum with ``x``, for experts that are a tensor each."""
+    yield route(layer, shape)
+    inputs = shape.inputs or layer.hidden
+    sizes = [(shape.width, inputs)] * (len(shape.names) - 1) + [(inputs, shape.width)]
+    stem = f"{shape.module}.{shape.expert_module}.{{}}"
+    yield Experts(
+        name=layer.name("mlp.experts"),
+        layer=layer.index,
+        experts=shape.experts,
+        experts_per_token=shape.per_token,
+        inputs=inputs,
+        inner=shape.width,
+        weights=tuple(
+            layer.source(f"{stem}.{name}.weight", shape.experts, *size)
+            for name, size in zip(shape.names, sizes, strict=True)
+        ),
+        output="expert",
+    )
+    yield from share(layer, shape)
+
+
+def mix_stacked(
+    layer: Layer,
+    shape: MixtureShape,
+    tensors: tuple[tuple[str, tuple[int, int]], ...],
+    biases: tuple[tuple[str, int], ...] = (),
+) -> Iterator[Operation]:
+    """The same for experts that lie in one tensor: names under the layer, and shapes of one expert."""
+    yield route(layer, shape)
+    yield Experts(
+        name=layer.name("mlp.experts"),
+        layer=layer.index,
+        experts=shape.experts,
+        experts_per_token=shape.per_token,
+        inputs=shape.inputs or layer.hidden,
+        inner=shape.width,
+        weights=tuple(layer.source(name, shape.experts, *size) for name, size in tensors),
+        biases=tuple(layer.source(name, shape.experts, size) for name, size in biases),
+        output="expert",
+    )
+    yield from share(layer, shape)
+
+
+def route(layer: Layer, shape: MixtureShape) -> Operation:
+    """The router."""
+    module = shape.module
+    return layer.control(
+        "mlp.router",
+        {f"{module}.{shape.router}": (shape.experts, layer.hidden)},
+        {f"{module}.{name}": (shape.experts,) for name in shape.corrections},
+    )
+
+
+def share(layer: Layer, shape: MixtureShape) -> Iterator[Operation]:
+    """The expert that every token passes through, if there is one."""
+    if not shape.shared:
+        return
+    module = shape.shared
+    names = shape.shared_names or shape.names
+    if len(names) == 2 and names[0] == "up_proj":
+        yield from layer.plain("mlp.shared", module, shape.shared_width, (names[0], names[1]), False)
+    else:
+        yield from layer.gated("mlp.shared", module, shape.shared_width, shape.activation, names)
