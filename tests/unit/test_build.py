@@ -22,6 +22,7 @@ from infer_compile.bundle import layout
 from infer_compile.bundle.verify import verify
 from infer_compile.cli.main import main
 from infer_compile.codegen.toolchain import host_architecture
+from infer_compile.runtime.errors import InferCompileError
 
 
 def pretend(program: Any, architecture: str, isa: str, model: Path, engine: Path) -> None:
@@ -268,6 +269,26 @@ def test_the_shipped_runtime_is_whole_and_needs_no_torch() -> None:
             for name in names:
                 top = name.split(".")[0]
                 assert top in sys.stdlib_module_names or top in provided, f"{path} imports {name}"
+
+
+def test_pins_are_of_what_is_needed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = {
+        "Ic_First": ["ic-second[fast]>=1", 'ic-old; python_version < "3"', 'ic-unasked; extra == "more"'],
+        "ic-second": ['ic-third; extra == "fast"', "ic.first"],
+        "ic-third": [],
+        "ic-old": [],
+        "ic-unasked": [],
+    }
+    for name, lines in needs.items():
+        folder = tmp_path / f"{name.replace('-', '_')}-1.5.dist-info"
+        folder.mkdir()
+        head = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n"
+        (folder / "METADATA").write_text(head + "".join(f"Requires-Dist: {line}\n" for line in lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("ic-first", "ic-second", "ic-third")
+    assert requirements.pinned(["ic-first>=1"]) == [(name, "1.5") for name in names]
+    with pytest.raises(InferCompileError, match="IC341"):
+        requirements.pinned(["ic-absent"])
 
 
 def test_the_dockerfile_has_no_complaint_of_hadolint(spec: Path) -> None:

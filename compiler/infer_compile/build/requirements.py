@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from ..runtime.errors import InferCompileError, Problem
 from .ship import runtime_folder
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
 
 def direct() -> list[str]:
-    """Names of what the modules of ``runtime/`` import: no PyTorch, nothing of the compiler."""
+    """What the modules of ``runtime/`` import, as requirements: no PyTorch, nothing of the compiler."""
     lines = (runtime_folder() / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return [_name(line) for line in lines if line]
+    return [line for line in lines if line]
 
 
-def pinned(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(name, version) of ``names`` and of everything they need here, sorted.
+def pinned(requirements: Iterable[str]) -> list[tuple[str, str]]:
+    """(name, version) of ``requirements`` and of everything they need on a machine like this one, sorted.
 
-    Raises IC341 for one of ``names`` that is not installed. What they need only on other systems is not
-    installed either, and is left out.
+    Raises IC341 for one that is not installed.
     """
     versions: dict[str, str] = {}
-    waiting = list(names)
+    waiting = [Requirement(line) for line in requirements]
     while waiting:
-        name = _normal(waiting.pop())
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
         if name in versions:
             continue
         try:
             found = distribution(name)
         except PackageNotFoundError as error:
-            if name not in names:
-                continue
             raise InferCompileError(
                 Problem(
                     "IC341",
@@ -44,15 +42,10 @@ def pinned(names: Sequence[str]) -> list[tuple[str, str]]:
                 )
             ) from error
         versions[name] = found.version
-        waiting += [_name(line) for line in found.requires or () if "extra ==" not in line]
+        waiting += [need for need in map(Requirement, found.requires or ()) if _holds(need, wanted)]
     return sorted(versions.items())
 
 
-def _name(requirement: str) -> str:
-    match = _NAME.match(requirement)
-    return match[0] if match else requirement
-
-
-def _normal(name: str) -> str:
-    """The name as the package index compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _holds(need: Requirement, by: Requirement) -> bool:
+    """Whether ``by`` brings ``need`` along here, with the extras that it asks for."""
+    return need.marker is None or any(need.marker.evaluate({"extra": name}) for name in ("", *by.extras))
