@@ -10,7 +10,7 @@ quickstart: $(VENV)/core.installed
 	$(BIN)/python specs/quickstart.py
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto -rs
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .
