@@ -9,6 +9,7 @@ from infer_compile.catalog.model import load_card
 from infer_compile.catalog.target import Target
 from infer_compile.graph.build import build
 from infer_compile.graph.graph import Graph
+from infer_compile.runtime.formats.weights import NAMES
 from infer_compile.spec.spec import Spec
 
 # Layers: 2 x (qkv 256 x 64, output 64 x 128, gate and up 256 x 64, down 64 x 128) = 98,304 weights;
@@ -97,6 +98,8 @@ def coefficients(**figures: float) -> EngineCoefficients:
         "most_sequences": 64.0,
     } | figures
     made: dict[str, Any] = {name: figure(value) for name, value in ideal.items()}
+    for name in ("weight_efficiency", "matrix_efficiency"):
+        made[name] = dict.fromkeys(NAMES, made[name])
     made |= {
         "engine": "native",
         "kind": "cpu",

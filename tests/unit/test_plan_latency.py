@@ -192,7 +192,7 @@ def test_no_prediction_lies_below_the_physical_bound(
     context: int,
     tensor: int,
 ) -> None:
-    """Weights and cache once over the peak bandwidth, operations over the dense peak, all devices together."""
+    """Weights and cache once over the peak bandwidth, operations over the dense peak; all devices."""
     if tensor > 1 and link_gbs(target) is None:
         return
     engine = FACTS.coefficients.of("native", target.kind)

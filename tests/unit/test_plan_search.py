@@ -78,8 +78,11 @@ def test_every_decision_and_every_number_has_its_source() -> None:
     numbers = made.predicted.model_dump(exclude={"sources", "workload", "memory_gib"})
     memory = {f"memory_gib.{part}" for part in made.predicted.memory_gib.model_dump()} - {"memory_gib.total"}
     assert set(made.predicted.sources) == set(numbers) | memory
-    # Nothing that rests on an assumed coefficient passes for a measurement.
-    assert made.predicted.sources["itl_ms"].basis == "assumption"
+    # Nothing that rests on an assumed or a published figure passes for a measurement.
+    assert made.predicted.sources["itl_ms"].basis == "measurement"
+    assert made.predicted.sources["ttft_ms"].basis == "published"
+    for target in (cpu(measured=False), gpu()):
+        assert plan(spec(), tiny(), target).predicted.sources["itl_ms"].basis == "assumption"
     assert made.predicted.sources["memory_gib.weights"].basis == "arithmetic"
 
 

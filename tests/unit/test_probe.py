@@ -144,6 +144,14 @@ def test_this_machine_is_measured_once(counted: list[str], tmp_path: Path) -> No
     assert find_target("this-machine", Path(), "") == first
 
 
+def test_what_was_kept_meanwhile_stands(counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = machine.probe()
+    monkeypatch.setattr(
+        machine, "probe", lambda: machine.remember(measured).model_copy(update={"bandwidth_gbs": 1.0})
+    )
+    assert machine.this_machine() == measured
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

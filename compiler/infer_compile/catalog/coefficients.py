@@ -44,11 +44,13 @@ class EngineCoefficients(_Frozen):
 
     engine: str
     kind: Literal["cpu", "gpu", "unified"]
-    weight_efficiency: Figure
+    weight_efficiency: dict[str, Figure]
+    """By weight format."""
     unmeasured_bandwidth: Figure
     """Share of a target's bandwidth to reckon with where it is a peak and not a measurement."""
     cache_efficiency: dict[LevelName, Figure]
-    matrix_efficiency: Figure
+    matrix_efficiency: dict[str, Figure]
+    """By weight format; of the rate that ``latency.matrix_tflops`` takes for it."""
     attention_efficiency: Figure
     step_us: Figure
     layer_us: Figure
@@ -61,13 +63,7 @@ class EngineCoefficients(_Frozen):
     batch_tokens: TokenBudget
     most_sequences: Figure
 
-    @field_validator(
-        "weight_efficiency",
-        "unmeasured_bandwidth",
-        "matrix_efficiency",
-        "attention_efficiency",
-        "memory_fraction",
-    )
+    @field_validator("unmeasured_bandwidth", "attention_efficiency", "memory_fraction")
     @classmethod
     def _share(cls, figure: Figure) -> Figure:
         # Above one a prediction would lie below the physical bound.
@@ -75,10 +71,10 @@ class EngineCoefficients(_Frozen):
             raise ValueError("must be more than 0 and at most 1")
         return figure
 
-    @field_validator("cache_efficiency")
+    @field_validator("weight_efficiency", "cache_efficiency", "matrix_efficiency")
     @classmethod
-    def _shares(cls, figures: dict[LevelName, Figure]) -> dict[LevelName, Figure]:
-        return {level: cls._share(figure) for level, figure in figures.items()}
+    def _shares(cls, figures: dict[str, Figure]) -> dict[str, Figure]:
+        return {name: cls._share(figure) for name, figure in figures.items()}
 
     @property
     def time_basis(self) -> Basis:
@@ -86,9 +82,9 @@ class EngineCoefficients(_Frozen):
         return weakest(
             figure.basis
             for figure in (
-                self.weight_efficiency,
+                *self.weight_efficiency.values(),
                 *self.cache_efficiency.values(),
-                self.matrix_efficiency,
+                *self.matrix_efficiency.values(),
                 self.attention_efficiency,
                 self.step_us,
                 self.layer_us,

@@ -71,10 +71,10 @@ def machine(
         bandwidth *= coefficients.unmeasured_bandwidth.value
     cache = {name: bandwidth * figure.value for name, figure in coefficients.cache_efficiency.items()}
     return Machine(
-        weight_bandwidth=bandwidth * coefficients.weight_efficiency.value,
+        weight_bandwidth=bandwidth * coefficients.weight_efficiency[weights.name].value,
         exact_bandwidth=cache["bf16"],
         packed_bandwidth=cache[level],
-        matrix_rate=matrices * 1e12 * coefficients.matrix_efficiency.value,
+        matrix_rate=matrices * 1e12 * coefficients.matrix_efficiency[weights.name].value,
         attention_rate=attention * 1e12 * coefficients.attention_efficiency.value,
         step=coefficients.step_us.value * 1e-6,
         layer=coefficients.layer_us.value * 1e-6,

@@ -20,11 +20,12 @@ def sources(asked: Deployment, chosen: Candidate) -> dict[str, Source]:
     """One entry for each figure of ``predicted``."""
     engine, target = asked.engine, asked.target
     device = target_basis(target)
+    reached = device if target.measured else weakest((device, engine.unmeasured_bandwidth.basis))
     speed = (
         "measured by a probe" if target.measured else f"of {target.name}'s file, grade {target.confidence}"
     )
     step = Source(
-        basis=weakest((device, engine.time_basis)),
+        basis=weakest((reached, engine.time_basis)),
         text=f"bytes and operations of the graph over bandwidth and matrix rate ({speed}) and the "
         f"coefficients of engine {engine.engine} on a {engine.kind} ({engine.time_basis})",
     )

@@ -23,7 +23,11 @@ METHOD = "Probed by method 1."
 def this_machine() -> Target:
     """The remembered figures, if they are of this processor, these cores and this memory; else new ones."""
     remembered = recall()
-    return remembered if remembered is not None else remember(probe())
+    if remembered is not None:
+        return remembered
+    measured = probe()
+    # A second build may have measured meanwhile: what was kept first stands for both.
+    return recall() or remember(measured)
 
 
 def cache_file() -> Path:
