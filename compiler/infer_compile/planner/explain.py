@@ -94,7 +94,7 @@ def _bottleneck(plan: Plan) -> str:
         case "interconnect":
             return f"{step.links:g} of {total:g} ms between the devices"
         case "fixed cost":
-            return f"{step.fixed:g} of {total:g} ms per step whatever it carries"
+            return f"{step.fixed:g} of {total:g} ms of overhead per step and sequence"
         case _:
             return f"{step.prefill:g} of {total:g} ms for prompts computed in between"
 
