@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .experts import Experts
+from .fields import Fields
 from .layer import Layer
 from .operations import Operation
 
@@ -18,7 +19,8 @@ class MixtureShape:
 
     ``router`` and ``corrections`` are tensors under ``module``: the matrix, and vectors of an entry per
     expert. ``names`` are the modules of an expert, the last leads back. ``inputs``: what experts read, where
-    it is not the hidden size. ``shared``: the module that every token passes through, of ``shared_width``.
+    it is not the hidden size. ``shared``: the module that every token passes through, of ``shared_width``;
+    ``shared_bias`` is for one without a gate.
     """
 
     experts: int
@@ -33,7 +35,18 @@ class MixtureShape:
     shared: str = ""
     shared_width: int = 0
     shared_names: tuple[str, ...] | None = None
+    shared_bias: bool = False
     activation: str = "silu"
+
+
+def chosen(fields: Fields, experts: str, key: str = "num_experts_per_tok") -> int:
+    """The experts that a token passes through, under ``key``: of those under ``experts``, at most all."""
+    per_token, among = fields.integer(key), fields.integer(experts)
+    if fields.sound(key, experts) and per_token > among:
+        fields.contradiction(
+            f"{key} {per_token} is more than {experts} {among}", "a token passes through some of the experts"
+        )
+    return per_token
 
 
 def mix(layer: Layer, shape: MixtureShape) -> Iterator[Operation]:
@@ -97,6 +110,8 @@ def share(layer: Layer, shape: MixtureShape) -> Iterator[Operation]:
     module = shape.shared
     names = shape.shared_names or shape.names
     if len(names) == 2 and names[0] == "up_proj":
-        yield from layer.plain("mlp.shared", module, shape.shared_width, (names[0], names[1]), False)
+        yield from layer.plain(
+            "mlp.shared", module, shape.shared_width, (names[0], names[1]), shape.shared_bias
+        )
     else:
         yield from layer.gated("mlp.shared", module, shape.shared_width, shape.activation, names)

@@ -9,7 +9,7 @@ from .. import latent_layer
 from ..counted import Counted, counted
 from ..fields import Fields
 from ..layer import Layer
-from ..mixture import MixtureShape, mix
+from ..mixture import MixtureShape, chosen, mix
 from ..operations import Operation
 
 NAMES = ("DeepseekV2ForCausalLM",)
@@ -41,7 +41,7 @@ def latent(
     shared = fields.nullable("n_shared_experts", minimum=0) or 0
     mixture = MixtureShape(
         experts=fields.integer("n_routed_experts"),
-        per_token=fields.integer("num_experts_per_tok"),
+        per_token=chosen(fields, "n_routed_experts"),
         width=expert,
         corrections=("gate.e_score_correction_bias",) if corrected else (),
         shared="mlp.shared_experts" if shared else "",

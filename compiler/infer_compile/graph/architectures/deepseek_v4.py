@@ -16,7 +16,7 @@ from ..counted import Counted, counted
 from ..fields import Fields
 from ..latent import Index, LatentAttend
 from ..layer import Layer
-from ..mixture import MixtureShape, mix
+from ..mixture import MixtureShape, chosen, mix
 from ..operations import Operation
 from ..source import Source
 from .mixtral import EXPERT
@@ -63,7 +63,7 @@ def read(fields: Fields) -> Counted:
     hashed = fields.integer("num_hash_layers", minimum=0)
     streams, hidden = fields.integer("hc_mult"), fields.integer("hidden_size")
     experts = fields.integer("n_routed_experts")
-    per_token = fields.integer("num_experts_per_tok")
+    per_token = chosen(fields, "n_routed_experts")
 
     def write(layer: Layer) -> Iterator[Operation]:
         mixture = MixtureShape(

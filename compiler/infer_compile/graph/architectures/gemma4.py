@@ -13,7 +13,7 @@ from ..counted import Counted, counted, language
 from ..fields import Fields
 from ..grouped import Grouped, attend
 from ..layer import Layer
-from ..mixture import MixtureShape, mix_stacked
+from ..mixture import MixtureShape, chosen, mix_stacked
 from ..operations import Operation
 
 NAMES = ("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM")
@@ -88,7 +88,7 @@ def _attention(text: Fields, window: int) -> tuple[Grouped, Grouped]:
 def _mixture(text: Fields) -> MixtureShape:
     return MixtureShape(
         experts=text.integer("num_experts"),
-        per_token=text.integer("top_k_experts"),
+        per_token=chosen(text, "num_experts", "top_k_experts"),
         width=text.integer("moe_intermediate_size"),
         module="router",
         router="proj.weight",

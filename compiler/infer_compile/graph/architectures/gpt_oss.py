@@ -11,7 +11,7 @@ from ..counted import Counted, counted
 from ..fields import Fields
 from ..grouped import Grouped, attend
 from ..layer import Layer
-from ..mixture import MixtureShape, mix_stacked
+from ..mixture import MixtureShape, chosen, mix_stacked
 from ..operations import Operation
 
 NAMES = ("GptOssForCausalLM",)
@@ -26,7 +26,7 @@ def read(fields: Fields) -> Counted:
     hidden, width = fields.integer("hidden_size"), fields.integer("intermediate_size")
     mixture = MixtureShape(
         experts=fields.integer("num_local_experts"),
-        per_token=fields.integer("num_experts_per_tok"),
+        per_token=chosen(fields, "num_local_experts"),
         width=width,
         router="router.weight",
         corrections=("router.bias",),

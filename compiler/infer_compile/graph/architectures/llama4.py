@@ -11,7 +11,7 @@ from ..counted import Counted, counted, language
 from ..fields import Fields
 from ..grouped import Grouped, attend
 from ..layer import Layer
-from ..mixture import MixtureShape, mix_stacked
+from ..mixture import MixtureShape, chosen, mix_stacked
 from ..operations import Operation
 
 NAMES = ("Llama4ForConditionalGeneration", "Llama4ForCausalLM")
@@ -37,7 +37,7 @@ def read(fields: Fields) -> Counted:
     module = "feed_forward"
     mixture = MixtureShape(
         experts=text.integer("num_local_experts"),
-        per_token=text.integer("num_experts_per_tok"),
+        per_token=chosen(text, "num_local_experts"),
         width=width,
         module=module,
         router="router.weight",

@@ -9,7 +9,7 @@ from ..counted import Counted, counted
 from ..fields import Fields
 from ..grouped import Grouped, attend
 from ..layer import Layer
-from ..mixture import MixtureShape, mix
+from ..mixture import MixtureShape, chosen, mix
 from ..operations import Operation
 
 NAMES = ("MiMoV2FlashForCausalLM",)
@@ -31,7 +31,7 @@ def read(fields: Fields) -> Counted:
     shared = fields.nullable("n_shared_experts", minimum=0) or 0
     mixture = MixtureShape(
         experts=fields.integer("n_routed_experts"),
-        per_token=fields.integer("num_experts_per_tok"),
+        per_token=chosen(fields, "n_routed_experts"),
         width=expert,
         corrections=("gate.e_score_correction_bias",),
         shared="mlp.shared_experts" if shared else "",

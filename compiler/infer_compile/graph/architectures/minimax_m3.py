@@ -13,7 +13,7 @@ from ..fields import Fields
 from ..grouped import Grouped, attend
 from ..latent import Index
 from ..layer import Layer
-from ..mixture import MixtureShape, mix
+from ..mixture import MixtureShape, chosen, mix
 from ..operations import Operation
 from .mixtral import EXPERT
 
@@ -28,9 +28,11 @@ def read(fields: Fields) -> Counted:
     text.need("moe_layer_freq")
     text.need(SPARSE)
     mixed = text.kinds("moe_layer_freq", layers, FLAGS) or ()
-    sparse = text.section(SPARSE) or Fields({}, text.where)
-    if text.has(SPARSE):
-        sparse.need("sparse_attention_freq")
+    section = text.section(SPARSE)
+    if section is None and text.has(SPARSE):
+        text.wrong(SPARSE, "an object that tells which layers select keys, and how")
+    sparse = section or Fields({}, text.where)
+    sparse.need("sparse_attention_freq")
     indexed = sparse.kinds("sparse_attention_freq", layers, FLAGS) or ()
     size = decoder.head_dim(text)
     full = Grouped(
@@ -45,7 +47,7 @@ def read(fields: Fields) -> Counted:
     shared = text.integer("n_shared_experts", minimum=0)
     mixture = MixtureShape(
         experts=text.integer("num_local_experts"),
-        per_token=text.integer("num_experts_per_tok"),
+        per_token=chosen(text, "num_local_experts"),
         width=text.integer("intermediate_size"),
         module="block_sparse_moe",
         corrections=("e_score_correction_bias",) if text.boolean("use_routing_bias", True) else (),

@@ -9,7 +9,7 @@ from ..counted import Counted, counted
 from ..fields import Fields
 from ..grouped import Grouped, attend
 from ..layer import Layer
-from ..mixture import MixtureShape, mix
+from ..mixture import MixtureShape, chosen, mix
 from ..operations import Operation
 
 NAMES = ("MixtralForCausalLM",)
@@ -25,7 +25,7 @@ def read(fields: Fields) -> Counted:
     )
     mixture = MixtureShape(
         experts=fields.integer("num_local_experts"),
-        per_token=fields.integer("num_experts_per_tok"),
+        per_token=chosen(fields, "num_local_experts"),
         width=fields.integer("intermediate_size"),
         module="block_sparse_moe",
         names=EXPERT,

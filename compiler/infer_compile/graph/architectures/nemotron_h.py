@@ -11,7 +11,7 @@ from ..counted import Counted, counted
 from ..fields import Fields
 from ..grouped import Grouped, attend
 from ..layer import Layer
-from ..mixture import MixtureShape, mix
+from ..mixture import MixtureShape, chosen, mix
 from ..operations import Operation
 from ..state import StateMix, element_bytes
 
@@ -86,7 +86,7 @@ def _mixture(fields: Fields) -> MixtureShape:
     shared = fields.integer("n_shared_experts", minimum=0)
     return MixtureShape(
         experts=fields.integer("n_routed_experts"),
-        per_token=fields.integer("num_experts_per_tok"),
+        per_token=chosen(fields, "n_routed_experts"),
         width=fields.integer("moe_intermediate_size"),
         module="mixer",
         corrections=("gate.e_score_correction_bias",),
@@ -94,6 +94,7 @@ def _mixture(fields: Fields) -> MixtureShape:
         inputs=fields.integer("moe_latent_size") if fields.has("moe_latent_size") else None,
         shared="mixer.shared_experts" if shared else "",
         shared_width=fields.integer("moe_shared_expert_intermediate_size") if shared else 0,
+        shared_bias=fields.boolean("mlp_bias", False),
     )
 
 

@@ -12,7 +12,7 @@ from ..counted import Counted, counted, language
 from ..fields import Fields
 from ..grouped import Grouped, attend
 from ..layer import Layer
-from ..mixture import MixtureShape, mix
+from ..mixture import MixtureShape, chosen, mix
 from ..operations import Operation
 from ..state import StateMix, element_bytes
 
@@ -92,7 +92,7 @@ def _mlp(text: Fields) -> Write:
 def _mixture(text: Fields) -> Write:
     mixture = MixtureShape(
         experts=text.integer("num_experts"),
-        per_token=text.integer("num_experts_per_tok"),
+        per_token=chosen(text, "num_experts"),
         width=text.integer("moe_intermediate_size"),
         shared="mlp.shared_expert",
         shared_width=text.integer("shared_expert_intermediate_size"),

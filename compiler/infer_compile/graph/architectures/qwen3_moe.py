@@ -10,7 +10,7 @@ from ..counted import Counted, counted
 from ..fields import Fields
 from ..grouped import Grouped, attend
 from ..layer import Layer
-from ..mixture import MixtureShape, mix
+from ..mixture import MixtureShape, chosen, mix
 from ..operations import Operation
 from .qwen2 import layer_windows
 
@@ -26,7 +26,7 @@ def read(fields: Fields) -> Counted:
     dense = fields.integers("mlp_only_layers") or ()
     mixture = MixtureShape(
         experts=fields.integer("num_experts"),
-        per_token=fields.integer("num_experts_per_tok"),
+        per_token=chosen(fields, "num_experts"),
         width=fields.integer("moe_intermediate_size"),
     )
 

@@ -10,7 +10,7 @@ from ..counted import Counted, counted, language
 from ..fields import Fields
 from ..grouped import Grouped, attend
 from ..layer import Layer
-from ..mixture import MixtureShape, mix_stacked
+from ..mixture import MixtureShape, chosen, mix_stacked
 from ..operations import Operation
 
 NAMES = ("Step3p7FlashForCausalLM",)
@@ -30,7 +30,7 @@ def read(fields: Fields) -> Counted:
     expert = text.integer("moe_intermediate_size")
     mixture = MixtureShape(
         experts=text.integer("num_experts"),
-        per_token=text.integer("num_experts_per_tok"),
+        per_token=chosen(text, "num_experts"),
         width=expert,
         module="moe",
         corrections=("router_bias",) if text.boolean("use_moe_router_bias", True) else (),
