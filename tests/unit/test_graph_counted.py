@@ -177,6 +177,13 @@ class TestCaches:
             (problem,) = caught.value.problems
             assert problem.code == "IC115" and problem.where == name
 
+    def test_yarn_stretches_the_context(self) -> None:
+        scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+        assert build(shrunk("qwen3-30b-a3b")).max_context == 40960
+        assert build(shrunk("qwen3-30b-a3b", rope_scaling=scaling)).max_context == 131072
+        with pytest.raises(InferCompileError, match="factor is missing"):
+            build(shrunk("qwen3-30b-a3b", rope_scaling={"type": "yarn"}))
+
     def test_one_shape_is_told_where_there_is_one(self) -> None:
         found = graph("gpt-oss-20b")
         assert (found.heads, found.kv_heads, found.head_dim) == (64, 8, 64)

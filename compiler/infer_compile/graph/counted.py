@@ -71,7 +71,7 @@ def counted(
         hidden=fields.integer("hidden_size"),
         layers=fields.integer("num_hidden_layers"),
         epsilon=fields.number(epsilon, 1e-6),
-        max_context=fields.integer("max_position_embeddings"),
+        max_context=_reach(fields),
         tied=fields.boolean("tie_word_embeddings", tied),
         write=write,
         reason=reason,
@@ -82,6 +82,16 @@ def counted(
         layer_norm=layer_norm,
         last=last,
     )
+
+
+def _reach(fields: Fields) -> int:
+    """Positions that the model was made for; YaRN stretches those that it was trained on."""
+    stated = fields.integer("max_position_embeddings")
+    settings = fields.section("rope_parameters") or fields.section("rope_scaling")
+    if settings is None or settings.text("rope_type", settings.text("type", "default")) != "yarn":
+        return stated
+    trained = settings.integer("original_max_position_embeddings", stated)
+    return max(stated, int(settings.number("factor") * trained))
 
 
 def graph(shape: Counted, architecture: str, name: str) -> Graph:

@@ -28,7 +28,7 @@ class Experts:
 
     @property
     def width(self) -> int:
-        """Values per token of the widest intermediate result, over all experts of a token."""
+        """Values per token, over all its experts: gate and up side by side, or what they give back."""
         return self.experts_per_token * max(2 * self.inner, self.inputs)
 
     @property

@@ -29,7 +29,6 @@ class MixtureShape:
     module: str = "mlp"
     router: str = "gate.weight"
     corrections: tuple[str, ...] = ()
-    expert_module: str = "experts"
     names: tuple[str, ...] = NAMES
     inputs: int | None = None
     shared: str = ""
@@ -54,7 +53,7 @@ def mix(layer: Layer, shape: MixtureShape) -> Iterator[Operation]:
     yield route(layer, shape)
     inputs = shape.inputs or layer.hidden
     sizes = [(shape.width, inputs)] * (len(shape.names) - 1) + [(inputs, shape.width)]
-    stem = f"{shape.module}.{shape.expert_module}.{{}}"
+    stem = f"{shape.module}.experts.{{}}"
     yield Experts(
         name=layer.name("mlp.experts"),
         layer=layer.index,

@@ -56,9 +56,9 @@ def read(fields: Fields) -> Counted:
         index_dim=fields.integer("index_head_dim"),
         index_top=fields.integer("index_topk"),
     )
-    for key, size in (("head_dim", shape.head_dim), ("index_head_dim", shape.index_dim)):
-        if fields.sound(key) and size % 128:
-            fields.wrong(key, "a multiple of 128, the tokens that a compressed key stands for")
+    for key, size, ratio in (("head_dim", shape.head_dim, 128), ("index_head_dim", shape.index_dim, INDEXED)):
+        if fields.sound(key) and size % ratio:
+            fields.wrong(key, f"a multiple of {ratio}, the tokens that a compressed key stands for")
     expert, shared = fields.integer("moe_intermediate_size"), fields.integer("n_shared_experts")
     hashed = fields.integer("num_hash_layers", minimum=0)
     streams, hidden = fields.integer("hc_mult"), fields.integer("hidden_size")
