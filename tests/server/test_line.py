@@ -142,6 +142,7 @@ def test_it_streams_an_answer_over_http(server: http.client.HTTPConnection) -> N
             "model": "tiny",
             "messages": [{"role": "user", "content": "hello"}],
             "max_tokens": 7,
+            "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
         },
