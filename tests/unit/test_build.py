@@ -13,9 +13,12 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+import fake_hub
+import huggingface_hub
 import pytest
 import tiny
 from click.testing import CliRunner, Result
+from test_source import reach
 
 from infer_compile.build import phases, requirements, ship
 from infer_compile.bundle import layout
@@ -159,6 +162,21 @@ def test_what_cannot_be_built_is_refused_before_anything_is_written(spec: Path) 
     refused = run("build", spec)
     assert refused.exit_code == 1 and "IC220" in refused.stderr and "cpu" in refused.stderr
     assert not Path("bundles").exists()
+
+
+def test_a_model_of_the_hub_is_pinned_to_its_commit(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(spec.parent / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    spec.write_text(spec.read_text().replace("source: model", "source: hf://org/small, revision: main"))
+    with fake_hub.serving({"org/small": Path("model")}) as (address, _):
+        reach(monkeypatch, address)
+        built = run("build", spec)
+    assert built.exit_code == 0, built.output
+    source = verify(Path("bundles/tiny")).source
+    assert (source.source, source.revision) == ("hf://org/small", fake_hub.COMMIT)
+    # Without the hub, what was downloaded is as good.
+    reach(monkeypatch, "http://127.0.0.1:9")
+    assert "up to date" in run("build", spec).stderr
 
 
 KILLED = """
