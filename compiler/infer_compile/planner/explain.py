@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .plan import Plan
-from .units import GIB, size
+from .units import GIB, duration, size
 
 BAR_CELLS = 48
 _PARTS = (
@@ -76,8 +76,8 @@ def headline(plan: Plan) -> str:
     term = _bottleneck(plan)
     return (
         f"{plan.model.name or plan.model.source} ({_count(plan.model.parameters)} parameters) on {devices}, "
-        f"{load.concurrency} sequence{'s' * (load.concurrency > 1)} in flight: {seen.itl_ms:g} ms between "
-        f"tokens, limited by {seen.bottleneck} ({term})."
+        f"{load.concurrency} sequence{'s' * (load.concurrency > 1)} in flight: {duration(seen.itl_ms)} "
+        f"between tokens, limited by {seen.bottleneck} ({term})."
     )
 
 
@@ -103,8 +103,11 @@ def expected(plan: Plan) -> list[tuple[str, str]]:
     seen = plan.predicted
     load, loss = seen.workload, seen.quality_loss_percent
     rows = [
-        ("time to first token", f"{seen.ttft_ms:g} ms for a prompt of {load.input_tokens:,} tokens"),
-        ("time between tokens", f"{seen.itl_ms:g} ms at a mean context of {load.context_tokens:,} tokens"),
+        ("time to first token", f"{duration(seen.ttft_ms)} for a prompt of {load.input_tokens:,} tokens"),
+        (
+            "time between tokens",
+            f"{duration(seen.itl_ms)} at a mean context of {load.context_tokens:,} tokens",
+        ),
         (
             "tokens per second",
             f"{seen.tokens_per_second_per_user:g} per user, {seen.tokens_per_second:g} in total",
@@ -127,7 +130,7 @@ def step_lines(plan: Plan) -> list[tuple[str, str]]:
     """The parts of a decode step that take time."""
     step, total = plan.predicted.step_ms, plan.predicted.itl_ms
     return [
-        (name, f"{value:g} ms  {value / total:4.0%}")
+        (name, f"{duration(value)}  {value / total:4.0%}")
         for key, name in _STEP
         if (value := getattr(step, key)) > 0
     ]
@@ -157,7 +160,7 @@ def other_lines(plan: Plan) -> list[tuple[str, str]]:
     return [
         (
             f"{other.target}: {other.weights}, {other.kv} cache",
-            f"{other.itl_ms:g} ms, {other.tokens_per_second:g} tokens/s, {other.memory_gib:g} GiB, "
+            f"{duration(other.itl_ms)}, {other.tokens_per_second:g} tokens/s, {other.memory_gib:g} GiB, "
             f"{other.quality_loss_percent:g} % loss; gives up {other.gives_up}",
         )
         for other in plan.alternatives
