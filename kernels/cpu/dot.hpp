@@ -63,42 +63,51 @@ template <int BITS, int GROUP, int T>
 inline void dot_group(const uint8_t* w, const int8_t* a, size_t stride, const int32_t* sums, size_t sums_stride,
                       vf out[T][VECTORS]) {
   const __m256i ones = _mm256_set1_epi16(1);
-  for (int v = 0; v < VECTORS; ++v) {
-    __m256i total[T];
-    for (int t = 0; t < T; ++t)
-      total[t] = BITS == 8 ? _mm256_setzero_si256() : _mm256_set1_epi32(-8 * sums[t * sums_stride]);
-    if constexpr (BITS == 8) {
-      for (int k = 0; k < GROUP; k += 4) {
-        const __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + k * ROWS + v * 32));
-        const __m256i weight = _mm256_xor_si256(stored, _mm256_set1_epi8(-128));
+  __m256i total[T][VECTORS];
+  for (int t = 0; t < T; ++t)
+    for (int v = 0; v < VECTORS; ++v)
+      total[t][v] = BITS == 8 ? _mm256_setzero_si256() : _mm256_set1_epi32(-8 * sums[t * sums_stride]);
+  const auto stored = [&](size_t offset) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + offset)); };
+  if constexpr (BITS == 8) {
+    for (int k = 0; k < GROUP; k += 4) {
+      for (int v = 0; v < VECTORS; ++v) {
+        const __m256i weight = _mm256_xor_si256(stored(k * ROWS + v * 32), _mm256_set1_epi8(-128));
         const __m256i size = _mm256_abs_epi8(weight);
         for (int t = 0; t < T; ++t) {
           // |w| * (sign(w) a): weights and activations lie within 127, so pairs fit 16 bits.
           const __m256i signed_a = _mm256_sign_epi8(_mm256_set1_epi32(load4(a + t * stride + k)), weight);
-          total[t] = _mm256_add_epi32(total[t], _mm256_madd_epi16(_mm256_maddubs_epi16(size, signed_a), ones));
+          total[t][v] = _mm256_add_epi32(total[t][v], _mm256_madd_epi16(_mm256_maddubs_epi16(size, signed_a), ones));
         }
-      }
-    } else {
-      // Eight products of a pair stay within 8 * 2 * 15 * 127 = 30480: 32 inputs are summed in 16 bits.
-      for (int k = 0; k < GROUP; k += 32) {
-        __m256i sum[T];
-        for (int t = 0; t < T; ++t) sum[t] = _mm256_setzero_si256();
-        for (int j = k; j < k + 32; j += 8) {
-          const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + j * ROWS / 2 + v * 32));
-          const __m256i low = _mm256_and_si256(both, _mm256_set1_epi8(15));
-          const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
-          for (int t = 0; t < T; ++t) {
-            const __m256i first = _mm256_set1_epi32(load4(a + t * stride + j));
-            const __m256i second = _mm256_set1_epi32(load4(a + t * stride + j + 4));
-            sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(low, first));
-            sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(high, second));
-          }
-        }
-        for (int t = 0; t < T; ++t) total[t] = _mm256_add_epi32(total[t], _mm256_madd_epi16(sum[t], ones));
       }
     }
-    for (int t = 0; t < T; ++t) out[t][v] = _mm256_cvtepi32_ps(total[t]);
+  } else {
+    // Eight products of a pair stay within 8 * 2 * 15 * 127 = 30480: 32 inputs are summed in 16 bits.
+    for (int k = 0; k < GROUP; k += 32) {
+      __m256i sum[T][VECTORS];
+      for (int t = 0; t < T; ++t)
+        for (int v = 0; v < VECTORS; ++v) sum[t][v] = _mm256_setzero_si256();
+      for (int j = k; j < k + 32; j += 8) {
+        __m256i low[VECTORS], high[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) {
+          const __m256i both = stored(j * ROWS / 2 + v * 32);
+          low[v] = _mm256_and_si256(both, _mm256_set1_epi8(15));
+          high[v] = _mm256_and_si256(_mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+        }
+        for (int t = 0; t < T; ++t) {
+          const __m256i first = _mm256_set1_epi32(load4(a + t * stride + j));
+          const __m256i second = _mm256_set1_epi32(load4(a + t * stride + j + 4));
+          for (int v = 0; v < VECTORS; ++v) {
+            sum[t][v] = _mm256_add_epi16(sum[t][v], _mm256_maddubs_epi16(low[v], first));
+            sum[t][v] = _mm256_add_epi16(sum[t][v], _mm256_maddubs_epi16(high[v], second));
+          }
+        }
+      }
+      for (int t = 0; t < T; ++t)
+        for (int v = 0; v < VECTORS; ++v) total[t][v] = _mm256_add_epi32(total[t][v], _mm256_madd_epi16(sum[t][v], ones));
+    }
   }
+  for (int t = 0; t < T; ++t)
+    for (int v = 0; v < VECTORS; ++v) out[t][v] = _mm256_cvtepi32_ps(total[t][v]);
 }
 
 #else
