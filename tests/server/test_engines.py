@@ -13,10 +13,11 @@ from test_scheduler import Answer, run, submit
 from infer_compile.codegen.engine import LIBRARY, PROGRAM, WEIGHTS
 from infer_compile.codegen.generate import SOURCE, generate
 from infer_compile.codegen.repack import repack
-from infer_compile.codegen.toolchain import find, host_architecture
+from infer_compile.codegen.toolchain import find
 from infer_compile.graph.build import build
 from infer_compile.lower.assemble import assemble
 from infer_compile.lower.signs import signs
+from infer_compile.probe.cpu import host_architecture
 from infer_compile.quantize.checkpoint import Checkpoint
 from infer_compile.quantize.read import reference_loader
 from infer_compile.quantize.write import write

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from infer_compile.codegen.toolchain import host_architecture
+from infer_compile.probe.cpu import host_architecture
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import tiny

@@ -24,7 +24,7 @@ from infer_compile.build import phases, requirements, ship
 from infer_compile.bundle import layout
 from infer_compile.bundle.verify import verify
 from infer_compile.cli.main import main
-from infer_compile.codegen.toolchain import host_architecture
+from infer_compile.probe.cpu import host_architecture
 from infer_compile.runtime.errors import InferCompileError
 
 

@@ -19,6 +19,10 @@ from .resources import folder
 THIS_MACHINE = "this-machine"
 
 
+Architecture = Literal["x86-64", "aarch64"]
+Isa = Literal["avx512", "avx2", "portable"]
+
+
 class Rates(Strict):
     """Dense matrix rates with 32-bit accumulation, 1e12 operations per second.
 
@@ -40,8 +44,8 @@ class Link(Strict):
 class Cpu(Strict):
     """What the native engine is compiled for when it runs on the processor."""
 
-    architecture: Literal["x86-64", "aarch64"]
-    isa: Literal["avx512", "avx2", "portable"]
+    architecture: Architecture
+    isa: Isa
     """``avx512`` stands for AVX-512 F, BW, DQ and VL with VNNI; ``avx2`` for AVX2 with FMA and F16C."""
     cores: Annotated[int, Field(ge=1)]
 

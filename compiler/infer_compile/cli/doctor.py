@@ -14,8 +14,8 @@ from typing import Literal
 
 import click
 
-from ..codegen.toolchain import find, host_architecture
-from ..probe.cpu import processor
+from ..codegen.toolchain import find
+from ..probe.cpu import host_architecture, processor
 from ..probe.gpu import gpus, nvml
 from ..probe.machine import cache_file, memory_bytes, recall
 from ..runtime.errors import Exit, InferCompileError

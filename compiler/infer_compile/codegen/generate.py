@@ -29,6 +29,8 @@ from ..runtime.kv.codec import unpack_signs
 from .blocks import WeightsLayout
 
 SOURCE = "engine.cpp"
+CODE_BITS = 3
+"""Of a compressed element: what kernels/cpu/cache.hpp packs."""
 VECTOR = 16
 """Widths are multiples of the longest vector, so that no kernel has a ragged end."""
 
@@ -179,7 +181,6 @@ def _same_angles(a: Rotary, b: Rotary) -> bool:
 def _render(program: Program) -> str:
     view = _View(program)
     layout = WeightsLayout(program)
-    codes = 3
     quantize = [op for op in _operations(program) if isinstance(op, Quantize)]
     names = sorted({op.output for op in quantize})
     selected = _selected(program)
@@ -210,8 +211,8 @@ def _render(program: Program) -> str:
         weights_bytes=layout.bytes,
         offsets=layout.offsets,
         heads=next(op.heads for op in _operations(program) if isinstance(op, Attend)),
-        centroids=_floats(centroids(codes)),
-        boundaries=_floats(boundaries(codes)),
+        centroids=_floats(centroids(CODE_BITS)),
+        boundaries=_floats(boundaries(CODE_BITS)),
         signs=_floats(signs) if signs is not None else ["1.0f"],
         rotaries=[
             {"frequencies": r.frequencies, "head_dim": r.head_dim, "scale": r.scale} for r in view.rotaries

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from ..catalog.target import Architecture, Isa
+from ..probe.cpu import host_architecture
 from ..runtime.errors import InferCompileError, Problem
-
-Architecture = Literal["x86-64", "aarch64"]
-Isa = Literal["avx512", "avx2", "portable"]
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 ISA_FLAGS: dict[Isa, tuple[str, ...]] = {
@@ -70,17 +67,6 @@ class Toolchain:
                 )
             )
         aside.replace(output)
-
-
-def host_architecture() -> Architecture | None:
-    """This machine's, or None if it is neither of those that engines are generated for."""
-    names: dict[str, Architecture] = {
-        "x86_64": "x86-64",
-        "amd64": "x86-64",
-        "aarch64": "aarch64",
-        "arm64": "aarch64",
-    }
-    return names.get(platform.machine().lower())
 
 
 def find(architecture: Architecture, *, static: bool = False) -> Toolchain:

@@ -6,12 +6,9 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from ..catalog.target import Architecture, Isa
 from .cgroup import cpu_quota
-
-Architecture = Literal["x86-64", "aarch64"]
-Isa = Literal["avx512", "avx2", "portable"]
 
 _ARCHITECTURES: dict[str, Architecture] = {
     "x86_64": "x86-64",
@@ -45,7 +42,7 @@ def processor() -> Processor:
     """The processor of this machine."""
     cpuinfo = Path("/proc/cpuinfo")
     fields = parse(cpuinfo.read_text(encoding="utf-8", errors="replace")) if cpuinfo.is_file() else {}
-    architecture = _ARCHITECTURES.get(platform.machine().lower())
+    architecture = host_architecture()
     flags = frozenset((fields.get("flags") or fields.get("Features") or "").split())
     return Processor(
         name=fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine(),
@@ -55,6 +52,11 @@ def processor() -> Processor:
         flags=flags,
         cores=cores(),
     )
+
+
+def host_architecture() -> Architecture | None:
+    """This machine's, or None if it is neither of those that engines are generated for."""
+    return _ARCHITECTURES.get(platform.machine().lower())
 
 
 def parse(cpuinfo: str) -> dict[str, str]:

@@ -86,7 +86,7 @@ def probe() -> Target:
 
 
 def _described(found: Processor, memory: int) -> Target:
-    """All but the rates, which are placeholders."""
+    """All but the bandwidth and the rates, which the caller measures and fills in."""
     if found.architecture is None:
         raise InferCompileError(
             Problem(
