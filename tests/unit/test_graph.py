@@ -15,9 +15,10 @@ from infer_compile.graph.graph import Graph
 from infer_compile.graph.operations import Attend, HeadNorm, Linear, Rotary
 from infer_compile.graph.storage import (
     misfits,
+    native_scheme,
     output_buffers,
     stores_head,
-    streamed_bytes,
+    shared_bytes,
     token_buffers,
     weight_bytes,
 )
@@ -126,8 +127,8 @@ def test_weight_bytes_are_those_of_every_tensor(tied: bool, name: str, group: in
     layers = graph.totals.weight_elements * matrix + graph.totals.vector_elements * 2
     assert stores_head(tied, weights) is not (tied and name == "bf16")
     stored = 2 * 256_000 + layers + (256_000 * head if stores_head(tied, weights) else 0)
-    assert weight_bytes(graph, weights) == stored
-    assert streamed_bytes(graph.totals, weights) == layers + 256_000 * head
+    assert weight_bytes(graph, native_scheme(weights)) == stored
+    assert shared_bytes(graph.totals, native_scheme(weights)) == layers + 256_000 * head
 
 
 def test_groups_that_do_not_divide_are_named() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from infer_compile.graph.build import build
 from infer_compile.graph.graph import Graph
-from infer_compile.graph.storage import output_buffers, token_buffers, weight_bytes
+from infer_compile.graph.storage import native_scheme, output_buffers, token_buffers, weight_bytes
 from infer_compile.lower.assemble import assemble
 from infer_compile.lower.lower import lower
 from infer_compile.lower.signs import signs
@@ -71,7 +71,7 @@ def test_counted_bytes_are_the_programs(
     architecture: str, changes: dict[str, object], weights: WeightFormat
 ) -> None:
     of = graph(architecture, **changes)
-    assert program(of, weights).weight_bytes == weight_bytes(of, weights)
+    assert program(of, weights).weight_bytes == weight_bytes(of, native_scheme(weights))
 
 
 @pytest.mark.parametrize(("architecture", "changes"), VARIANTS)
@@ -220,7 +220,7 @@ def planned(of: Graph, weights: WeightFormat, level: LevelName = "tq3") -> Plan:
             format=weights.name,
             group=weights.group,
             bits_per_weight=weights.bits_per_weight,
-            bytes=weight_bytes(of, weights),
+            bytes=weight_bytes(of, native_scheme(weights)),
             gib=0.1,
         ),
         kv=KvPart(

@@ -1,8 +1,9 @@
 """What is stored in which format: one rule, for the planner who counts and for the lowering that obeys.
 
-A format belongs to the matrices of the layers. The embedding and all vectors are bf16. The head is bf16 with
-bf16 weights and int8 with rounded ones (its errors reach the logits unaveraged); a tied head that is rounded
-is a tensor of its own, one that is not shares the embedding's table.
+Of our own engine, a format belongs to the matrices of the layers. The embedding and all vectors are bf16. The
+head is bf16 with bf16 weights and int8 with rounded ones (its errors reach the logits unaveraged); a tied head
+that is rounded is a tensor of its own, one that is not shares the embedding's table. What other engines store
+is in ``catalog/formats.yaml``; bytes are counted by one rule for all.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..runtime.errors import InferCompileError, Problem
+from ..catalog.formats import Bits, WeightScheme
 from ..runtime.formats.weights import BF16, WeightFormat, weight_format
-from .cost import Totals, expected_experts
+from .cost import Mixture, Totals, expected_experts
 from .experts import Experts
 from .graph import Graph
 from .latent import LatentAttend
@@ -50,66 +51,70 @@ def stored_format(role: Role, weights: WeightFormat) -> WeightFormat:
     return BF16
 
 
+def native_scheme(weights: WeightFormat) -> WeightScheme:
+    """What our own engine stores when the layers' matrices are in ``weights``."""
+    head = stored_format("head", weights)
+    matrix = stored_format("matrix", weights).bits_per_weight
+    return WeightScheme(
+        name=weights.name,
+        bits=Bits(
+            table=stored_format("table", weights).bits_per_weight,
+            matrix=matrix,
+            expert=matrix,
+            head=head.bits_per_weight,
+        ),
+        products="bf16" if weights.activation == "none" else weights.activation,
+        group=weights.group,
+        own_head=head != BF16,
+        source="runtime/formats/weights.py",
+    )
+
+
 def stores_head(tied: bool, weights: WeightFormat) -> bool:
-    """Whether the head is a tensor of its own."""
-    return not tied or stored_format("head", weights) != BF16
+    """Whether the head of our own engine is a tensor of its own."""
+    return not tied or native_scheme(weights).own_head
 
 
-def weight_bytes(graph: Graph, weights: WeightFormat) -> int:
+def weight_bytes(graph: Graph, scheme: WeightScheme) -> int:
     """Bytes of all weights of the engine."""
     totals = graph.totals
-    head = totals.head_elements if stores_head(graph.tied, weights) else 0
-    return (
-        _bytes(totals.table_elements, stored_format("table", weights))
-        + _bytes(totals.weight_elements + totals.expert_elements, stored_format("matrix", weights))
-        + _bytes(head, stored_format("head", weights))
-        + _bytes(totals.vector_elements + totals.expert_vector_elements, stored_format("vector", weights))
-    )
+    shared = graph.tied and not scheme.own_head
+    table = 0 if shared else _bytes(totals.table_elements, scheme.bits.table)
+    every = sum(group.layers * group.experts * one_expert_bytes(group, scheme) for group in totals.mixtures)
+    return round(table + shared_bytes(totals, scheme) + every)
 
 
-def streamed_bytes(totals: Totals, weights: WeightFormat) -> int:
-    """Bytes of weights that every step reads: all but the embedding, of which it reads a row per token.
-
-    Raises InferCompileError: IC116 for a mixture of experts, where it depends on the batch; there it is
-    ``shared_bytes`` and ``expert_bytes``.
-    """
-    if totals.mixtures:
-        raise InferCompileError(
-            Problem(
-                "IC116",
-                "what a step reads of a mixture of experts depends on its batch",
-                because="each token passes through a few experts, and this reckoning has one figure for all",
-                fix="choose a model without experts",
-            )
-        )
-    return shared_bytes(totals, weights)
-
-
-def shared_bytes(totals: Totals, weights: WeightFormat) -> int:
+def shared_bytes(totals: Totals, scheme: WeightScheme) -> float:
     """Bytes of weights that every step reads whatever its batch: all but the embedding and the experts."""
+    matrix = 16.0 if scheme.experts_only and totals.mixtures else scheme.bits.matrix
     return (
-        _bytes(totals.weight_elements, stored_format("matrix", weights))
-        + _bytes(totals.head_elements, stored_format("head", weights))
-        + _bytes(totals.vector_elements, stored_format("vector", weights))
+        _bytes(totals.weight_elements, matrix)
+        + _bytes(totals.head_elements, scheme.bits.head)
+        + _bytes(totals.vector_elements, BF16.bits)
     )
 
 
-def expert_bytes(totals: Totals, weights: WeightFormat, tokens: float) -> float:
+def one_expert_bytes(group: Mixture, scheme: WeightScheme) -> float:
+    """Bytes of one expert of one layer."""
+    return _bytes(group.expert_elements, scheme.bits.expert) + _bytes(
+        group.expert_vector_elements, BF16.bits
+    )
+
+
+def expert_bytes(totals: Totals, scheme: WeightScheme, tokens: float) -> float:
     """Bytes of the experts that a step of ``tokens`` tokens is expected to read (an array does too)."""
     return sum(
         group.layers
         * expected_experts(group.experts, group.experts_per_token, tokens)
-        * (
-            _bytes(group.expert_elements, stored_format("matrix", weights))
-            + _bytes(group.expert_vector_elements, stored_format("vector", weights))
-        )
+        * one_expert_bytes(group, scheme)
         for group in totals.mixtures
     )
 
 
-def _bytes(elements: int, form: WeightFormat) -> int:
-    # Groups lie along rows and divide them (``misfits``), so bytes depend on the number of elements alone.
-    return form.bytes(1, elements)
+def _bytes(elements: int, bits: float) -> float:
+    # Groups lie along rows and divide them (``misfits``), so bytes depend on the number of elements alone;
+    # bits with the scales of a group are dyadic, so that of our own formats none is lost to rounding.
+    return elements * bits / 8
 
 
 def misfits(graph: Graph, weights: WeightFormat) -> tuple[Misfit, ...]:

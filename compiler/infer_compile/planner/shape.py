@@ -2,53 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..catalog.formats import WeightScheme
 from ..graph.cost import Totals
 from ..graph.graph import Graph
-from ..graph.storage import misfits, output_buffers, streamed_bytes, token_buffers, weight_bytes
-from ..runtime.formats.weights import GROUPS, NAMES, WeightFormat, weight_format
+from ..graph.latent import LatentAttend
+from ..graph.storage import (
+    native_scheme,
+    one_expert_bytes,
+    output_buffers,
+    shared_bytes,
+    token_buffers,
+    weight_bytes,
+)
+from ..runtime.formats.weights import BF16, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """What a model takes in one weight format: bytes of all weights, bytes that every step reads, and values
-    of all buffers for each token and for each row of logits."""
+class Heads:
+    """What the caches of the layers of one ``Attention`` of the totals share: ``kv_heads`` heads (1 for a
+    latent cache, which devices do not divide) with vectors of ``width`` numbers."""
 
-    weight_bytes: int
-    streamed_bytes: int
-    token_values: int
-    output_values: int
+    kv_heads: int
+    width: int
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """``stored`` holds the formats whose groups divide every matrix."""
+    """``heads`` has an entry for each of ``totals.attention``; ``query_heads`` is what the heads of all layers
+    divide by. ``token_values`` and ``output_values`` are the float values of all buffers for each token of a
+    step and for each row of logits."""
 
     layers: int
     hidden: int
+    vocabulary: int
+    parameters: int
+    active_parameters: int
+    max_context: int
     totals: Totals
-    stored: Mapping[WeightFormat, Stored]
+    heads: tuple[Heads, ...]
+    query_heads: int
+    token_values: int
+    output_values: int
+
+    @property
+    def experts(self) -> int:
+        """Experts that devices can be dealt: those that every mixture divides into; 0 without any."""
+        counts = [group.experts for group in self.totals.mixtures]
+        return min(counts, default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a model takes in one weight format, in bytes: all of it; what every step reads whatever its batch;
+    one expert of each mixture of the totals. ``token_values`` are as the shape's, with those that the format
+    adds."""
+
+    scheme: WeightScheme
+    weight_bytes: int
+    shared_bytes: float
+    expert_bytes: tuple[float, ...]
+    token_values: int
 
 
 def shape(graph: Graph) -> Shape:
-    """The sums of ``graph``, in every format that fits it."""
+    """The sums of ``graph``."""
     totals = graph.totals
-    outputs = sum(output_buffers(graph).values())
-    forms = [weight_format(name, group) for name in NAMES for group in GROUPS]
+    attends = graph.attention
+    heads = []
+    for group in totals.attention:
+        here = [one for one in attends if (one.cost.window, one.cost.selected) == (group.window, group.selected)]
+        latent = [one.key_dim for one in here if isinstance(one, LatentAttend)]
+        if latent:
+            heads.append(Heads(1, max(latent)))
+        else:
+            kv_heads = min(one.kv_heads for one in here if not isinstance(one, LatentAttend))
+            heads.append(Heads(kv_heads, group.cache_elements_per_token // (2 * group.layers * kv_heads)))
+    query_heads = [one.heads for one in attends]
     return Shape(
         layers=graph.layers,
         hidden=graph.hidden,
+        vocabulary=graph.vocabulary,
+        parameters=graph.parameters,
+        active_parameters=graph.active_parameters,
+        max_context=graph.max_context,
         totals=totals,
-        stored={
-            form: Stored(
-                weight_bytes=weight_bytes(graph, form),
-                streamed_bytes=streamed_bytes(totals, form),
-                token_values=sum(token_buffers(graph, form).values()),
-                output_values=outputs,
-            )
-            for form in dict.fromkeys(forms)
-            if not misfits(graph, form)
-        },
+        heads=tuple(heads),
+        query_heads=min(query_heads, default=1),
+        token_values=sum(token_buffers(graph, BF16).values()),
+        output_values=sum(output_buffers(graph).values()),
+    )
+
+
+def stored(graph: Graph, scheme: WeightScheme) -> Stored:
+    """``graph`` as an engine other than ours stores it."""
+    return _stored(graph, scheme, BF16)
+
+
+def native_stored(graph: Graph, weights: WeightFormat) -> Stored:
+    """``graph`` as our own engine stores it; the bytes are exact."""
+    return _stored(graph, native_scheme(weights), weights)
+
+
+def _stored(graph: Graph, scheme: WeightScheme, weights: WeightFormat) -> Stored:
+    totals = graph.totals
+    return Stored(
+        scheme=scheme,
+        weight_bytes=weight_bytes(graph, scheme),
+        shared_bytes=shared_bytes(totals, scheme),
+        expert_bytes=tuple(one_expert_bytes(group, scheme) for group in totals.mixtures),
+        token_values=sum(token_buffers(graph, weights).values()),
     )
