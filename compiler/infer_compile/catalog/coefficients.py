@@ -1,201 +1,175 @@
-"""What the planner multiplies bytes and operations with: data with sources, in coefficients.yaml."""
+"""What the planner multiplies bytes and operations with to get seconds: data with sources, in coefficients.yaml.
+
+Measurements calibrate an engine (in one build) on a class of devices. Where none exist, what is known of the
+engine elsewhere speaks, and at last a prior; how far a figure was carried is told with it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from ..runtime.formats.kv import LevelName
+from .figure import Basis, Frozen
+from .target import Target
 
-Basis = Literal["arithmetic", "measurement", "datasheet", "published", "assumption"]
-"""Strongest first; ``arithmetic`` is exact."""
-_STRENGTH: tuple[Basis, ...] = ("arithmetic", "measurement", "datasheet", "published", "assumption")
+Share = Annotated[float, Field(gt=0, le=1)]
+"""Above one a prediction would lie below the physical bound."""
+Micro = Annotated[float, Field(ge=0)]
+"""Microseconds."""
+Ratio = Annotated[float, Field(gt=0)]
 
+Reach = Literal["device", "class", "family", "engine", "prior"]
+"""How near the nearest measurements are: on this device with this engine, on a device of its class, of its
+family of classes, elsewhere with this engine, nowhere. Nearest first."""
 
-def weakest(bases: Iterable[Basis]) -> Basis:
-    """What a number computed from numbers of these bases is worth."""
-    return max(bases, key=_STRENGTH.index, default="arithmetic")
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+REACHES: tuple[Reach, ...] = ("device", "class", "family", "engine", "prior")
 
 
-class Figure(_Frozen):
-    value: float
-    basis: Basis
-    source: str
-
-
-class TokenBudget(_Frozen):
-    """Bounds of the tokens of one step."""
-
-    smallest: int
-    largest: int
-    source: str
-
-
-class EngineCoefficients(_Frozen):
-    """One engine on one kind of device. Efficiencies are shares of the target's bandwidth and matrix rate."""
-
-    engine: str
-    kind: Literal["cpu", "gpu", "unified"]
-    weight_efficiency: dict[str, Figure]
-    """By weight format."""
-    unmeasured_bandwidth: Figure
-    """Share of a target's bandwidth to reckon with where it is a peak and not a measurement."""
-    cache_efficiency: dict[LevelName, Figure]
-    matrix_efficiency: dict[str, Figure]
-    """By weight format; of the rate that ``latency.matrix_tflops`` takes for it."""
-    attention_efficiency: Figure
-    step_us: Figure
-    layer_us: Figure
-    sequence_us: Figure
-    reduce_us: Figure
-    """Of one all-reduce, its bytes aside."""
-    memory_fraction: Figure
-    overhead_gib: Figure
-    weight_overhead_fraction: Figure
-    batch_tokens: TokenBudget
-    most_sequences: Figure
-
-    @field_validator("unmeasured_bandwidth", "attention_efficiency", "memory_fraction")
-    @classmethod
-    def _share(cls, figure: Figure) -> Figure:
-        # Above one a prediction would lie below the physical bound.
-        if not 0 < figure.value <= 1:
-            raise ValueError("must be more than 0 and at most 1")
-        return figure
-
-    @field_validator("weight_efficiency", "cache_efficiency", "matrix_efficiency")
-    @classmethod
-    def _shares(cls, figures: dict[str, Figure]) -> dict[str, Figure]:
-        return {name: cls._share(figure) for name, figure in figures.items()}
-
-    @property
-    def time_basis(self) -> Basis:
-        """What a predicted time is worth, as far as the engine is concerned."""
-        return weakest(
-            figure.basis
-            for figure in (
-                *self.weight_efficiency.values(),
-                *self.cache_efficiency.values(),
-                *self.matrix_efficiency.values(),
-                self.attention_efficiency,
-                self.step_us,
-                self.layer_us,
-                self.sequence_us,
-            )
-        )
-
-
-class Queueing(_Frozen):
-    """Time to first token over that of the bare prefill, by the number of sequences in flight."""
-
-    source: str
-    basis: Basis
-    concurrency: tuple[int, ...]
-    factor: tuple[float, ...]
-
-    @model_validator(mode="after")
-    def _table(self) -> Queueing:
-        if len(self.concurrency) != len(self.factor) or list(self.concurrency) != sorted(
-            set(self.concurrency)
-        ):
-            raise ValueError("concurrency has to rise, with one factor each")
-        return self
-
-
-class CacheChoices(_Frozen):
-    page_tokens: Figure
-    sink_pages: Figure
-    recent_pages: Figure
-
-
-class ChoiceMargins(_Frozen):
-    prefill_efficiency: Figure
-    compressed_gain: Figure
-    lossy_gain: Figure
-
-
-class Coefficients(_Frozen):
-    schema_version: Literal[1]
-    engines: tuple[EngineCoefficients, ...]
-    queueing: Queueing
-    cache: CacheChoices
-    choice: ChoiceMargins
-
-    def of(self, engine: str, kind: str) -> EngineCoefficients:
-        """Those of ``engine`` on a target of ``kind``; raises KeyError where there are none."""
-        for entry in self.engines:
-            if (entry.engine, entry.kind) == (engine, kind):
-                return entry
-        raise KeyError((engine, kind))
-
-
-class Loss(_Frozen):
-    """Expected loss of a format or level for models of ``parameters_b`` (from, below), in percent."""
+class DeviceClass(Frozen):
+    """Devices whose coefficients are taken to be alike. An empty list matches every device."""
 
     name: str
-    parameters_b: tuple[float, float]
-    low: float
-    expected: float
-    high: float
-    basis: Basis
-    source: str
+    family: str
+    vendors: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+
+    def holds(self, target: Target) -> bool:
+        pairs = (
+            (self.vendors, target.vendor),
+            (self.kinds, target.kind),
+            (self.capabilities, target.compute_capability),
+        )
+        return all(not allowed or value in allowed for allowed, value in pairs)
+
+
+class Rates(Frozen):
+    """One engine, in one build, on one class of devices.
+
+    Efficiencies are shares of the target's bandwidth and dense rate, by weight format or cache level; ``other``
+    stands for those without an entry. ``reduce_us`` is one all-reduce within a machine and ``node_us`` one
+    message between machines, their bytes aside. ``routing`` is the exponent of the tokens that choose experts
+    independently: real tokens of a batch share experts more often than chance does.
+    """
+
+    weight_efficiency: dict[str, Share]
+    cache_efficiency: dict[str, Share]
+    matrix_efficiency: dict[str, Share]
+    attention_efficiency: Share
+    link_efficiency: Share
+    step_us: Micro
+    layer_us: Micro
+    mixture_us: Micro
+    sequence_us: Micro
+    prompt_us: Micro
+    prompt_layer_us: Micro
+    reduce_us: Micro
+    node_us: Micro
+    routing: Share
 
     @model_validator(mode="after")
-    def _ordered(self) -> Loss:
-        if not self.low <= self.expected <= self.high:
-            raise ValueError("low, expected and high have to rise")
+    def _complete(self) -> Rates:
+        for name in ("weight_efficiency", "cache_efficiency", "matrix_efficiency"):
+            if "other" not in getattr(self, name):
+                raise ValueError(f'{name} lacks "other"')
         return self
 
 
-class Quality(_Frozen):
-    """Evidence on what each weight format and each cache level costs."""
+class Waiting(Frozen):
+    """What a first token waits for beside its own prompt: see ``planner.forecast``.
+
+    ``others``: share of the prefill of the prompts in flight that a prompt waits for. ``queued``: requests of a closed
+    load that wait for a slot though there is one for each. ``request_us``: before the engine sees a request.
+    """
+
+    others: Ratio
+    queued: Annotated[float, Field(ge=0)]
+    request_us: Micro
+
+
+class Spread(Frozen):
+    """Measured over predicted time: the quantiles that hold 80 % of what was left out of the fit."""
+
+    itl: tuple[Ratio, Ratio]
+    ttft: tuple[Ratio, Ratio]
+    e2e: tuple[Ratio, Ratio]
+
+
+class Calibration(Frozen):
+    """``build`` None: any build without an entry of its own. ``device_class``: a class, a family, or None for any
+    device."""
+
+    engine: str
+    build: str | None = None
+    device_class: str | None = None
+    devices: tuple[str, ...] = ()
+    """Those that were measured."""
+    formats: tuple[str, ...] = ()
+    """The weight formats that were measured."""
+    rates: Rates
+    waiting: Waiting
+    spread: Spread
+    basis: Basis
+    source: str
+
+
+class Coefficients(Frozen):
+    """``sustained`` is the share of a processor's peak bandwidth that its cores reach, for those that were not
+    probed; the efficiencies of other kinds are shares of the datasheet's peak. ``widen`` is by how much an
+    interval grows where figures were carried from afar."""
 
     schema_version: Literal[1]
-    default_budget_percent: Figure
-    weights: tuple[Loss, ...]
-    kv: tuple[Loss, ...]
+    sustained: Share
+    sustained_source: str
+    widen: dict[Reach, Annotated[float, Field(ge=1)]]
+    classes: tuple[DeviceClass, ...]
+    calibrations: tuple[Calibration, ...]
 
-    def of_weights(self, name: str, parameters: int) -> Loss:
-        """The loss of a weight format; raises KeyError where nothing is known."""
-        return _find(self.weights, name, parameters)
+    def device_class(self, target: Target) -> DeviceClass:
+        """The first class that holds ``target``; the last holds all."""
+        return next(each for each in self.classes if each.holds(target))
 
-    def of_kv(self, name: str, parameters: int) -> Loss:
-        """The loss of a cache level; raises KeyError where nothing is known."""
-        return _find(self.kv, name, parameters)
+    def find(
+        self, engine: str, target: Target, weights: str, build: str | None = None
+    ) -> tuple[Calibration, Reach]:
+        """What is known nearest to ``engine`` on ``target`` with ``weights``, and how near that is.
 
-
-def _find(losses: tuple[Loss, ...], name: str, parameters: int) -> Loss:
-    for loss in losses:
-        start, end = loss.parameters_b
-        if loss.name == name and start <= parameters / 1e9 < end:
-            return loss
-    raise KeyError((name, parameters))
-
-
-class Facts(_Frozen):
-    """All that the planner knows beside the spec, the graph and the target."""
-
-    coefficients: Coefficients
-    quality: Quality
-
-
-def load_facts() -> Facts:
-    """The facts that ship with this version."""
-    return Facts(
-        coefficients=Coefficients.model_validate(_read("coefficients.yaml")),
-        quality=Quality.model_validate(_read("quality.yaml")),
-    )
+        A build that was measured on the class of the device comes first; then the newest one measured there with
+        that weight format (the last in the file), the class, its family, the engine. An engine without any
+        entry gets the prior.
+        """
+        found = self.device_class(target)
+        places: tuple[tuple[str | None, Reach], ...] = (
+            (found.name, "class"),
+            (found.family, "family"),
+            (None, "engine"),
+        )
+        mine = [each for each in self.calibrations if each.engine == engine]
+        for place, reach in places:
+            here = [each for each in mine if each.device_class == place]
+            chosen = _choose(here, weights, build)
+            if chosen:
+                return chosen, "device" if target.id in chosen.devices else reach
+        prior = next(each for each in self.calibrations if each.engine == "prior")
+        return prior, "prior"
 
 
-def _read(name: str) -> object:
-    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-    # libyaml, where PyYAML was built with it, is ten times faster.
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def _choose(here: list[Calibration], weights: str, build: str | None) -> Calibration | None:
+    """Of calibrations of one engine and place: the build's, else the newest with the format, else the newest."""
+    if build is not None:
+        for each in here:
+            if each.build is not None and build == each.build:
+                return each
+        plain = [each for each in here if each.build is None]
+        if plain:
+            return plain[-1]
+    return _last(each for each in here if weights in each.formats) or _last(here)
+
+
+def _last(found: Iterable[Calibration]) -> Calibration | None:
+    last = None
+    for last in found:
+        pass
+    return last

@@ -1,99 +1,42 @@
-"""Time: fixed cost + bytes / bandwidth + operations / rate, one term each, added.
+"""Time: fixed cost + bytes / bandwidth + operations / rate + links, one term each, added.
 
-Adding (rather than taking the largest) overlaps nothing, so a prediction never lies below the physical bound.
-Work is counted for the whole model and divided evenly over the devices that share it.
+Adding (rather than taking the largest) overlaps nothing, and no efficiency is above one, so a prediction never lies
+below the physical bound. Numbers may be arrays, one entry per candidate.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..catalog.coefficients import EngineCoefficients
+import numpy as np
+
+from ..catalog.coefficients import Calibration, Coefficients, Rates, Reach
+from ..catalog.figure import Basis
+from ..catalog.formats import CacheScheme, WeightScheme
 from ..catalog.target import Target
-from ..graph.cost import Totals
-from ..runtime.formats.kv import CacheLayout, LevelName
-from ..runtime.formats.weights import BF16, WeightFormat
-from .memory import per_device, read_bytes
+from ..graph.cost import Attention, Totals, expected_experts
+from ..runtime.errors import Exit, InferCompileError, Problem
+from ..runtime.formats.weights import BF16
+from .cache import Cache, Floats, read_bytes
+from .layout import Layout
 from .shape import Shape, Stored
 
 REDUCES_PER_LAYER = 2
 """Tensor parallelism adds up partial sums after attention and after the MLP."""
-REDUCED_ELEMENT_BYTES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What one device (of ``tensor``) does per second, efficiencies applied: bytes, operations; and seconds
-    of fixed cost per step, layer, sequence and all-reduce. ``link`` is 0 with one device."""
-
-    weight_bandwidth: float
-    exact_bandwidth: float
-    packed_bandwidth: float
-    matrix_rate: float
-    attention_rate: float
-    step: float
-    layer: float
-    sequence: float
-    reduce: float
-    link: float
-    tensor: int
-
-
-def matrix_tflops(target: Target, weights: WeightFormat) -> float | None:
-    """Dense rate for products with ``weights``, 1e12 per second; None where the target states none.
-
-    Activations rounded to int8 run at the int8 rate where it is known, else at the bf16 rate.
-    """
-    if weights.activation == "int8" and target.rates.int8_tops is not None:
-        return target.rates.int8_tops
-    return target.rates.bf16_tflops
-
-
-def link_gbs(target: Target) -> float | None:
-    """1e9 bytes per second and direction between two devices: the interconnect, else over the host."""
-    for link in (target.interconnect, target.host_link):
-        if link is not None and link.gbs_per_direction is not None:
-            return link.gbs_per_direction
-    return None
-
-
-def machine(
-    target: Target, weights: WeightFormat, level: LevelName, coefficients: EngineCoefficients, tensor: int = 1
-) -> Machine:
-    """``target`` as the engine of ``coefficients`` uses it. Raises ValueError where the target does not state
-    the rate of the matrices or, for several devices, of the link."""
-    matrices, attention = matrix_tflops(target, weights), matrix_tflops(target, BF16)
-    link = link_gbs(target) if tensor > 1 else 0.0
-    if matrices is None or attention is None or link is None:
-        raise ValueError(f"{target.id} states no {'link' if link is None else 'matrix'} rate")
-    bandwidth = target.bandwidth_gbs * 1e9
-    if not target.measured:
-        bandwidth *= coefficients.unmeasured_bandwidth.value
-    cache = {name: bandwidth * figure.value for name, figure in coefficients.cache_efficiency.items()}
-    return Machine(
-        weight_bandwidth=bandwidth * coefficients.weight_efficiency[weights.name].value,
-        exact_bandwidth=cache["bf16"],
-        packed_bandwidth=cache[level],
-        matrix_rate=matrices * 1e12 * coefficients.matrix_efficiency[weights.name].value,
-        attention_rate=attention * 1e12 * coefficients.attention_efficiency.value,
-        step=coefficients.step_us.value * 1e-6,
-        layer=coefficients.layer_us.value * 1e-6,
-        sequence=coefficients.sequence_us.value * 1e-6,
-        reduce=coefficients.reduce_us.value * 1e-6,
-        link=link * 1e9,
-        tensor=tensor,
-    )
+EXCHANGES_PER_MIXTURE = 2
+"""Expert parallelism over copies of the attention sends tokens to their experts, and the sums back."""
+SENT_ELEMENT_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds by what they are spent on."""
+    """Seconds by what they are spent on: floats, or equally long arrays."""
 
-    weights: float = 0.0
-    cache: float = 0.0
-    compute: float = 0.0
-    fixed: float = 0.0
-    links: float = 0.0
+    weights: Floats = 0.0
+    cache: Floats = 0.0
+    compute: Floats = 0.0
+    fixed: Floats = 0.0
+    links: Floats = 0.0
 
     def __add__(self, other: Times) -> Times:
         return Times(
@@ -104,112 +47,367 @@ class Times:
             self.links + other.links,
         )
 
+    def __sub__(self, other: Times) -> Times:
+        return self + other.times(-1.0)
+
+    def times(self, factor: Floats) -> Times:
+        return Times(
+            self.weights * factor,
+            self.cache * factor,
+            self.compute * factor,
+            self.fixed * factor,
+            self.links * factor,
+        )
+
     @property
-    def total(self) -> float:
+    def total(self) -> Floats:
         return self.weights + self.cache + self.compute + self.fixed + self.links
 
 
 @dataclass(frozen=True, slots=True)
-class Runner:
-    """A model in given formats on a machine: seconds of its steps."""
+class Speed:
+    """What one device does per second for one engine, weight scheme and cache level, efficiencies applied: bytes and
+    operations; and seconds of fixed cost per step, layer, layer with experts, sequence, prompt, layer of a prompt,
+    all-reduce and message between machines. ``link`` and ``network`` (bytes per second and direction within and
+    between machines) are 0 where the target has none.
 
-    shape: Shape
-    stored: Stored
-    layout: CacheLayout
-    machine: Machine
+    ``peak_*`` are what the target states, for the bound.
+    """
 
-    def decode(self, sequences: float, context: int) -> Times:
-        """One step in which ``sequences`` sequences of ``context`` tokens each gain one token."""
-        reads = self._reads(context)
-        return (
-            self._step()
-            + self._tokens(sequences, sequences)
-            + self._attention(sequences * attention_operations(self.shape.totals, context - 1, 1))
-            + Times(cache=sequences * reads, fixed=sequences * self.machine.sequence)
+    weight_bandwidth: float
+    exact_bandwidth: float
+    packed_bandwidth: float
+    matrix_rate: float
+    attention_rate: float
+    link: float
+    network: float
+    step: float
+    layer: float
+    mixture: float
+    sequence: float
+    prompt: float
+    prompt_layer: float
+    reduce: float
+    node: float
+    routing: float
+    peak_bandwidth: float
+    peak_rate: float
+    calibration: Calibration
+    reach: Reach
+    widen: float
+
+    @property
+    def basis(self) -> Basis:
+        """What a time is worth as far as the engine is concerned: carried over from elsewhere, it is assumed."""
+        return self.calibration.basis if self.reach in ("device", "class") else "assumption"
+
+    @property
+    def source(self) -> str:
+        return self.calibration.source
+
+
+def matrix_tflops(target: Target, scheme: WeightScheme) -> float | None:
+    """Dense rate for products with ``scheme``, 1e12 per second; None where the target states none.
+
+    Inputs rounded to fewer bits run at that rate where it is known, else at the bf16 rate.
+    """
+    rates = target.rates
+    own = {"fp8": rates.fp8_tflops, "int8": rates.int8_tops, "fp4": rates.fp4_tflops}.get(scheme.products)
+    return own or rates.bf16_tflops
+
+
+def link_gbs(target: Target) -> float | None:
+    """1e9 bytes per second and direction between two devices: the interconnect, else over the host."""
+    for link in (target.interconnect, target.host_link):
+        if link is not None and link.gbs_per_direction is not None:
+            return link.gbs_per_direction
+    return None
+
+
+def network_gbs(target: Target) -> float | None:
+    """1e9 bytes per second and direction and device between machines: what a device can send over its host."""
+    if target.host_link is not None and target.host_link.gbs_per_direction is not None:
+        return target.host_link.gbs_per_direction
+    return link_gbs(target)
+
+
+def speed(
+    target: Target,
+    coefficients: Coefficients,
+    engine: str,
+    scheme: WeightScheme,
+    level: CacheScheme,
+    build: str | None = None,
+) -> Speed:
+    """``target`` as ``engine`` uses it. Raises IC206 where the target does not state the rate of the products."""
+    found, reach = coefficients.find(engine, target, scheme.name, build)
+    matrices = matrix_tflops(target, scheme)
+    if matrices is None:
+        raise InferCompileError(
+            Problem(
+                "IC206",
+                f"{target.id} states no rate of matrix products",
+                fix="copy the target's file and add rates.bf16_tflops",
+            ),
+            Exit.INFEASIBLE,
         )
-
-    def chunk(self, start: int, tokens: int, outputs: int = 0) -> Times:
-        """One step with ``tokens`` new tokens of a single prompt after ``start`` cached ones.
-
-        The cache is taken to be read once, as its last token sees it.
-        """
-        return (
-            self._step()
-            + self._tokens(tokens, outputs)
-            + self._attention(attention_operations(self.shape.totals, start, tokens))
-            + Times(cache=self._reads(start + tokens), fixed=self.machine.sequence)
-        )
-
-    def prefill(self, tokens: int, chunk: int) -> Times:
-        """A prompt of ``tokens`` tokens, alone, in chunks, to its first token."""
-        times = Times()
-        for start in range(0, tokens, chunk):
-            count = min(chunk, tokens - start)
-            times += self.chunk(start, count, outputs=int(start + count == tokens))
-        return times
-
-    def interleaved(self, tokens: float, prompt: int) -> Times:
-        """What ``tokens`` more tokens of prompts of ``prompt`` tokens add to a step."""
-        pairs = attention_operations(self.shape.totals, 0, prompt) / prompt
-        return self._tokens(tokens, 0) + self._attention(tokens * pairs)
-
-    def _step(self) -> Times:
-        """What every step costs, whatever it carries."""
-        machine = self.machine
-        streamed = self.stored.streamed_bytes / machine.tensor
-        reduces = REDUCES_PER_LAYER * self.shape.layers * machine.reduce if machine.tensor > 1 else 0.0
-        return Times(
-            weights=streamed / machine.weight_bandwidth,
-            fixed=machine.step + self.shape.layers * machine.layer,
-            links=reduces,
-        )
-
-    def _tokens(self, tokens: float, outputs: float) -> Times:
-        """Products, embedding rows and reductions of ``tokens`` tokens, ``outputs`` of them with logits."""
-        machine = self.machine
-        operations = tokens * self.shape.totals.flops_per_token + outputs * self.shape.totals.flops_per_output
-        rows = tokens * BF16.bytes(1, self.shape.hidden)
-        return Times(
-            weights=rows / machine.weight_bandwidth,
-            compute=operations / machine.tensor / machine.matrix_rate,
-            links=self._reduce(tokens),
-        )
-
-    def _reduce(self, tokens: float) -> float:
-        """Seconds that the bytes of the all-reduces of ``tokens`` tokens take, in a ring."""
-        tensor = self.machine.tensor
-        if tensor == 1:
-            return 0.0
-        message = tokens * self.shape.hidden * REDUCED_ELEMENT_BYTES
-        return REDUCES_PER_LAYER * self.shape.layers * 2 * (tensor - 1) / tensor * message / self.machine.link
-
-    def _attention(self, operations: float) -> Times:
-        return Times(compute=operations / self.machine.tensor / self.machine.attention_rate)
-
-    def _reads(self, context: int) -> float:
-        """Seconds to read the cache of one sequence."""
-        layout = per_device(self.layout, self.machine.tensor)
-        seconds = 0.0
-        for group in self.shape.totals.attention:
-            exact, packed = read_bytes(layout, context, group.window, group.layers)
-            seconds += exact / self.machine.exact_bandwidth + packed / self.machine.packed_bandwidth
-        return seconds
-
-
-def attention_operations(totals: Totals, start: int, tokens: int) -> float:
-    """Attention operations of ``tokens`` new tokens after ``start`` cached ones, over all layers."""
-    return float(
-        sum(
-            group.flops_per_token_context * seen_keys(start, tokens, group.window)
-            for group in totals.attention
-        )
+    bandwidth = target.bandwidth_gbs * 1e9
+    if target.kind == "cpu" and not target.measured:
+        bandwidth *= coefficients.sustained
+    rates = found.rates
+    return Speed(
+        weight_bandwidth=bandwidth * _of(rates.weight_efficiency, scheme.name),
+        exact_bandwidth=bandwidth * _of(rates.cache_efficiency, "bf16" if level.exact_window else level.name),
+        packed_bandwidth=bandwidth * _of(rates.cache_efficiency, level.name),
+        matrix_rate=matrices * 1e12 * _of(rates.matrix_efficiency, scheme.name),
+        attention_rate=(target.rates.bf16_tflops or matrices) * 1e12 * rates.attention_efficiency,
+        link=(link_gbs(target) or 0.0) * 1e9 * rates.link_efficiency,
+        network=(network_gbs(target) or 0.0) * 1e9 * rates.link_efficiency,
+        **_seconds(rates),
+        routing=rates.routing,
+        peak_bandwidth=target.bandwidth_gbs * 1e9,
+        peak_rate=max(matrices, target.rates.bf16_tflops or matrices) * 1e12,
+        calibration=found,
+        reach=reach,
+        widen=coefficients.widen[reach],
     )
 
 
-def seen_keys(start: int, tokens: int, window: int | None = None) -> int:
-    """Pairs of a new token and a key that it sees: the sum of min(position + 1, window)."""
-    end = start + tokens
-    if window is None or end <= window:
-        return (end * (end + 1) - start * (start + 1)) // 2
-    below = max(0, window - start)
-    return seen_keys(start, below) + (tokens - below) * window
+def _of(shares: dict[str, float], name: str) -> float:
+    return shares.get(name, shares["other"])
+
+
+def _seconds(rates: Rates) -> dict[str, float]:
+    micro = {
+        "step": rates.step_us,
+        "layer": rates.layer_us,
+        "mixture": rates.mixture_us,
+        "sequence": rates.sequence_us,
+        "prompt": rates.prompt_us,
+        "prompt_layer": rates.prompt_layer_us,
+        "reduce": rates.reduce_us,
+        "node": rates.node_us,
+    }
+    return {name: value * 1e-6 for name, value in micro.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A model in given formats, laid out over devices: seconds of its steps."""
+
+    shape: Shape
+    stored: Stored
+    cache: Cache
+    layout: Layout
+    speed: Speed
+
+    def __post_init__(self) -> None:
+        """Raises IC206 for several devices of a target that states no link."""
+        if self.speed.link == 0 and np.any(np.asarray(self.layout.devices) > 1):
+            raise InferCompileError(
+                Problem(
+                    "IC206",
+                    "the target states no link between devices",
+                    fix="count: 1, or copy the target's file and add its interconnect",
+                ),
+                Exit.INFEASIBLE,
+            )
+
+    def decode(
+        self,
+        sequences: Floats,
+        context: Floats,
+        tokens: Floats = 1,
+        prompt_tokens: Floats = 0.0,
+        prompt: Floats = 1,
+    ) -> Times:
+        """One step in which each of ``sequences`` sequences of a copy computes ``tokens`` tokens after about
+        ``context`` others, while ``prompt_tokens`` tokens of prompts of ``prompt`` tokens ride along.
+
+        The stages of a pipeline work on a share of the sequences each, so a sequence waits for all layers but for
+        a share of the others.
+        """
+        stages = np.asarray(self.layout.pipeline)
+        sequences = np.maximum(sequences / stages, np.minimum(sequences, 1.0))
+        prompt_tokens = prompt_tokens / stages
+        new = sequences * tokens
+        prompts = prompt_tokens / np.maximum(prompt, 1)
+        pairs = new * visible_keys(self.shape.totals, context) + prompts * prompt_operations(
+            self.shape.totals, prompt
+        )
+        return (
+            self._step(new + prompt_tokens)
+            + self._tokens(new + prompt_tokens, new + prompts)
+            + Times(
+                cache=sequences * self._reads(context),
+                compute=pairs / self.layout.tensor / self.speed.attention_rate,
+                fixed=sequences * self.speed.sequence + prompts * self._launch(),
+            )
+        )
+
+    def prefill(self, tokens: Floats, budget: Floats, prompts: Floats = 1) -> Times:
+        """``prompts`` prompts of ``tokens`` tokens, alone, in steps of ``budget`` tokens, to their first tokens.
+
+        Stages of a pipeline work on one chunk after another.
+        """
+        totals, stages = self.shape.totals, np.asarray(self.layout.pipeline)
+        every = np.asarray(tokens * prompts, dtype=np.float64)
+        chunks = np.ceil(every / np.minimum(budget, np.maximum(every, 1)))
+        chunk = every / np.maximum(chunks, 1)
+        filling = (chunks + stages - 1) / stages
+        pairs = prompts * prompt_operations(totals, tokens)
+        once = self._step(chunk).times(filling)
+        work = self._tokens(every, prompts) + Times(
+            cache=np.maximum(chunks, prompts) * self._reads(tokens / 2),
+            compute=pairs / self.layout.tensor / self.speed.attention_rate,
+            fixed=prompts * self.speed.prompt,
+        )
+        return (
+            once
+            + work.times(filling / np.maximum(chunks, 1))
+            + Times(fixed=chunks * self.shape.layers * self.speed.prompt_layer)
+        )
+
+    def bound(
+        self,
+        sequences: Floats,
+        context: Floats,
+        tokens: Floats = 1,
+        prompt_tokens: Floats = 0.0,
+        prompt: Floats = 1,
+    ) -> Floats:
+        """Seconds that no engine can go below in such a step of ``decode``: bytes over the target's bandwidth, or
+        operations over its rate."""
+        stages = np.asarray(self.layout.pipeline)
+        sequences = np.maximum(sequences / stages, np.minimum(sequences, 1.0))
+        prompt_tokens = prompt_tokens / stages
+        new = sequences * tokens
+        prompts = prompt_tokens / np.maximum(prompt, 1)
+        read = read_bytes(self.shape, self.cache, _whole(context), self.layout.tensor)
+        moved = self._weight_bytes(new + prompt_tokens) + sequences * (read.exact + read.packed)
+        operations = (
+            self._operations(new + prompt_tokens, new + prompts)
+            + new * visible_keys(self.shape.totals, context)
+            + prompts * prompt_operations(self.shape.totals, prompt)
+        )
+        return np.maximum(
+            moved / self.speed.peak_bandwidth, operations / self.layout.tensor / self.speed.peak_rate
+        )
+
+    def _launch(self) -> float:
+        """Fixed cost of a prompt that rides along."""
+        return self.speed.prompt + self.shape.layers * self.speed.prompt_layer
+
+    def _step(self, tokens: Floats) -> Times:
+        """What a step costs whatever it carries, and the weights that ``tokens`` tokens of a copy reach."""
+        mixtures = sum(group.layers for group in self.shape.totals.mixtures)
+        return Times(
+            weights=self._weight_bytes(tokens) / self.speed.weight_bandwidth,
+            fixed=self.speed.step + self.shape.layers * self.speed.layer + mixtures * self.speed.mixture,
+            links=self._messages(mixtures),
+        )
+
+    def _weight_bytes(self, tokens: Floats) -> Floats:
+        """Bytes that a device reads of all layers for ``tokens`` tokens of each copy; a device of a pipeline reads
+        its own layers, and the others theirs after it."""
+        layout = self.layout
+        dealt = np.asarray(layout.expert) > 1
+        together = np.where(dealt, layout.data, 1) * np.maximum(tokens, 1)
+        shards = layout.tensor * np.where(dealt, layout.data, 1)
+        reached: Floats = np.asarray(self.stored.shared_bytes / layout.tensor)
+        independent = together**self.speed.routing
+        for group, one in zip(self.shape.totals.mixtures, self.stored.expert_bytes, strict=True):
+            hit = expected_experts(group.experts, group.experts_per_token, independent)
+            reached = reached + group.layers * hit * one / shards
+        return reached + tokens * BF16.bytes(1, self.shape.hidden)
+
+    def _operations(self, tokens: Floats, outputs: Floats) -> Floats:
+        totals = self.shape.totals
+        return tokens * totals.flops_per_token + outputs * totals.flops_per_output
+
+    def _tokens(self, tokens: Floats, outputs: Floats) -> Times:
+        """Products and bytes over links of ``tokens`` tokens, ``outputs`` of them with logits."""
+        layout = self.layout
+        compute = self._operations(tokens, outputs) / layout.tensor / self.speed.matrix_rate
+        return Times(compute=compute, links=self._sent(tokens))
+
+    def _reads(self, context: Floats) -> Floats:
+        """Seconds to read the cache of one sequence."""
+        read = read_bytes(self.shape, self.cache, _whole(context), self.layout.tensor)
+        return read.exact / self.speed.exact_bandwidth + read.packed / self.speed.packed_bandwidth
+
+    def _messages(self, mixtures: int) -> Floats:
+        """Seconds that the messages of a step take, their bytes aside."""
+        layout, speed = self.layout, self.speed
+        tensor, data = np.asarray(layout.tensor), np.asarray(layout.data)
+        reduces = REDUCES_PER_LAYER * self.shape.layers * _latency(tensor, layout.per_node, speed)
+        exchanged = (np.asarray(layout.expert) > 1) & (data > 1)
+        dealt = EXCHANGES_PER_MIXTURE * mixtures * _latency(tensor * data, layout.per_node, speed)
+        hops = (np.asarray(layout.pipeline) - 1) * np.where(
+            np.asarray(layout.devices) > layout.per_node, speed.node, speed.reduce
+        )
+        return reduces + np.where(exchanged, dealt, 0.0) + hops
+
+    def _sent(self, tokens: Floats) -> Floats:
+        """Seconds that the bytes of ``tokens`` tokens of a copy take: all-reduces in a ring, exchanges with the
+        experts' devices, boundaries of a pipeline."""
+        layout, speed = self.layout, self.speed
+        if speed.link == 0:
+            return np.zeros(())
+        tensor, data = np.asarray(layout.tensor), np.asarray(layout.data)
+        message = tokens * self.shape.hidden * SENT_ELEMENT_BYTES
+        ring = REDUCES_PER_LAYER * self.shape.layers * 2 * (tensor - 1) / tensor * message
+        seconds: Floats = ring / np.where(tensor > layout.per_node, speed.network, speed.link)
+        group = tensor * data
+        away = 1 - 1 / np.maximum(data, 1)
+        for mixture in self.shape.totals.mixtures:
+            sent = (
+                EXCHANGES_PER_MIXTURE * mixture.layers * mixture.experts_per_token * away * message / tensor
+            )
+            exchanged = (np.asarray(layout.expert) > 1) & (data > 1)
+            seconds = seconds + np.where(
+                exchanged, sent / np.where(group > layout.per_node, speed.network, speed.link), 0.0
+            )
+        crossing = np.where(np.asarray(layout.devices) > layout.per_node, speed.network, speed.link)
+        return seconds + (np.asarray(layout.pipeline) - 1) * message / crossing
+
+
+def _latency(devices: Floats, per_node: int, speed: Speed) -> Floats:
+    """Seconds of one message among ``devices`` devices, its bytes aside."""
+    within = np.where(np.asarray(devices) > 1, speed.reduce, 0.0)
+    return within + np.where(np.asarray(devices) > per_node, speed.node, 0.0)
+
+
+def _whole(context: Floats) -> Floats:
+    return np.maximum(1, np.rint(context)).astype(np.int64)
+
+
+def visible_keys(totals: Totals, context: Floats) -> Floats:
+    """Attention operations of one new token after ``context`` others, over all layers."""
+    operations: Floats = context * float(totals.index_flops_per_token_context)
+    for group in totals.attention:
+        operations = operations + group.flops_per_token_context * np.minimum(context, _limit(group))
+    return operations
+
+
+def prompt_operations(totals: Totals, tokens: Floats) -> Floats:
+    """Attention operations of a prompt of ``tokens`` tokens, over all layers: those of each token with the keys
+    that it sees, in the form that prompts are computed in."""
+    operations: Floats = totals.index_flops_per_token_context * seen_keys(tokens)
+    for group in totals.attention:
+        per_pair = group.prompt_flops_per_token_context or group.flops_per_token_context
+        operations = operations + per_pair * seen_keys(tokens, _limit(group))
+    return operations
+
+
+def seen_keys(tokens: Floats, limit: float = np.inf) -> Floats:
+    """Pairs of a token and a key that it sees, itself included, in ``tokens`` tokens from the first on: the sum of
+    min(position, limit)."""
+    rising = np.minimum(tokens, limit)
+    return rising * (rising + 1) / 2 + (tokens - rising) * rising
+
+
+def _limit(group: Attention) -> float:
+    """Keys that a token of ``group`` sees at most."""
+    window = np.inf if group.window is None else group.window
+    return float(window if group.selected is None else min(window, group.selected))
