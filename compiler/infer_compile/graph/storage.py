@@ -78,10 +78,19 @@ def stores_head(tied: bool, weights: WeightFormat) -> bool:
 def weight_bytes(graph: Graph, scheme: WeightScheme) -> int:
     """Bytes of all weights of the engine."""
     totals = graph.totals
-    shared = graph.tied and not scheme.own_head
-    table = 0 if shared else _bytes(totals.table_elements, scheme.bits.table)
     every = sum(group.layers * group.experts * one_expert_bytes(group, scheme) for group in totals.mixtures)
-    return round(table + shared_bytes(totals, scheme) + every)
+    return round(table_bytes(graph, scheme) + shared_bytes(totals, scheme) + every)
+
+
+def table_bytes(graph: Graph, scheme: WeightScheme) -> float:
+    """Bytes of the embedding; 0 where a tied head is it."""
+    shared = graph.tied and not scheme.own_head
+    return 0.0 if shared else _bytes(graph.totals.table_elements, scheme.bits.table)
+
+
+def head_bytes(graph: Graph, scheme: WeightScheme) -> float:
+    """Bytes of the head."""
+    return _bytes(graph.totals.head_elements, scheme.bits.head)
 
 
 def shared_bytes(totals: Totals, scheme: WeightScheme) -> float:

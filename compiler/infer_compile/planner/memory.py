@@ -1,127 +1,164 @@
-"""What a deployment keeps in memory, in bytes of one device."""
+"""What a deployment keeps in memory, in bytes of one device. Numbers may be arrays, one entry per candidate."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from ..catalog.coefficients import EngineCoefficients
+import numpy as np
+
+from ..catalog.engines import Activations, EngineKind
 from ..catalog.target import Target
 from ..graph.storage import FLOAT_BYTES
 from ..runtime.formats.kv import LEVELS, CacheLayout
 from ..runtime.formats.program import Limits
-from .shape import Stored
-from .units import GIB
+from .cache import Cache, Floats, kept_bytes
+from .layout import Ints, Layout
+from .shape import Shape, Stored
+from .units import GIB, MIB
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes of one device. ``capacity`` is what the deployment may take of it."""
 
-    weights: int
-    kv: int
-    activations: int
-    overhead: int
-    capacity: int
+    weights: Floats
+    kv: Floats
+    activations: Floats
+    draft: Floats
+    overhead: Floats
+    capacity: Floats
 
     @property
-    def total(self) -> int:
-        return self.weights + self.kv + self.activations + self.overhead
+    def total(self) -> Floats:
+        return self.weights + self.kv + self.activations + self.draft + self.overhead
 
     @property
-    def free(self) -> int:
+    def free(self) -> Floats:
         """Negative where the deployment does not fit."""
         return self.capacity - self.total
 
 
-def memory(
-    stored: Stored,
-    layout: CacheLayout,
-    limits: Limits,
-    target: Target,
-    coefficients: EngineCoefficients,
-    tensor: int = 1,
-) -> Memory:
-    """The memory of each of ``tensor`` devices that share the model.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a deployment keeps: ``sequences`` of ``context`` tokens in each copy, steps of ``budget`` tokens, and
+    beside the model's own a draft of ``draft_bytes`` with ``draft_token_bytes`` of cache per token."""
 
-    Weights divide evenly; a device holds the cache of its own key heads, or of one where there are more
-    devices than key heads; every device has all activations.
-    """
-    held = -(-stored.weight_bytes // tensor)
+    context: int
+    sequences: Ints
+    budget: Ints
+    draft_bytes: Floats = 0.0
+    draft_token_bytes: Floats = 0.0
+
+
+def memory(
+    shape: Shape, stored: Stored, cache: Cache, layout: Layout, held: Held, target: Target, engine: EngineKind
+) -> Memory:
+    """The memory of the fullest of the devices that share the model."""
+    tensor, stages = np.asarray(layout.tensor), np.asarray(layout.pipeline)
+    weights = held_weights(stored, shape, layout)
+    if engine.activations is None:
+        activations = buffer_bytes(shape, stored, held)
+        kv = pool_bytes(shape, cache, held, tensor)
+    else:
+        activations = activation_bytes(shape, engine.activations, held.budget, tensor)
+        kv = held.sequences * kept_bytes(shape, cache, held.context, tensor) / stages
+    draft = held.draft_bytes / tensor + held.sequences * held.context * held.draft_token_bytes / tensor
+    overhead = engine.overhead_gib.value * GIB + engine.weight_overhead_fraction.value * weights
     return Memory(
-        weights=held,
-        kv=cache_bytes(per_device(layout, tensor), limits),
-        activations=activation_bytes(stored, limits),
-        overhead=overhead_bytes(held, coefficients),
-        capacity=capacity_bytes(target, coefficients),
+        weights=weights,
+        kv=kv,
+        activations=activations,
+        draft=draft,
+        overhead=np.ceil(overhead),
+        capacity=_capacity(engine, target.memory_gb * 1e9, weights + draft, activations + overhead),
     )
 
 
-def per_device(layout: CacheLayout, tensor: int) -> CacheLayout:
-    """``layout`` with the key heads that one of ``tensor`` devices holds."""
-    return layout.model_copy(update={"kv_heads": -(-layout.kv_heads // tensor)})
+def held_weights(stored: Stored, shape: Shape, layout: Layout) -> Floats:
+    """Bytes of weights on one device: its part of its layers, with the embedding and the head on the outer stages.
+
+    Experts that are dealt lie once on all devices of a stage; others once on those of each copy.
+    """
+    tensor, stages = np.asarray(layout.tensor), np.asarray(layout.pipeline)
+    experts = sum(
+        group.layers * group.experts * one
+        for group, one in zip(shape.totals.mixtures, stored.expert_bytes, strict=True)
+    )
+    shards = np.where(np.asarray(layout.expert) > 1, layout.stage, tensor)
+    layers = (stored.shared_bytes - stored.head_bytes) / tensor + experts / shards
+    outer = np.where(
+        stages == 1, stored.table_bytes + stored.head_bytes, max(stored.table_bytes, stored.head_bytes)
+    )
+    return np.ceil(layers / stages + outer / tensor)
 
 
-def cache_bytes(layout: CacheLayout, limits: Limits) -> int:
-    """Both pools."""
-    return limits.exact_pages * layout.exact_page_bytes + limits.packed_pages * layout.packed_page_bytes
+def activation_bytes(shape: Shape, rule: Activations, budget: Ints, tensor: Ints) -> Floats:
+    """What an engine with ``rule`` keeps for a step of ``budget`` tokens."""
+    factors = rule.mixture_factor if shape.experts else rule.factor
+    sizes = sorted(factors)
+    # The entry of the largest size that is not above the devices that share a layer.
+    index = np.searchsorted(sizes, np.asarray(tensor), side="right") - 1
+    factor = np.array([factors[size] for size in sizes])[np.maximum(index, 0)]
+    return np.maximum(2 * np.asarray(budget) * shape.hidden * factor, rule.least_mib * MIB)
 
 
-def activation_bytes(stored: Stored, limits: Limits) -> int:
-    """One row of every buffer for each token of the largest step, and for each row of logits."""
-    values = stored.token_values * limits.max_batch_tokens + stored.output_values * limits.max_outputs
-    return FLOAT_BYTES * values
+def buffer_bytes(shape: Shape, stored: Stored, held: Held) -> Floats:
+    """In our own engine, one row of every buffer for each token of the largest step and each row of logits."""
+    budget = np.asarray(held.budget)
+    outputs = np.minimum(budget, 8 * np.asarray(held.sequences))
+    return FLOAT_BYTES * (stored.token_values * budget + shape.output_values * outputs)
 
 
-def overhead_bytes(held: int, coefficients: EngineCoefficients) -> int:
-    """What is neither weights nor cache nor activations; ``held`` bytes of weights bring their share."""
-    fixed = coefficients.overhead_gib.value * GIB
-    return math.ceil(fixed + coefficients.weight_overhead_fraction.value * held)
+def pool_bytes(shape: Shape, cache: Cache, held: Held, tensor: Ints) -> Floats:
+    """Both pools of our own engine; a device holds its own key heads, or a copy of one."""
+    layout = cache_layout(shape, cache)
+    budgets = np.unique(held.budget)
+    # Few budgets, many candidates: the pages of each budget once.
+    pages = np.array([layout.exact_pages(held.context, int(budget)) for budget in budgets])
+    prefilling = pages[np.searchsorted(budgets, held.budget)]
+    decoding = layout.exact_pages(held.context)
+    exact = prefilling + (np.asarray(held.sequences) - 1) * decoding
+    packed = np.asarray(held.sequences) * layout.packed_pages(held.context)
+    share = np.ceil(layout.kv_heads / np.asarray(tensor)) / layout.kv_heads
+    return (exact * layout.exact_page_bytes + packed * layout.packed_page_bytes) * share
 
 
-def capacity_bytes(target: Target, coefficients: EngineCoefficients) -> int:
-    return math.floor(target.memory_gb * 1e9 * coefficients.memory_fraction.value)
-
-
-def pool_limits(layout: CacheLayout, context: int, sequences: int, batch_tokens: int) -> Limits:
-    """Pools for ``sequences`` sequences of ``context`` tokens in steps of ``batch_tokens`` new tokens.
+def pool_limits(layout: CacheLayout, context: int, sequences: int, budget: int) -> Limits:
+    """Pools for ``sequences`` sequences of ``context`` tokens in steps of ``budget`` new tokens.
 
     One sequence may be inside a prompt chunk of the whole step; the others gain a token at a time.
     """
     decoding = layout.exact_pages(context)
-    prefilling = layout.exact_pages(context, batch_tokens)
+    prefilling = layout.exact_pages(context, budget)
     return Limits(
         max_context=context,
         max_sequences=sequences,
-        max_batch_tokens=batch_tokens,
+        max_batch_tokens=budget,
         exact_pages=prefilling + (sequences - 1) * decoding,
         packed_pages=sequences * layout.packed_pages(context),
     )
 
 
-def visible(layout: CacheLayout, context: int, window: int | None = None) -> tuple[int, int]:
-    """Exact and packed tokens that the last of ``context`` tokens sees, itself included.
+def cache_layout(shape: Shape, cache: Cache) -> CacheLayout:
+    """The cache of our own engine, of a model whose layers all keep the same heads and see everything kept."""
+    heads = shape.heads[0]
+    return CacheLayout(
+        level=LEVELS[cache.scheme.name].name,
+        page_tokens=cache.page_tokens,
+        sink_pages=cache.sink_pages,
+        recent_pages=cache.recent_pages,
+        kv_heads=heads.kv_heads,
+        head_dim=heads.width,
+        layers=sum(group.layers for group in shape.totals.attention),
+    )
 
-    With a ``window`` it sees that many of the last ones alone.
-    """
-    first = max(0, context - window) if window else 0
-    if not layout.compressed:
-        return context - first, 0
-    own_page = (context - 1) // layout.page_tokens
-    sinks = min(context, layout.sink_pages * layout.page_tokens)
-    recent = max(sinks, (own_page - layout.recent_pages) * layout.page_tokens)
-    exact = max(0, sinks - first) + context - max(recent, first)
-    return exact, context - first - exact
 
-
-def read_bytes(
-    layout: CacheLayout, context: int, window: int | None = None, layers: int | None = None
-) -> tuple[int, int]:
-    """Bytes of exact and of packed cache that the last of ``context`` tokens reads in ``layers`` layers."""
-    exact, packed = visible(layout, context, window)
-    count = layout.layers if layers is None else layers
-
-    def token_bytes(level: str) -> int:
-        return count * LEVELS[level].token_bytes(layout.head_dim, layout.kv_heads)
-
-    return exact * token_bytes("bf16"), packed * token_bytes(layout.level)
+def _capacity(engine: EngineKind, whole: float, resident: Floats, beside: Floats) -> Floats:
+    """Bytes that weights (``resident``), cache, and what is ``beside`` them may take together of ``whole``."""
+    fraction = engine.memory_fraction.value
+    if engine.share == "static":
+        return np.floor(np.minimum(fraction * whole + beside, whole))
+    if engine.share == "cache":
+        rest = resident + beside
+        return np.floor(rest + fraction * (whole - rest))
+    return np.floor(np.full_like(np.asarray(resident, dtype=np.float64), fraction * whole))

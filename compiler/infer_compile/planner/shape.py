@@ -9,10 +9,12 @@ from ..graph.cost import Totals
 from ..graph.graph import Graph
 from ..graph.latent import LatentAttend
 from ..graph.storage import (
+    head_bytes,
     native_scheme,
     one_expert_bytes,
     output_buffers,
     shared_bytes,
+    table_bytes,
     token_buffers,
     weight_bytes,
 )
@@ -55,12 +57,14 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a model takes in one weight format, in bytes: all of it; what every step reads whatever its batch;
-    one expert of each mixture of the totals. ``token_values`` are as the shape's, with those that the format
-    adds."""
+    """What a model takes in one weight format, in bytes: all of it; the embedding, 0 where a tied head is it; the
+    head; what every step reads whatever its batch, the head among it; one expert of each mixture of the totals.
+    ``token_values`` are as the shape's, with those that the format adds."""
 
     scheme: WeightScheme
     weight_bytes: int
+    table_bytes: float
+    head_bytes: float
     shared_bytes: float
     expert_bytes: tuple[float, ...]
     token_values: int
@@ -110,6 +114,8 @@ def _stored(graph: Graph, scheme: WeightScheme, weights: WeightFormat) -> Stored
     return Stored(
         scheme=scheme,
         weight_bytes=weight_bytes(graph, scheme),
+        table_bytes=table_bytes(graph, scheme),
+        head_bytes=head_bytes(graph, scheme),
         shared_bytes=shared_bytes(totals, scheme),
         expert_bytes=tuple(one_expert_bytes(group, scheme) for group in totals.mixtures),
         token_values=sum(token_buffers(graph, weights).values()),

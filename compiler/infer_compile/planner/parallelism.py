@@ -1,0 +1,77 @@
+"""The ways to spread a model over devices that an engine has and the model's heads and experts allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..catalog.engines import Engine
+from ..spec.pin import Parallelism
+from .layout import Layout
+from .shape import Shape
+
+Sizes = tuple[int, int, int, int]
+"""Tensor, pipeline, expert, data."""
+
+
+def layouts(
+    shape: Shape, engine: Engine, count: int, nodes: int, pinned: Parallelism | None = None
+) -> tuple[Sizes, ...]:
+    """Every layout that uses all devices, the least split first; empty if there is none.
+
+    Tensor parallelism divides query heads, and key heads or copies them; pipeline stages hold at least a layer;
+    experts are dealt evenly. Copies of the attention serve sequences apart from one another.
+    """
+    devices = count * nodes
+    found = [
+        sizes
+        for tensor in divisors(devices)
+        for pipeline in divisors(devices // tensor)
+        for sizes in _experts(shape, engine, tensor, pipeline, devices // tensor // pipeline)
+        if _serves(engine, sizes) and divides(shape, tensor) and pipeline <= shape.layers
+    ]
+    wanted = (pinned.tensor, pinned.pipeline, pinned.expert, pinned.data) if pinned else (None,) * 4
+    kept = [
+        sizes
+        for sizes in found
+        if all(want in (None, size) for want, size in zip(wanted, sizes, strict=True))
+    ]
+    return tuple(sorted(kept))
+
+
+def divisors(number: int) -> tuple[int, ...]:
+    return tuple(n for n in range(1, number + 1) if number % n == 0)
+
+
+def divides(shape: Shape, tensor: int) -> bool:
+    """Whether each of ``tensor`` devices holds whole query heads, and whole key heads or copies of one."""
+    return shape.query_heads % tensor == 0 and all(
+        heads.kv_heads % tensor == 0 or tensor % heads.kv_heads == 0 for heads in shape.heads
+    )
+
+
+def columns(sizes: tuple[Sizes, ...], per_node: int) -> Layout:
+    """The layouts as one of arrays."""
+    tensor, pipeline, expert, data = np.array(sizes, dtype=np.int64).T
+    return Layout(tensor, pipeline, expert, data, per_node)
+
+
+def _experts(shape: Shape, engine: Engine, tensor: int, pipeline: int, data: int) -> Iterator[Sizes]:
+    yield tensor, pipeline, 1, data
+    if not shape.experts:
+        return
+    stage = tensor * data
+    for expert in divisors(stage)[1:]:
+        if shape.experts % expert == 0 and (expert == stage or engine.parallelism.expert_parts):
+            yield tensor, pipeline, expert, data
+
+
+def _serves(engine: Engine, sizes: Sizes) -> bool:
+    tensor, pipeline, expert, _ = sizes
+    has = engine.parallelism
+    return (
+        (tensor == 1 or has.tensor)
+        and (pipeline == 1 or has.pipeline)
+        and (expert == 1 or has.expert)
+    )
