@@ -26,7 +26,8 @@ Isa = Literal["avx512", "avx2", "portable"]
 class Rates(Strict):
     """Dense matrix rates with 32-bit accumulation, 1e12 operations per second.
 
-    None: the device has no such arithmetic, or its rate is not published.
+    None: the device has no such arithmetic, or its rate is not published. So what a device can execute is
+    what it has a rate for; one below that of bf16 says that the arithmetic exists and gains nothing.
     """
 
     bf16_tflops: Positive | None = None
@@ -72,7 +73,10 @@ class Target(Strict):
     """1e9 bytes per second: sustained reading if ``measured``, else the peak."""
     rates: Rates
     interconnect: Link | None = None
+    """Between the devices of one machine, all links of a device together."""
     host_link: Link | None = None
+    network: Link | None = None
+    """Between machines, the share of one device: what the machines it is sold in have, or a typical one."""
     tdp_w: Positive | None = None
     compute_capability: Text | None = None
     price: Price | None = None

@@ -62,6 +62,7 @@ _UNITS = {
     "rates.fp4_tflops": "1e12 operations/s",
     "interconnect.gbs_per_direction": "1e9 bytes/s per direction",
     "host_link.gbs_per_direction": "1e9 bytes/s per direction",
+    "network.gbs_per_direction": "1e9 bytes/s per direction",
     "tdp_w": "W",
     "price.purchase_usd": "USD",
     "price.rent_usd_per_hour": "USD/h, lowest and highest seen",
