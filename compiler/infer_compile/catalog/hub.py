@@ -6,13 +6,14 @@ Only weights in safetensors, JSON and text files of the tokenizer are fetched: n
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -31,6 +32,7 @@ _SUBFOLDERS = ["*/*"]
 _REFUSALS = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)
 # The hub library moved between HTTP clients; what its own error derives from is each client's base class.
 _NETWORK = (OSError, *HfHubHTTPError.__bases__)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PATIENCE = 10.0
 """Seconds to wait for the hub's first answer."""
 
@@ -40,6 +42,21 @@ class _Bar(tqdm):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings | {"disable": not sys.stderr.isatty()})
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit and no branch or tag, which may move."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+def cached_commit(repository: str, revision: str | None, file: str) -> str | None:
+    """The commit that ``revision`` (default: the main branch) has in the hub's cache, if ``file`` is there.
+
+    The hub is not asked.
+    """
+    found = try_to_load_from_cache(repository, file, revision=revision)
+    # The cache names a snapshot's folder by its commit.
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def fetch_file(repository: str, revision: str | None, file: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import InferCompileError, Problem
-from .hub import fetch_file, fetch_model
+from .hub import cached_commit, fetch_file, fetch_model, is_commit
 from .model import card_names, load_card
 
 CONFIG = "config.json"
@@ -67,6 +67,19 @@ def fetch(model: ModelSource) -> ModelSource:
     folder = fetch_model(_repository(model.source), model.revision)
     # The cache names a snapshot's folder by its commit.
     return ModelSource(model.source, folder.name, folder, _read_config(folder / CONFIG, model.source))
+
+
+def known_commit(model: ModelSource) -> str | None:
+    """The commit of the hub that ``model`` is, None where that is not known without asking.
+
+    It is known if it is pinned, if something was fetched, or if a cache of the hub holds it.
+    """
+    if model.revision and is_commit(model.revision):
+        return model.revision
+    if model.folder is None:
+        return cached_commit(_repository(model.source), model.revision, CONFIG)
+    folder = model.folder.resolve()
+    return folder.name if folder.parent.name == "snapshots" and is_commit(folder.name) else None
 
 
 def _resolve_hub(source: str, revision: str | None) -> ModelSource:

@@ -21,6 +21,9 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "serve": "Run the OpenAI-compatible server of a bundle.",
         "generate": "One answer from a bundle, no server.",
         "verify": "Hold every file of a bundle against its manifest.",
+        "lock": "Write down what a spec stands for, beside it.",
+        "check": "Hold specs against their locks.",
+        "diff": "What two specs, plans or bundles do differently.",
         "probe": "Measure this machine into a target file.",
         "models": "The models whose geometry is known.",
         "targets": "The devices that can be planned for.",
@@ -102,5 +105,6 @@ def main() -> None:
     """Compile a declared deployment of a language model into a bundle that serves it.
 
     Results go to standard output, progress to standard error. Exit status: 0 done, 1 failed, 2 the spec or
-    the command line is wrong, 3 no feasible plan, 4 a gate was missed, 5 a bundle does not match.
+    the command line is wrong, 3 no feasible plan, 4 a gate was missed, 5 a bundle or lock does
+    not match (diff: 0 same, 5 different).
     """
