@@ -43,12 +43,13 @@ class Needs(Frozen):
 
     ``devices``: any one of these; none stated: every device that the engine runs on. ``latent``: the same for
     models with latent attention, where it differs; an empty list: none. ``architectures``: classes of the
-    models that it is made for; none stated: all.
+    models that it is made for; none stated: all. ``group``: what the inputs of every matrix must divide by.
     """
 
     devices: tuple[Devices, ...] = ()
     latent: tuple[Devices, ...] | None = None
     architectures: tuple[str, ...] = ()
+    group: int = 1
     source: str
     note: str = ""
 
@@ -56,8 +57,8 @@ class Needs(Frozen):
 class Architectures(Frozen):
     """Hugging Face classes of the models that an engine runs.
 
-    ``own``: those that our graph calls native. ``limited`` are those that run on some devices only, ``assumed``
-    those that the source does not list by this name; both are among ``served``.
+    ``own``: those that our graph calls native. ``limited`` are those that run on some devices only,
+    ``assumed`` those that the source does not list by this name; both are among ``served``.
     """
 
     own: bool = False
@@ -94,9 +95,10 @@ class Activations(Frozen):
 class EngineKind(Frozen):
     """An engine on one kind of device.
 
-    ``share``: what ``memory_fraction`` of the device's memory is for: ``all`` that the engine takes; ``static``:
-    weights and cache, activations beside them; ``cache``: the cache's part of what the rest leaves free.
-    ``verified``: its step has been run on such a device; what has not is planned for only where it is pinned.
+    ``share``: what ``memory_fraction`` of the device's memory is for: ``all`` that the engine takes;
+    ``static``: weights and cache, activations beside them; ``cache``: the cache's part of what the rest leaves
+    free. ``verified``: its step has been run on such a device; what has not is planned for only where it is
+    pinned.
     ``activations``: None where they are counted buffer by buffer.
     """
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from .figure import Frozen
 
 Arithmetic = Literal["bf16", "fp8", "int8", "fp4"]
 """What a matrix product's inputs are rounded to; a device that has no such rate multiplies in bf16."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Bits(_Frozen):
+class Bits(Frozen):
     """Bits per weight, scales included, by the part of the model. Vectors are always 16."""
 
     table: float = 16
@@ -24,7 +21,7 @@ class Bits(_Frozen):
     head: float = 16
 
 
-class WeightScheme(_Frozen):
+class WeightScheme(Frozen):
     """A weight format as one engine stores it.
 
     ``experts_only``: in a model with experts the other matrices keep 16 bits. ``own_head``: a tied head is
@@ -40,10 +37,12 @@ class WeightScheme(_Frozen):
     own_head: bool = False
     calibrated: bool = False
     """Made with calibration text."""
+    architectures: tuple[str, ...] = ()
+    """Classes of models whose published checkpoints mix formats so, under the name of the commonest."""
     source: str
 
 
-class CacheScheme(_Frozen):
+class CacheScheme(Frozen):
     """A cache level: bits per cached number of keys and of values, and bytes of scales per vector of a head.
 
     ``exact_window``: the first and last pages of a sequence are kept in bf16.
@@ -62,7 +61,7 @@ class CacheScheme(_Frozen):
         return (self.key_bits + self.value_bits) / 2 + 8 * self.scale_bytes / width
 
 
-class Formats(_Frozen):
+class Formats(Frozen):
     """``weights`` are those of engines other than ours, whose formats are in ``runtime.formats``."""
 
     schema_version: Literal[1]
@@ -70,17 +69,64 @@ class Formats(_Frozen):
     kv: tuple[CacheScheme, ...]
 
     @cached_property
-    def _weights(self) -> dict[str, WeightScheme]:
-        return {scheme.name: scheme for scheme in self.weights}
+    def _weights(self) -> dict[tuple[str, str], WeightScheme]:
+        return {
+            (scheme.name, architecture): scheme
+            for scheme in self.weights
+            for architecture in scheme.architectures or ("",)
+        }
 
     @cached_property
     def _kv(self) -> dict[str, CacheScheme]:
         return {scheme.name: scheme for scheme in self.kv}
 
-    def of_weights(self, name: str) -> WeightScheme:
-        """Raises KeyError for a name without an entry."""
-        return self._weights[name]
+    def of_weights(self, name: str, architecture: str = "") -> WeightScheme:
+        """The format as models of a class store it; raises KeyError for a name without an entry."""
+        return self._weights.get((name, architecture)) or self._weights[name, ""]
 
     def of_kv(self, name: str) -> CacheScheme:
         """Raises KeyError for a name without an entry."""
         return self._kv[name]
+
+
+def checkpoint_format(config: Mapping[str, object]) -> str:
+    """The weight format of a checkpoint that is quantized already, from its config.json; empty where it is not,
+    or where the format is none of ours.
+
+    Names are those of ``quantization_config`` in transformers: the method, or for compressed-tensors and ModelOpt
+    what they store.
+    """
+    text = config.get("text_config")
+    settings = config.get("quantization_config") or (
+        text.get("quantization_config") if isinstance(text, Mapping) else None
+    )
+    if not isinstance(settings, Mapping):
+        return ""
+    method = str(settings.get("quant_method", ""))
+    if method in ("compressed-tensors", "modelopt"):
+        return _stored(settings)
+    bits = settings.get("bits", 4)
+    named = {"fp8": "fp8", "mxfp4": "mxfp4", "awq": "int4-awq", "gptq": "int4-gptq"}
+    return named.get(method, "") if method in ("fp8", "mxfp4") or bits == 4 else ""
+
+
+def _stored(settings: Mapping[str, object]) -> str:
+    """What the first group of matrices of compressed-tensors or ModelOpt is stored as."""
+    algorithm = str(settings.get("quant_algo", "")).lower()
+    if algorithm in ("fp8", "nvfp4"):
+        return algorithm
+    groups = settings.get("config_groups")
+    first: object = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    if not isinstance(weights, Mapping):
+        return ""
+    kind = f"{weights.get('type')}{weights.get('num_bits')}"
+    if kind == "float4":
+        kind += f"-{weights.get('group_size')}"
+    return {
+        "float8": "fp8",
+        "int8": "int8",
+        "int4": "int4-rtn",
+        "float4-16": "nvfp4",
+        "float4-32": "mxfp4",
+    }.get(kind, "")

@@ -10,9 +10,13 @@ from .figure import Basis, Figure, Frozen
 
 
 class Loss(Frozen):
-    """Expected loss of a format or level for models of ``parameters_b`` (from, below), in percent."""
+    """Expected loss of a format or level for models of ``parameters_b`` (from, below), in percent.
+
+    ``engine``: the one whose form of the format it is; none: every other's.
+    """
 
     name: str
+    engine: str = ""
     parameters_b: tuple[float, float]
     low: float
     expected: float
@@ -22,8 +26,8 @@ class Loss(Frozen):
 
     @model_validator(mode="after")
     def _ordered(self) -> Loss:
-        if not self.low <= self.expected <= self.high:
-            raise ValueError("low, expected and high have to rise")
+        if not 0 <= self.low <= self.expected <= self.high:
+            raise ValueError("low, expected and high have to rise from 0 on")
         return self
 
 
@@ -35,18 +39,23 @@ class Quality(Frozen):
     weights: tuple[Loss, ...]
     kv: tuple[Loss, ...]
 
-    def of_weights(self, name: str, parameters: int) -> Loss:
+    def of_weights(self, name: str, parameters: int, engine: str = "") -> Loss:
         """The loss of a weight format; raises KeyError where nothing is known."""
-        return _find(self.weights, name, parameters)
+        return _find(self.weights, name, parameters, engine)
 
     def of_kv(self, name: str, parameters: int) -> Loss:
         """The loss of a cache level; raises KeyError where nothing is known."""
-        return _find(self.kv, name, parameters)
+        return _find(self.kv, name, parameters, "")
 
 
-def _find(losses: tuple[Loss, ...], name: str, parameters: int) -> Loss:
-    for loss in losses:
-        start, end = loss.parameters_b
-        if loss.name == name and start <= parameters / 1e9 < end:
-            return loss
-    raise KeyError((name, parameters))
+def _find(losses: tuple[Loss, ...], name: str, parameters: int, engine: str) -> Loss:
+    found = [
+        loss
+        for loss in losses
+        if loss.name == name
+        and loss.engine in ("", engine)
+        and loss.parameters_b[0] <= parameters / 1e9 < loss.parameters_b[1]
+    ]
+    if not found:
+        raise KeyError((name, parameters, engine))
+    return max(found, key=lambda loss: bool(loss.engine))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+from ..catalog.formats import checkpoint_format
 from ..runtime.errors import InferCompileError, Problem
 from . import counted, decoder
 from .architectures import (
@@ -88,10 +90,12 @@ def build(config: Mapping[str, object], name: str = "") -> Graph:
     if architecture in ARCHITECTURES:
         shape = ARCHITECTURES[architecture](fields)
         fields.finish()
-        return decoder.graph(shape, architecture, name)
-    model = COUNTED[architecture](fields)
-    fields.finish()
-    return counted.graph(model, architecture, name)
+        built = decoder.graph(shape, architecture, name)
+    else:
+        model = COUNTED[architecture](fields)
+        fields.finish()
+        built = counted.graph(model, architecture, name)
+    return replace(built, stored_as=checkpoint_format(config))
 
 
 def _architecture(config: Mapping[str, object], where: str) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..catalog.coefficients import Basis, Quality, weakest
-from ..runtime.formats.weights import WeightFormat
+from ..catalog.figure import Basis, weakest
+from ..catalog.quality import Loss, Quality
+from ..graph.graph import Graph
+
+EXACT = "bf16"
+"""The name of the weight format and of the cache level that losses are measured against."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +34,23 @@ class Expected:
         )
 
 
-def weights_loss(parameters: int, weights: WeightFormat, quality: Quality) -> Expected:
-    """What storing the weights in this format costs a model of this size."""
-    if not weights.group:
+def weights_loss(graph: Graph, name: str, quality: Quality, engine: str = "") -> Expected:
+    """What storing the weights in format ``name``, as ``engine`` does, costs this model.
+
+    Nothing in the format of its own checkpoint: no finer form of such a model exists. Raises KeyError where
+    nothing is known.
+    """
+    if name == EXACT:
         return Expected()
-    loss = quality.of_weights(weights.name, parameters)
-    return Expected(loss.low, loss.expected, loss.high, loss.basis, loss.source)
+    if name == graph.stored_as:
+        return Expected(source=f"the model's own checkpoint is in {name}: nothing is rounded again")
+    return _expected(quality.of_weights(name, graph.parameters, engine))
 
 
-def cache_loss(parameters: int, level: str, quality: Quality) -> Expected:
-    """What keeping the cache at this level costs a model of this size."""
-    if level == "bf16":
-        return Expected()
-    loss = quality.of_kv(level, parameters)
+def cache_loss(graph: Graph, level: str, quality: Quality) -> Expected:
+    """What keeping the cache at this level costs this model; raises KeyError where nothing is known."""
+    return Expected() if level == EXACT else _expected(quality.of_kv(level, graph.parameters))
+
+
+def _expected(loss: Loss) -> Expected:
     return Expected(loss.low, loss.expected, loss.high, loss.basis, loss.source)

@@ -6,7 +6,9 @@ from ..catalog.engines import Devices, Engine, Needs, Part
 from ..catalog.target import Target
 from ..graph.graph import Graph
 from ..graph.latent import LatentAttend
+from ..graph.storage import misfits
 from ..runtime.formats.kv import HEAD_DIMS
+from ..runtime.formats.weights import WeightFormat
 
 _PARTS: dict[Part, str] = {"weights": "weight format", "kv": "kv level", "speculation": "speculation"}
 
@@ -71,12 +73,10 @@ def why_not(engine: Engine, graph: Graph, target: Target, part: Part, name: str)
         return f"{engine.name} {engine.version} has no {_PARTS[part]} {name}"
     if part == "kv" and name != "bf16" and not graph.attention:
         return f"{graph.name} keeps no keys and values"
-    if engine.architectures.own and part == "kv" and name != "bf16" and graph.native:
-        # The rotation of the codec is made for these lengths.
-        if graph.head_dim not in HEAD_DIMS:
-            known = ", ".join(map(str, HEAD_DIMS))
-            return f"heads of {graph.name} have {graph.head_dim} elements; the rotation is made for {known}"
-    return _unmet(engine, graph, target, name, table[name])
+    if engine.architectures.own and part == "kv" and name != "bf16" and graph.head_dim not in HEAD_DIMS:
+        known = ", ".join(map(str, HEAD_DIMS))
+        return f"heads of {graph.name} have {graph.head_dim} elements; the rotation is made for {known}"
+    return _unmet(engine, graph, target, name, table[name]) or _misfit(graph, name, table[name])
 
 
 def describe(devices: tuple[Devices, ...]) -> str:
@@ -110,6 +110,16 @@ def _unmet(engine: Engine, graph: Graph, target: Target, name: str, needs: Needs
     if not needs.devices or any(fits(target, devices) for devices in needs.devices):
         return ""
     return f"{engine.name} has {name} on {describe(needs.devices)}, not on {named(target)}"
+
+
+def _misfit(graph: Graph, name: str, needs: Needs) -> str:
+    """The first matrix that does not divide into the groups of a format."""
+    if needs.group == 1:
+        return ""
+    found = misfits(graph, WeightFormat(name=name, bits=4, group=needs.group))
+    if not found:
+        return ""
+    return f"{found[0].name} of {graph.name} has {found[0].cols} inputs; {name} needs a multiple of {needs.group}"
 
 
 def _describe(devices: Devices) -> str:
