@@ -96,7 +96,8 @@ def _problems(path: Path, locked: Lock, found: Lock, changed: Diff, resolved: Re
         problems.append(Problem("IC445", message, str(path), f"{_named(facts)}{versions}"))
     if locked.digest != found.digest:
         message = "the spec no longer gives the locked plan"
-        problems.append(Problem("IC446", message, str(path), f"{changed.total}{versions}"))
+        because = "only its explanations differ" if changed.same else changed.total
+        problems.append(Problem("IC446", message, str(path), f"{because}{versions}"))
     if problems:
         last = problems[-1]
         again = f"infer-compile lock {spec.path}" + ("" if path == lock_path(spec.path) else f" -o {path}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..build.held import Held, hold
+from ..build.lock import ENDING
 from ..planner.diff_text import text
 from ..runtime.errors import Exit, InferCompileError, Problem
 from .diff import show
@@ -25,7 +26,11 @@ def check(specs: tuple[Path, ...], path: Path | None) -> None:
 
     Exits 5 if a spec, its model, a device, the catalog or the plan has changed since, and says how and why it
     matters; 2 if a spec is wrong, 3 if it has no feasible plan any more. Of several specs the lowest counts.
+    Locks among SPEC... are passed over, so that specs/*.yaml will do.
     """
+    specs = tuple(spec for spec in specs if not spec.name.endswith(ENDING))
+    if not specs:
+        raise click.UsageError(f"name a spec; *{ENDING} are locks")
     if path is not None and len(specs) > 1:
         raise click.BadOptionUsage("path", "--lock goes with one SPEC")
     problems: list[Problem] = []
