@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from ..catalog.coefficients import Facts, load_facts
+from ..catalog.facts import Facts, load_facts
+from ..catalog.model import load_card
 from ..catalog.source import ModelSource
 from ..catalog.source import resolve as resolve_source
+from ..catalog.speculation import Method
 from ..catalog.target import THIS_MACHINE, Target, load_target, target_names
 from ..graph.build import build
 from ..graph.graph import Graph
+from ..planner.deployment import Draftings
 from ..planner.plan import Plan
 from ..planner.rank import rank
+from ..planner.speculation import Drafting, choices
 from ..probe.machine import this_machine
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..spec.load import LoadedSpec, load
@@ -87,7 +92,33 @@ def plan_of(resolved: Resolved) -> Plan:
         facts=resolved.facts,
         where=resolved.loaded.where,
         neighbours=lambda: tuple(load_target(name, Path()) for name in target_names()),
+        draftings=draftings_of(resolved),
     )
+
+
+def draftings_of(resolved: Resolved) -> Draftings:
+    """What the spec's model can be drafted for with: drafters of the catalog, or the one that the spec names."""
+    wanted = resolved.spec.model.draft
+    card = load_card(resolved.spec.model.source.removeprefix("hf://"))
+
+    def graph_of(name: str) -> Graph | None:
+        found = load_card(name)
+        return build(found.config, found.id) if found else None
+
+    def draftings(methods: tuple[str, ...]) -> tuple[Drafting, ...]:
+        # A drafting model is another model to download and keep: it is used where the spec lets it.
+        served = [name for name in methods if name != "none" and (wanted != "none" or name != "draft")]
+        return choices(
+            resolved.graph,
+            card.id if card else "",
+            resolved.source.config,
+            resolved.facts.speculation,
+            graph_of,
+            [name for name in get_args(Method) if name in served],
+            draft=None if wanted in ("none", "auto") else wanted,
+        )
+
+    return draftings
 
 
 def find_target(name: str, base: Path, where: str) -> Target:

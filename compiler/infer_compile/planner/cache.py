@@ -22,12 +22,13 @@ Floats = float | NDArray[np.float64]
 @dataclass(frozen=True, slots=True)
 class Cache:
     """A level, in pages. Where the scheme keeps a window exact, it is ``sink_pages`` first pages and
-    ``recent_pages`` before a query's own."""
+    ``recent_pages`` before a query's own. ``windows_freed``: pages that no query sees again are given back."""
 
     scheme: CacheScheme
     page_tokens: int
     sink_pages: int = 0
     recent_pages: int = 0
+    windows_freed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,14 @@ class Read:
 def kept_bytes(shape: Shape, cache: Cache, context: Ints, tensor: Ints = 1) -> Floats:
     """Bytes that a sequence of ``context`` tokens keeps, whole pages, its state among them.
 
-    Layers with a window keep that much of it (engines free what no query sees again); a level with an exact
-    window keeps that part a second time.
+    Layers with a window keep that much of it where pages are freed; a level with an exact window keeps that part
+    a second time.
     """
     pages = -(-np.asarray(context) // cache.page_tokens)
     total: Floats = np.asarray(shape.totals.state_bytes / np.asarray(tensor))
     for group, heads in zip(shape.totals.attention, shape.heads, strict=True):
         held = pages * cache.page_tokens
-        if group.window is not None:
+        if group.window is not None and cache.windows_freed:
             # A window may straddle one page more than it fills.
             held = np.minimum(held, group.window + cache.page_tokens)
         total = total + held * token_bytes(group, heads, cache.scheme, tensor)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 
 from pydantic import BaseModel
 
 from ..graph.graph import Graph
 from ..spec.spec import Spec
+from .cache import token_bytes
 from .candidate import Candidate
 from .cost import cost
 from .deployment import Deployment
-from .frontier import alternatives, rejected
+from .frontier import alternatives, choice, rejected
 from .latency import matrix_tflops
+from .memory import cache_layout, pool_limits
 from .plan import (
     Inputs,
     KvPart,
@@ -21,10 +24,10 @@ from .plan import (
     MemoryGib,
     Milliseconds,
     ModelPart,
-    Parallelism,
     Plan,
     Predicted,
     Range,
+    Searched,
     Speculation,
     TargetPart,
     WeightsPart,
@@ -32,13 +35,19 @@ from .plan import (
     significant,
 )
 from .provenance import sources
-from .reasons import not_buildable, reasons
+from .reasons import not_buildable, pays_up_to, reasons
+from .survey import Survey
+from .turns import turns
 from .units import GIB
 
 
-def compose(asked: Deployment, chosen: Candidate, candidates: tuple[Candidate, ...]) -> Plan:
-    """The plan that ``chosen``, one of ``candidates``, stands for."""
-    blocked = not_buildable(asked)
+def compose(
+    found: Survey, chosen: Candidate, best: Callable[[Deployment], Candidate | None]
+) -> Plan:
+    """The plan that ``chosen``, a candidate of ``found``, stands for; ``best`` answers what would be chosen if
+    something else were asked."""
+    asked = found.asked
+    blocked = not_buildable(asked, chosen.engine)
     return Plan(
         name=asked.spec.name,
         inputs=Inputs(
@@ -49,25 +58,28 @@ def compose(asked: Deployment, chosen: Candidate, candidates: tuple[Candidate, .
             source=asked.spec.model.source,
             revision=asked.spec.model.revision,
             architecture=asked.graph.architecture,
-            parameters=asked.parameters,
+            parameters=asked.shape.parameters,
         ),
         target=_target(asked, chosen),
-        engine="native",
+        engine=chosen.engine.name,
+        engine_version=chosen.engine.version,
         buildable=not blocked,
         not_buildable=blocked,
-        weights=_weights(asked, chosen),
+        weights=_weights(chosen),
         kv=_kv(asked, chosen),
-        speculation=Speculation(),
-        parallelism=Parallelism(tensor=asked.tensor),
+        speculation=_speculation(asked, chosen),
+        parallelism=choice(asked, chosen).parallelism,
         limits=LimitsPart(
-            max_context=chosen.limits.max_context,
-            max_sequences=chosen.limits.max_sequences,
-            max_batch_tokens=chosen.limits.max_batch_tokens,
+            max_context=asked.context,
+            max_sequences=chosen.sequences,
+            max_batch_tokens=chosen.budget,
         ),
         predicted=_predicted(asked, chosen),
-        reasons=reasons(asked, chosen, candidates),
-        alternatives=alternatives(asked, chosen, candidates),
-        rejected=rejected(asked, candidates),
+        reasons=reasons(asked, chosen, found),
+        turns=turns(asked, chosen, best),
+        alternatives=alternatives(asked, chosen, found),
+        rejected=rejected(asked, found),
+        searched=Searched(candidates=len(found), feasible=len(found.feasible)),
     )
 
 
@@ -95,76 +107,115 @@ def _target(asked: Deployment, chosen: Candidate) -> TargetPart:
         name=target.name,
         kind=target.kind,
         isa=target.cpu.isa if target.cpu else None,
-        devices=asked.tensor,
+        count=asked.count,
+        nodes=asked.nodes,
         memory_gb=target.memory_gb,
         bandwidth_gbs=target.bandwidth_gbs,
-        matrix_tflops=matrix_tflops(target, chosen.weights),
+        matrix_tflops=matrix_tflops(target, chosen.scheme),
         measured=target.measured,
     )
 
 
-def _weights(asked: Deployment, chosen: Candidate) -> WeightsPart:
-    total = asked.shape.stored[chosen.weights].weight_bytes
+def _weights(chosen: Candidate) -> WeightsPart:
+    scheme, total = chosen.scheme, chosen.stored.weight_bytes
     return WeightsPart(
-        format=chosen.weights.name,
-        group=chosen.weights.group,
-        bits_per_weight=chosen.weights.bits_per_weight,
+        format=scheme.name,
+        group=scheme.group,
+        bits_per_weight=scheme.bits.expert if scheme.experts_only else scheme.bits.matrix,
         bytes=total,
         gib=significant(total / GIB),
     )
 
 
 def _kv(asked: Deployment, chosen: Candidate) -> KvPart:
-    layout, limits = chosen.layout, chosen.limits
-    numbers = 2 * layout.kv_heads * layout.head_dim * layout.layers
+    cache, shape = chosen.cache, asked.shape
+    per_token = sum(
+        float(token_bytes(group, heads, cache.scheme))
+        for group, heads in zip(shape.totals.attention, shape.heads, strict=True)
+    )
+    elements = shape.totals.cache_elements_per_token
+    layers = sum(group.layers for group in shape.totals.attention)
+    pages = chosen.sequences * -(-asked.context // cache.page_tokens)
+    exact, packed = pages, 0
+    if chosen.engine.architectures.own:
+        limits = pool_limits(cache_layout(shape, cache), asked.context, chosen.sequences, chosen.budget)
+        exact, packed = limits.exact_pages, limits.packed_pages
     return KvPart(
-        level=layout.level,
-        bits_per_element=8 * layout.token_bytes / numbers,
-        bytes_per_token=layout.token_bytes,
-        page_tokens=layout.page_tokens,
-        sink_pages=layout.sink_pages,
-        recent_pages=layout.recent_pages,
-        pages=limits.max_sequences * layout.pages(limits.max_context),
-        exact_pages=limits.exact_pages,
-        packed_pages=limits.packed_pages,
-        layers=(layout.level,) * layout.layers,
+        level=chosen.level,
+        bits_per_element=8 * per_token / elements if elements else 0.0,
+        bytes_per_token=round(per_token),
+        page_tokens=cache.page_tokens,
+        sink_pages=cache.sink_pages,
+        recent_pages=cache.recent_pages,
+        pages=pages,
+        exact_pages=exact,
+        packed_pages=packed,
+        layers=(chosen.level,) * layers,
+    )
+
+
+def _speculation(asked: Deployment, chosen: Candidate) -> Speculation:
+    one = chosen.drafting
+    if not one.tokens:
+        return Speculation()
+    return Speculation(
+        method=one.method,
+        tokens=one.tokens,
+        acceptance=significant((one.expected - 1) / one.tokens),
+        draft=one.draft,
+        tokens_per_step=significant(one.expected),
+        pays_up_to=pays_up_to(asked, chosen),
     )
 
 
 def _predicted(asked: Deployment, chosen: Candidate) -> Predicted:
     seen, held, loss = chosen.forecast, chosen.memory, chosen.loss
-    step = seen.step
     return Predicted(
         workload=Workload(
-            concurrency=seen.load.concurrency,
-            input_tokens=seen.load.input_tokens,
-            output_tokens=seen.load.output_tokens,
-            context_tokens=seen.load.decode_context,
+            concurrency=chosen.sequences,
+            input_tokens=asked.input_tokens,
+            output_tokens=asked.output_tokens,
+            context_tokens=round(float(seen.load.decode_context)),
         ),
-        ttft_ms=significant(seen.ttft * 1e3),
-        itl_ms=significant(seen.itl * 1e3),
-        tokens_per_second=significant(seen.tokens_per_second),
-        tokens_per_second_per_user=significant(seen.tokens_per_second_per_user),
-        prefill_tokens_per_second=significant(seen.prefill_tokens_per_second),
+        ttft_ms=_ms(seen.ttft),
+        ttft_ms_low=_ms(seen.ttft_low),
+        ttft_ms_high=_ms(seen.ttft_high),
+        itl_ms=_ms(seen.itl),
+        itl_ms_low=_ms(seen.itl_low),
+        itl_ms_high=_ms(seen.itl_high),
+        e2e_s=significant(float(seen.e2e)),
+        e2e_s_low=significant(float(seen.e2e_low)),
+        e2e_s_high=significant(float(seen.e2e_high)),
+        tokens_per_second=significant(float(seen.tokens_per_second)),
+        tokens_per_second_per_user=significant(float(seen.tokens_per_second_per_user)),
+        prefill_tokens_per_second=significant(float(seen.prefill_tokens_per_second)),
         bottleneck=seen.bottleneck,
         step_ms=Milliseconds(
-            weights=significant(step.weights * 1e3),
-            cache=significant(step.cache * 1e3),
-            compute=significant(step.compute * 1e3),
-            fixed=significant(step.fixed * 1e3),
-            links=significant(step.links * 1e3),
-            prefill=significant(seen.prefill.total * 1e3),
+            weights=_ms(seen.step.weights),
+            cache=_ms(seen.step.cache),
+            compute=_ms(seen.step.compute),
+            fixed=_ms(seen.step.fixed),
+            links=_ms(seen.step.links),
+            prefill=_ms(seen.prefill.total),
         ),
         memory_gib=MemoryGib(
-            weights=significant(held.weights / GIB),
-            kv=significant(held.kv / GIB),
-            activations=significant(held.activations / GIB),
-            draft=0.0,
-            overhead=significant(held.overhead / GIB),
-            total=significant(held.total / GIB),
-            capacity=significant(held.capacity / GIB),
+            weights=_gib(held.weights),
+            kv=_gib(held.kv),
+            activations=_gib(held.activations),
+            draft=_gib(held.draft),
+            overhead=_gib(held.overhead),
+            total=_gib(held.total),
+            capacity=_gib(held.capacity),
         ),
         quality_loss_percent=Range(low=loss.low, expected=loss.expected, high=loss.high),
-        cost=cost(asked.spec, seen.tokens_per_second),
+        cost=cost(asked, chosen),
         sources=sources(asked, chosen),
     )
+
+
+def _ms(seconds: object) -> float:
+    return significant(float(seconds) * 1e3)  # type: ignore[arg-type]
+
+
+def _gib(count: object) -> float:
+    return significant(float(count) / GIB)  # type: ignore[arg-type]

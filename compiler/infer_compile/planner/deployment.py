@@ -5,33 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..catalog.coefficients import EngineCoefficients, Facts
+from ..catalog.facts import Facts
 from ..catalog.target import Target
 from ..graph.graph import Graph
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..spec.spec import DeviceGroup, Slo, Spec, Workload
 from .latency import link_gbs
 from .shape import Shape, shape
+from .speculation import NONE, Drafting
 
 Where = Callable[[str], str]
 """Dotted key of the spec to ``file:line``."""
 
-ENGINE = "native"
+Draftings = Callable[[tuple[str, ...]], tuple[Drafting, ...]]
+"""What the model can be drafted for with, of the methods named; looked up by whoever knows the model's name."""
+
+
+def no_drafts(methods: tuple[str, ...]) -> tuple[Drafting, ...]:
+    return (NONE,)
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """With a ``rate`` (requests per second) the ``concurrency`` follows from it. ``budget_stated`` tells
-    whether the spec gives ``budget_percent`` or the catalog's default stands."""
+    """``count`` devices in each of ``nodes`` machines. With a ``rate`` (requests per second) the ``concurrency``
+    follows from it. ``budget_stated`` tells whether the spec gives ``budget_percent`` or the catalog's default
+    stands. ``narrow``: speculation aside, as for questions that are asked many times over."""
 
     spec: Spec
     graph: Graph
     shape: Shape
-    parameters: int
     target: Target
-    tensor: int
+    count: int
+    nodes: int
     facts: Facts
-    engine: EngineCoefficients
     context: int
     input_tokens: int
     output_tokens: int
@@ -40,10 +46,16 @@ class Deployment:
     budget_percent: float
     budget_stated: bool
     where: Where
+    draftings: Draftings
+    narrow: bool = False
 
     @property
     def slo(self) -> Slo:
         return self.spec.slo
+
+    @property
+    def devices(self) -> int:
+        return self.count * self.nodes
 
     @property
     def pinned_weights(self) -> str | None:
@@ -55,14 +67,20 @@ class Deployment:
 
 
 def deployment(
-    spec: Spec, graph: Graph, target: Target, group: DeviceGroup, facts: Facts, where: Where
+    spec: Spec,
+    graph: Graph,
+    target: Target,
+    group: DeviceGroup,
+    facts: Facts,
+    where: Where,
+    draftings: Draftings = no_drafts,
 ) -> Deployment:
     """Applies defaults and refuses what cannot be meant, all at once.
 
-    Raises InferCompileError (exit 3): IC204 a context beyond the model's, IC205 a split that does not divide
-    the model or that this version does not serve, IC206 a target that lacks a figure.
+    Raises InferCompileError (exit 3): IC204 a context beyond the model's, IC205 processors that were to share a
+    model, IC206 a target that lacks a figure.
     """
-    problems = [*_context(spec, graph, where), *_devices(spec, graph, target, group, where)]
+    problems = [*_context(spec, graph, where), *_devices(target, group, where)]
     if problems:
         raise InferCompileError(problems, Exit.INFEASIBLE)
     load = spec.workload
@@ -72,11 +90,10 @@ def deployment(
         spec=spec,
         graph=graph,
         shape=shape(graph),
-        parameters=graph.parameters,
         target=target,
-        tensor=group.count,
+        count=group.count,
+        nodes=group.nodes,
         facts=facts,
-        engine=facts.coefficients.of(ENGINE, target.kind),
         context=context,
         input_tokens=prompt,
         output_tokens=answer,
@@ -85,25 +102,15 @@ def deployment(
         budget_percent=facts.quality.default_budget_percent.value if budget is None else budget,
         budget_stated=budget is not None,
         where=where,
+        draftings=draftings,
     )
 
 
 def on(asked: Deployment, target: Target, group: DeviceGroup) -> Deployment | None:
     """The same on other devices; None where these cannot be planned for."""
-    if _devices(asked.spec, asked.graph, target, group, asked.where):
+    if _devices(target, group, asked.where):
         return None
-    engine = asked.facts.coefficients.of(ENGINE, target.kind)
-    return replace(asked, target=target, tensor=group.count, engine=engine)
-
-
-def _devices(spec: Spec, graph: Graph, target: Target, group: DeviceGroup, where: Where) -> list[Problem]:
-    """Whether the devices state what times are reckoned from, and can share the model."""
-    problems = _split(spec, graph, target, group, where)
-    if target.rates.bf16_tflops is None:
-        problems.append(_lacks(target, "rates.bf16_tflops", where))
-    if group.count > 1 and link_gbs(target) is None:
-        problems.append(_lacks(target, "interconnect", where))
-    return problems
+    return replace(asked, target=target, count=group.count, nodes=group.nodes)
 
 
 def _lengths(load: Workload, graph: Graph) -> tuple[int, int, int]:
@@ -139,60 +146,25 @@ def _context(spec: Spec, graph: Graph, where: Where) -> list[Problem]:
     ]
 
 
-def _split(spec: Spec, graph: Graph, target: Target, group: DeviceGroup, where: Where) -> list[Problem]:
-    """Whether ``group.count`` devices can share the model, and the pins agree."""
+def _devices(target: Target, group: DeviceGroup, where: Where) -> list[Problem]:
+    """Whether the devices can share a model, and state what times are reckoned from."""
     problems = []
-
-    def refuse(key: str, message: str, because: str, fix: str) -> None:
-        problems.append(Problem("IC205", message, where(key), because, fix))
-
-    pins = spec.pin.parallelism
-    for key in ("pipeline", "expert", "data"):
-        if pins is not None and (getattr(pins, key) or 1) > 1:
-            refuse(
-                f"pin.parallelism.{key}",
-                f"{key} parallelism is not served by this version",
-                "the native engine splits a model over the devices of one machine by tensors alone",
-                f"remove {key}, or {key}: 1",
+    devices = group.count * group.nodes
+    if devices > 1 and target.kind == "cpu":
+        problems.append(
+            Problem(
+                "IC205",
+                "processors do not share a model in this version",
+                where("target.count" if group.count > 1 else "target.nodes"),
+                "an engine's threads live in one memory",
+                "count: 1, nodes: 1",
             )
-    if pins is not None and pins.tensor not in (None, group.count):
-        refuse(
-            "pin.parallelism.tensor",
-            f"tensor: {pins.tensor} does not use the {group.count} device(s) of the target",
-            "every device of the target holds an equal part of the model",
-            f"target: {{device: {group.device}, count: {pins.tensor}}}, or tensor: {group.count}",
         )
-    if group.nodes > 1:
-        refuse(
-            "target.nodes",
-            "several machines are not served by this version",
-            "the native engine runs on one machine",
-            "nodes: 1",
-        )
-    if group.count > 1 and target.kind == "cpu":
-        refuse(
-            "target.count",
-            "processors do not share a model in this version",
-            "the native engine's threads live in one memory",
-            "count: 1",
-        )
-    if graph.heads % group.count or (graph.kv_heads % group.count and group.count % graph.kv_heads):
-        possible = [
-            n for n in range(1, graph.heads + 1) if graph.heads % n == 0 and divides(graph.kv_heads, n)
-        ]
-        nearest = max((n for n in possible if n <= group.count), default=1)
-        refuse(
-            "target.count",
-            f"{group.count} devices do not divide {graph.name}",
-            f"it has {graph.heads} query heads and {graph.kv_heads} key heads",
-            f"count: {nearest}",
-        )
+    if target.rates.bf16_tflops is None:
+        problems.append(_lacks(target, "rates.bf16_tflops", where))
+    if devices > 1 and link_gbs(target) is None:
+        problems.append(_lacks(target, "interconnect", where))
     return problems
-
-
-def divides(kv_heads: int, devices: int) -> bool:
-    """Whether each device holds whole key heads, or copies of one."""
-    return kv_heads % devices == 0 or devices % kv_heads == 0
 
 
 def _lacks(target: Target, figure: str, where: Where) -> Problem:

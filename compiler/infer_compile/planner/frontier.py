@@ -2,78 +2,139 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .candidate import Candidate
+from .choose import nearest
+from .cost import cost
 from .deployment import Deployment
-from .plan import Alternative, Rejected, significant
+from .plan import Alternative, Choice, Parallelism, Rejected, significant
+from .survey import Survey
 from .units import GIB, size
 
-
-def alternatives(
-    asked: Deployment, chosen: Candidate, candidates: tuple[Candidate, ...]
-) -> tuple[Alternative, ...]:
-    """The feasible candidates that no other one beats in everything, the chosen one aside."""
-    feasible = [one for one in candidates if one.feasible]
-    front = [one for one in feasible if not any(_beats(other, one) for other in feasible)]
-    return tuple(
-        Alternative(
-            target=asked.target.id,
-            weights=label(one),
-            kv=one.layout.level,
-            itl_ms=significant(one.forecast.itl * 1e3),
-            tokens_per_second=significant(one.forecast.tokens_per_second),
-            memory_gib=significant(one.memory.total / GIB),
-            quality_loss_percent=one.loss.expected,
-            gives_up=_gives_up(one, chosen),
-        )
-        for one in front
-        if one is not chosen
-    )
+MOST = 12
+"""Alternatives and near misses that a plan tells of."""
 
 
-def rejected(asked: Deployment, candidates: tuple[Candidate, ...]) -> tuple[Rejected, ...]:
-    """Each limit that a candidate breaks, the nearest miss first."""
-    return tuple(
-        Rejected(
-            target=asked.target.id,
-            weights=label(one),
-            kv=one.layout.level,
-            limit=violation.limit,
-            value=violation.value,
-            allowed=violation.allowed,
-        )
-        for one in sorted(candidates, key=lambda one: one.excess)
-        for violation in one.violations
+def alternatives(asked: Deployment, chosen: Candidate, survey: Survey) -> tuple[Alternative, ...]:
+    """The feasible candidates that no other one beats in everything, the best by objective first.
+
+    Of those that differ in layout, draft length and token budget alone, the best by objective stands for all.
+    """
+    front = _front(survey, _representatives(survey, survey.feasible, -survey.gain))
+    ranked = front[np.argsort(-survey.gain[front], kind="stable")]
+    found: list[Alternative] = []
+    mine = choice(asked, chosen)
+    for index in ranked:
+        one = survey.candidate(int(index))
+        if choice(asked, one) != mine and len(found) < MOST:
+            found.append(_alternative(asked, one, chosen))
+    return tuple(found)
+
+
+def rejected(asked: Deployment, survey: Survey) -> tuple[Rejected, ...]:
+    """Each limit that a candidate breaks, the nearest miss of each engine, format and level first."""
+    broken = np.flatnonzero(survey.excess > 0)
+    ranked = _representatives(survey, broken, survey.excess)
+    found = []
+    for index in ranked[np.argsort(survey.excess[ranked], kind="stable")][:MOST]:
+        one = survey.candidate(int(index))
+        named = choice(asked, one).model_dump()
+        found += [
+            Rejected(**named, limit=each.limit, value=each.value, allowed=each.allowed) for each in one.violations
+        ]
+    return tuple(found)
+
+
+def choice(asked: Deployment, one: Candidate) -> Choice:
+    """A candidate in names."""
+    return Choice(
+        target=asked.target.id,
+        engine=one.engine.name,
+        weights=label(one),
+        kv=one.level,
+        speculation=drafting(one),
+        parallelism=Parallelism(
+            tensor=int(one.layout.tensor),
+            pipeline=int(one.layout.pipeline),
+            expert=int(one.layout.expert),
+            data=int(one.layout.data),
+        ),
     )
 
 
 def label(one: Candidate) -> str:
-    """The weight format with its group."""
-    return f"{one.weights.name}/{one.weights.group}" if one.weights.group else one.weights.name
+    """The weight format, with its group where there is one."""
+    group = one.scheme.group
+    return f"{one.scheme.name}/{group}" if group else one.scheme.name
 
 
-def _measures(one: Candidate) -> tuple[float, float, float, float]:
-    """What one wants less of: seconds per token, seconds per token of all, bytes, loss."""
+def drafting(one: Candidate) -> str:
+    """Method and tokens of speculation."""
+    return f"{one.drafting.method}:{one.drafting.tokens}" if one.drafting.tokens else one.drafting.method
+
+
+def _representatives(
+    survey: Survey, among: NDArray[np.int64], badness: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Of each block, with and without drafts, the one of ``among`` with the least ``badness``."""
+    if not len(among):
+        return among
+    block = np.repeat(np.arange(len(survey.solved)), [len(each.block) for each in survey.solved])
+    group = 2 * block[among] + (survey.drafted[among] > 0)
+    order = np.lexsort((among, badness[among], group))
+    first = np.r_[True, np.diff(group[order]) != 0]
+    return among[order][first]
+
+
+def _front(survey: Survey, among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those that no other is at least as good as in everything and better than in something."""
+    measures = np.stack(
+        [
+            survey.ttft[among],
+            survey.itl[among],
+            1 / survey.tokens_per_second[among],
+            survey.memory[among],
+            survey.loss[among],
+        ]
+    )
+    mine, others = measures[:, :, None], measures[:, None, :]
+    beaten = np.all(others <= mine, axis=0) & np.any(others < mine, axis=0)
+    return among[~beaten.any(axis=1)]
+
+
+def _alternative(asked: Deployment, one: Candidate, chosen: Candidate) -> Alternative:
     seen = one.forecast
-    return seen.itl, 1 / seen.tokens_per_second, float(one.memory.total), one.loss.expected
-
-
-def _beats(one: Candidate, other: Candidate) -> bool:
-    """At least as good in everything, and better in something."""
-    first, second = _measures(one), _measures(other)
-    return first != second and all(a <= b for a, b in zip(first, second, strict=True))
+    return Alternative(
+        **choice(asked, one).model_dump(),
+        ttft_ms=significant(float(seen.ttft) * 1e3),
+        itl_ms=significant(float(seen.itl) * 1e3),
+        tokens_per_second=significant(float(seen.tokens_per_second)),
+        memory_gib=significant(float(one.memory.total) / GIB),
+        quality_loss_percent=one.loss.expected,
+        usd_per_million_tokens=cost(asked, one).usd_per_million_tokens,
+        gives_up=_gives_up(one, chosen),
+    )
 
 
 def _gives_up(one: Candidate, chosen: Candidate) -> str:
     """What the chosen plan has that ``one`` has not."""
     parts = []
-    slower = one.forecast.itl / chosen.forecast.itl
-    if slower > 1.01:
-        parts.append(f"{slower:.2f} x the time between tokens")
-    fewer = chosen.forecast.tokens_per_second / one.forecast.tokens_per_second
+    seen, best = one.forecast, chosen.forecast
+    for slower, noun in (
+        (float(seen.ttft) / float(best.ttft), "time to the first token"),
+        (float(seen.itl) / float(best.itl), "time between tokens"),
+    ):
+        if slower > 1.01:
+            parts.append(f"{slower:.2f} x the {noun}")
+    fewer = float(best.tokens_per_second) / float(seen.tokens_per_second)
     if fewer > 1.01:
         parts.append(f"{100 - 100 / fewer:.0f} % of the tokens per second")
-    more = one.memory.total - chosen.memory.total
-    if more > 0.01 * chosen.memory.total:
+    if one.sequences < chosen.sequences:
+        parts.append(f"{chosen.sequences - one.sequences} sequences in flight")
+    more = float(one.memory.total) - float(chosen.memory.total)
+    if more > 0.01 * float(chosen.memory.total):
         parts.append(size(more))
     loss = one.loss.expected - chosen.loss.expected
     if loss > 0:

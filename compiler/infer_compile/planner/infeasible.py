@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from ..catalog.target import Target
 from ..runtime.errors import Problem
 from ..spec.spec import DeviceGroup, Pin
 from .candidate import Candidate
+from .choose import nearest
 from .deployment import Deployment, on
+from .frontier import drafting, label
+from .layout import Layout
+from .memory import held_weights
+from .shape import Stored, stored
+from .survey import Survey
 from .units import GIB
 
 KEYS = {
@@ -22,32 +30,33 @@ KEYS = {
 }
 """Limit to the key of the spec that sets it."""
 
-Neighbours = Callable[[], tuple[Target, ...]]
+Neighbours = Callable[[], tuple[Target, ...]] | type[tuple[Target, ...]]
 """Looks up the devices of the catalog; called only where something has to be named."""
 
-Solve = Callable[[Deployment], tuple[Candidate, ...]]
-"""All candidates of a deployment."""
+Best = Callable[[Deployment], Candidate | None]
+"""What would be chosen for a deployment; None where nothing keeps every limit."""
 
 
 def describe(one: Candidate) -> str:
-    """The formats of a candidate, for people."""
-    group = f" (groups of {one.weights.group})" if one.weights.group else ""
-    return f"{one.weights.name}{group} weights, {one.layout.level} cache"
+    """A candidate, for people."""
+    layout, ways = one.layout, ("tensor", "pipeline", "expert", "data")
+    split = "".join(f", {way} {size}" for way in ways if (size := int(getattr(layout, way))) > 1)
+    drafts = f", {drafting(one)}" if one.drafting.tokens else ""
+    return f"{one.engine.name}: {label(one)} weights, {one.level} cache{split}{drafts}"
 
 
-def nearest_feasible(
-    asked: Deployment, candidates: tuple[Candidate, ...], neighbours: tuple[Target, ...], solve: Solve
-) -> Problem:
+def nearest_feasible(found: Survey, neighbours: tuple[Target, ...], best: Best) -> Problem:
     """IC201, with the candidate that misses by least and every single change that makes a plan possible."""
-    miss = min(candidates, key=lambda one: one.excess)
-    changes = [f"  {change}" for change in _changes(asked, candidates, neighbours, solve)]
+    asked = found.asked
+    miss = found.candidate(nearest(found))
+    changes = [f"  {change}" for change in _changes(found, neighbours, best)]
     fix = "any one of\n" + "\n".join(changes) if changes else "a smaller model, or more and larger devices"
-    devices = f"{asked.tensor} x {asked.target.name}" if asked.tensor > 1 else asked.target.name
+    devices = f"{asked.devices} x {asked.target.name}" if asked.devices > 1 else asked.target.name
     return Problem(
         "IC201",
         f"no plan for {asked.graph.name} on {devices} keeps every limit",
         asked.where(KEYS[miss.violations[0].limit]),
-        f"the nearest, {describe(miss)}, needs {_broken(miss)}{_memory(miss)}",
+        f"the nearest, {describe(miss)}, needs {_broken(miss)}{_memory(miss, asked)}",
         fix,
     )
 
@@ -59,65 +68,58 @@ def _broken(miss: Candidate) -> str:
     )
 
 
-def _memory(miss: Candidate) -> str:
+def _memory(miss: Candidate, asked: Deployment) -> str:
     """The parts of the memory, where that is what is short."""
-    if miss.memory.free >= 0:
+    held = miss.memory
+    if float(held.free) >= 0:
         return ""
-    held, limits = miss.memory, miss.limits
+    each = " on each device" if asked.devices > 1 else ""
     return (
-        f" (weights {held.weights / GIB:.2f}, cache {held.kv / GIB:.2f} for {limits.max_sequences} x "
-        f"{limits.max_context:,} tokens, activations {held.activations / GIB:.2f}, "
-        f"overhead {held.overhead / GIB:.2f})"
+        f" (weights {held.weights / GIB:.2f}, cache {held.kv / GIB:.2f} for {miss.sequences} x "
+        f"{asked.context:,} tokens, activations {held.activations / GIB:.2f}, "
+        f"overhead {held.overhead / GIB:.2f}{each})"
     )
 
 
-def _changes(
-    asked: Deployment, candidates: tuple[Candidate, ...], neighbours: tuple[Target, ...], solve: Solve
-) -> Iterator[str]:
+def _changes(found: Survey, neighbours: tuple[Target, ...], best: Best) -> Iterator[str]:
     """Single changes of the spec that make it feasible, each with what it gives."""
-
-    def solved(changed: Deployment) -> Candidate | None:
-        return next((one for one in solve(changed) if one.feasible), None)
-
-    yield from _fewer(asked, solved)
-    yield from _shorter(asked, solved)
-    yield from _looser(candidates)
-    yield from _unpinned(asked, solved)
-    yield from _more_devices(asked, solved)
-    yield from _larger_device(asked, neighbours, solved)
-
-
-Solved = Callable[[Deployment], Candidate | None]
+    asked = found.asked
+    yield from _fewer(asked, best)
+    yield from _shorter(asked, best)
+    yield from _looser(found)
+    yield from _unpinned(asked, best)
+    yield from _more_devices(asked, best)
+    yield from _larger_device(asked, neighbours, best)
 
 
 def _most(end: int, solve: Callable[[int], Candidate | None]) -> tuple[int, Candidate] | None:
     """The largest n in [1, end) that ``solve`` answers, with its answer; what n can do, less can do too."""
-    best: tuple[int, Candidate] | None = None
+    found: tuple[int, Candidate] | None = None
     low, high = 1, end - 1
     while low <= high:
         middle = (low + high) // 2
-        found = solve(middle)
-        if found is None:
+        answer = solve(middle)
+        if answer is None:
             high = middle - 1
         else:
-            best, low = (middle, found), middle + 1
-    return best
+            found, low = (middle, answer), middle + 1
+    return found
 
 
-def _fewer(asked: Deployment, solved: Solved) -> Iterator[str]:
+def _fewer(asked: Deployment, best: Best) -> Iterator[str]:
     rate = asked.rate
     if rate is not None:
-        share = _most(100, lambda percent: solved(replace(asked, rate=rate * percent / 100)))
+        share = _most(100, lambda percent: best(replace(asked, rate=rate * percent / 100)))
         if share:
             yield f"requests_per_second: {rate * share[0] / 100:.3g} ({describe(share[1])})"
         return
-    most = _most(asked.concurrency, lambda n: solved(replace(asked, concurrency=n)))
+    most = _most(asked.concurrency, lambda n: best(replace(asked, concurrency=n)))
     if most:
         yield f"concurrency: {most[0]} ({describe(most[1])})"
 
 
-def _shorter(asked: Deployment, solved: Solved) -> Iterator[str]:
-    page = int(asked.facts.coefficients.cache.page_tokens.value)
+def _shorter(asked: Deployment, best: Best) -> Iterator[str]:
+    page = int(asked.facts.choices.cache.page_tokens.value)
 
     def at(pages: int) -> Deployment:
         context = pages * page
@@ -129,7 +131,7 @@ def _shorter(asked: Deployment, solved: Solved) -> Iterator[str]:
             output_tokens=max(1, int(asked.output_tokens * share)),
         )
 
-    most = _most(asked.context // page, lambda pages: solved(at(pages)))
+    most = _most(asked.context // page, lambda pages: best(at(pages)))
     if most:
         changed = at(most[0])
         same = (changed.input_tokens, changed.output_tokens) == (asked.input_tokens, asked.output_tokens)
@@ -139,54 +141,79 @@ def _shorter(asked: Deployment, solved: Solved) -> Iterator[str]:
         yield f"context_tokens: {changed.context}{lengths} ({describe(most[1])})"
 
 
-def _looser(candidates: tuple[Candidate, ...]) -> Iterator[str]:
+def _looser(found: Survey) -> Iterator[str]:
     """A single limit that, moved to what a candidate gives, is kept."""
-    best: dict[str, Candidate] = {}
-    for one in candidates:
-        if len(one.violations) == 1 and one.violations[0].limit not in ("memory", "requests_per_second"):
-            limit = one.violations[0].limit
-            if limit not in best or one.excess < best[limit].excess:
-                best[limit] = one
-    for limit, one in sorted(best.items()):
-        value = one.violations[0].value
-        key = KEYS[limit].rpartition(".")[2]
-        yield f"{key} no tighter than the {value} of {describe(one)}"
-
-
-def _unpinned(asked: Deployment, solved: Solved) -> Iterator[str]:
-    pin = asked.spec.pin
-    freed = {
-        "pin.weights": pin.model_copy(update={"weights": None}),
-        "pin.kv": pin.model_copy(update={"kv": None}),
-        "pin.weights and pin.kv": Pin(parallelism=pin.parallelism),
-    }
-    for key, changed in freed.items():
-        if changed == pin or (key.count("pin") == 2 and None in (pin.weights, pin.kv)):
+    names = [limit.name for limit in found.solved[0].limits]
+    excess = np.stack(
+        [found.column(lambda each, i=i: each.limits[i].excess) for i in range(len(names))]  # type: ignore[misc]
+    )
+    alone = (excess > 0).sum(axis=0) == 1
+    for row, limit in sorted(enumerate(names), key=lambda pair: pair[1]):
+        only = np.flatnonzero(alone & (excess[row] > 0))
+        if limit in ("memory", "requests_per_second") or not len(only):
             continue
-        one = solved(replace(asked, spec=asked.spec.model_copy(update={"pin": changed})))
+        one = found.candidate(nearest(found, only))
+        key = KEYS[limit].rpartition(".")[2]
+        yield f"{key} no tighter than the {one.violations[0].value} of {describe(one)}"
+
+
+def _unpinned(asked: Deployment, best: Best) -> Iterator[str]:
+    pin = asked.spec.pin
+    freed: dict[str, Pin] = {
+        f"pin.{key}": pin.model_copy(update={key: None})
+        for key in ("weights", "kv", "engine", "speculation", "parallelism")
+        if getattr(pin, key) is not None
+    }
+    if len(freed) > 1:
+        freed["every pin"] = Pin()
+    for key, changed in freed.items():
+        one = best(replace(asked, spec=asked.spec.model_copy(update={"pin": changed})))
         if one is not None:
             yield f"remove {key} ({describe(one)})"
 
 
-def _more_devices(asked: Deployment, solved: Solved) -> Iterator[str]:
+def _more_devices(asked: Deployment, best: Best) -> Iterator[str]:
     if asked.target.kind == "cpu":
         return
-    for count in (2 * asked.tensor, 4 * asked.tensor, 8 * asked.tensor):
-        changed = on(asked, asked.target, DeviceGroup(device=asked.target.id, count=count))
-        one = solved(changed) if changed else None
+    for count, nodes in _larger_groups(asked.count, asked.nodes):
+        changed = on(asked, asked.target, DeviceGroup(device=asked.target.id, count=count, nodes=nodes))
+        one = best(changed) if changed else None
         if one is not None:
-            yield f"count: {count} of {asked.target.id} ({describe(one)})"
+            machines = f" in each of {nodes} machines" if nodes > 1 else ""
+            yield f"count: {count} of {asked.target.id}{machines} ({describe(one)})"
             return
 
 
-def _larger_device(asked: Deployment, neighbours: tuple[Target, ...], solved: Solved) -> Iterator[str]:
+def _larger_groups(count: int, nodes: int) -> Iterator[tuple[int, int]]:
+    """More devices, the fewest first: one more, then doubled up to eight in a machine, then more machines."""
+    if count < 8:
+        yield count + 1, nodes
+    for more in (2 * count, 4 * count, 8 * count):
+        if count + 1 < more <= 8:
+            yield more, nodes
+    for machines in (2, 4, 8):
+        yield max(count, 8), nodes * machines
+
+
+def _larger_device(asked: Deployment, neighbours: tuple[Target, ...], best: Best) -> Iterator[str]:
     """The device with the least memory of those of the same kind that are large and fast enough; of the same
     maker if there is one."""
-    others = (one for one in neighbours if one.kind == asked.target.kind and one.id != asked.target.id)
+    others = [one for one in neighbours if one.kind == asked.target.kind and one.id != asked.target.id]
+    smallest = _smallest(asked)
     for target in sorted(others, key=lambda one: (one.vendor != asked.target.vendor, one.memory_gb, one.id)):
-        changed = on(asked, target, DeviceGroup(device=target.id, count=asked.tensor))
-        one = solved(changed) if changed else None
+        if target.memory_gb * 1e9 < smallest:
+            continue
+        group = DeviceGroup(device=target.id, count=asked.count, nodes=asked.nodes)
+        changed = on(asked, target, group)
+        one = best(changed) if changed else None
         if one is not None:
             figures = f"{target.memory_gb:g} GB, {target.bandwidth_gbs:g} GB/s"
             yield f"target: {target.id} ({figures}; {describe(one)})"
             return
+
+
+def _smallest(asked: Deployment) -> float:
+    """Bytes that each device needs at least for the weights: devices with less are not worth a search."""
+    every: list[Stored] = [stored(asked.graph, scheme) for scheme in asked.facts.formats.weights]
+    layout = Layout(tensor=asked.devices)
+    return min(float(held_weights(each, asked.shape, layout)) for each in every)

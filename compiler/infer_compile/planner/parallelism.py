@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..catalog.engines import Engine
+from ..catalog.engines import Engine, Way
 from ..spec.pin import Parallelism
 from .layout import Layout
 from .shape import Shape
 
+WAYS: tuple[Way, ...] = ("tensor", "pipeline", "expert", "data")
 Sizes = tuple[int, int, int, int]
-"""Tensor, pipeline, expert, data."""
+"""In the order of ``WAYS``."""
 
 
 def layouts(
@@ -31,7 +32,7 @@ def layouts(
         for sizes in _experts(shape, engine, tensor, pipeline, devices // tensor // pipeline)
         if _serves(engine, sizes) and divides(shape, tensor) and pipeline <= shape.layers
     ]
-    wanted = (pinned.tensor, pinned.pipeline, pinned.expert, pinned.data) if pinned else (None,) * 4
+    wanted = [getattr(pinned, way) if pinned else None for way in WAYS]
     kept = [
         sizes
         for sizes in found
@@ -63,15 +64,10 @@ def _experts(shape: Shape, engine: Engine, tensor: int, pipeline: int, data: int
         return
     stage = tensor * data
     for expert in divisors(stage)[1:]:
-        if shape.experts % expert == 0 and (expert == stage or engine.parallelism.expert_parts):
+        if shape.experts % expert == 0:
             yield tensor, pipeline, expert, data
 
 
 def _serves(engine: Engine, sizes: Sizes) -> bool:
-    tensor, pipeline, expert, _ = sizes
-    has = engine.parallelism
-    return (
-        (tensor == 1 or has.tensor)
-        and (pipeline == 1 or has.pipeline)
-        and (expert == 1 or has.expert)
-    )
+    used = zip(WAYS, sizes, strict=True)
+    return all(size == 1 or way in engine.parallelism for way, size in used)

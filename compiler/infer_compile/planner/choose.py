@@ -1,0 +1,54 @@
+"""Which of the feasible candidates becomes the plan."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .block import Block
+from .deployment import Deployment
+from .survey import Survey
+
+
+def choose(survey: Survey) -> int:
+    """The best by objective; a lossier or more intricate choice has to win by a margin.
+
+    A cache is compressed where it has to be (no plan with a bf16 cache keeps the limits) or where that wins by the
+    larger margin; tokens are drafted where that wins by more than acceptance varies with the text. An engine that
+    this version builds bundles for is taken before one that it only plans for; of engines that are as good as
+    their calibration can tell, the first of the catalog. Among equals the candidate that loses less, then the one
+    that takes less memory, then the first.
+    """
+    asked, margins = survey.asked, survey.asked.facts.choices.margins
+    among = survey.feasible
+    built = survey.of_blocks(lambda block: _built(asked, block))[among]
+    among = among[built == built.max()]
+    lossy = survey.of_blocks(lambda block: block.loss_of_weights.high > 0)[among]
+    compressed = survey.of_blocks(lambda block: block.cache.scheme.name != "bf16")[among]
+    gain = (
+        survey.gain[among]
+        / margins.lossy_gain.value**lossy
+        / margins.compressed_gain.value**compressed
+        / margins.speculation_gain.value ** (survey.drafted[among] > 0)
+    )
+    rank = survey.of_blocks(lambda block: asked.facts.engines.names.index(block.engine.name))[among]
+    first = rank[gain >= gain.max() / margins.engine_gain.value].min()
+    mine = np.flatnonzero(rank == first)
+    # Differences below half a percent are none: the smaller deployment of equals is taken.
+    steps = np.round(np.log(gain[mine]) / np.log(_EQUAL))
+    order = np.lexsort((among[mine], survey.memory[among][mine], survey.loss[among][mine], -steps))
+    return int(among[mine][order[0]])
+
+
+_EQUAL = 1.005
+
+
+def nearest(survey: Survey, among: NDArray[np.int64] | None = None) -> int:
+    """The candidate that misses by least."""
+    indices = np.arange(len(survey)) if among is None else among
+    order = np.lexsort((indices, survey.memory[indices], survey.excess[indices]))
+    return int(indices[order[0]])
+
+
+def _built(asked: Deployment, block: Block) -> bool:
+    return asked.target.kind in block.engine.builds
