@@ -101,7 +101,7 @@ def _problems(path: Path, locked: Lock, found: Lock, changed: Diff, resolved: Re
     if problems:
         last = problems[-1]
         again = f"infer-compile lock {spec.path}" + ("" if path == lock_path(spec.path) else f" -o {path}")
-        fix = "; ".join(filter(None, [last.fix, f"if this is wanted: {again}, and commit {path.name}"]))
+        fix = "; ".join(filter(None, [last.fix, f"if this is wanted: {again}, and commit {path}"]))
         problems[-1] = replace(last, fix=fix)
     return problems
 

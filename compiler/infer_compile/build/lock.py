@@ -117,7 +117,7 @@ def read(path: Path, spec: Path) -> Lock:
     """
     write = f"infer-compile lock {spec}"
     if not path.exists():
-        problem = Problem("IC440", "the spec has no lock", str(path), fix=f"{write}, and commit {path.name}")
+        problem = Problem("IC440", "the spec has no lock", str(path), fix=f"{write}, and commit {path}")
         raise InferCompileError(problem, Exit.MISMATCH)
     try:
         document = read_document(path)
