@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..runtime.errors import InferCompileError, Problem
 from .cost import Totals, total
@@ -13,7 +14,7 @@ from .operations import Attend, Linear, Operation
 from .source import Source
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Graph:
     """What is counted and, if ``native``, lowered.
 
@@ -37,7 +38,7 @@ class Graph:
     def native(self) -> bool:
         return not self.native_reason
 
-    @property
+    @cached_property
     def totals(self) -> Totals:
         """Coefficients of the whole model."""
         return total(operation.cost for operation in self.operations)
@@ -48,7 +49,7 @@ class Graph:
         found = {source.name: source for operation in self.operations for source in operation.sources}
         return tuple(found.values())
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Numbers in the checkpoint; a tied head is not counted twice."""
         totals = self.totals
@@ -68,7 +69,7 @@ class Graph:
         head = 0 if self.tied else totals.head_elements
         return totals.table_elements + totals.weight_elements + head + totals.vector_elements
 
-    @property
+    @cached_property
     def attention(self) -> tuple[Attend | LatentAttend, ...]:
         return tuple(
             operation for operation in self.operations if isinstance(operation, Attend | LatentAttend)
