@@ -12,11 +12,11 @@ from .figure import Basis, Figure, Frozen
 class Loss(Frozen):
     """Expected loss of a format or level for models of ``parameters_b`` (from, below), in percent.
 
-    ``engine``: the one whose form of the format it is; none: every other's.
+    ``engines``: those whose form of the format it is; none: every other's.
     """
 
     name: str
-    engine: str = ""
+    engines: tuple[str, ...] = ()
     parameters_b: tuple[float, float]
     low: float
     expected: float
@@ -53,9 +53,9 @@ def _find(losses: tuple[Loss, ...], name: str, parameters: int, engine: str) -> 
         loss
         for loss in losses
         if loss.name == name
-        and loss.engine in ("", engine)
+        and (not loss.engines or engine in loss.engines)
         and loss.parameters_b[0] <= parameters / 1e9 < loss.parameters_b[1]
     ]
     if not found:
         raise KeyError((name, parameters, engine))
-    return max(found, key=lambda loss: bool(loss.engine))
+    return max(found, key=lambda loss: bool(loss.engines))
