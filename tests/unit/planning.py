@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from infer_compile.catalog.coefficients import EngineCoefficients, Facts, load_facts
+from infer_compile.catalog.engines import EngineKind
 from infer_compile.catalog.model import load_card
 from infer_compile.catalog.target import Target
 from infer_compile.graph.build import build
 from infer_compile.graph.graph import Graph
-from infer_compile.runtime.formats.weights import NAMES
 from infer_compile.spec.spec import Spec
 
 # Layers: 2 x (qkv 256 x 64, output 64 x 128, gate and up 256 x 64, down 64 x 128) = 98,304 weights;
@@ -81,44 +80,22 @@ def load(**fields: Any) -> dict[str, Any]:
     return {"context_tokens": 1024, "input_tokens": 512, "output_tokens": 128, "concurrency": 2} | fields
 
 
-def coefficients(**figures: float) -> EngineCoefficients:
-    """All efficiencies one and nothing fixed, but for ``figures``."""
+def engine_kind(**changes: Any) -> EngineKind:
+    """All of the memory and nothing lost, but for ``changes``."""
     ideal = {
-        "weight_efficiency": 1.0,
-        "unmeasured_bandwidth": 1.0,
-        "matrix_efficiency": 1.0,
-        "attention_efficiency": 1.0,
-        "step_us": 0.0,
-        "layer_us": 0.0,
-        "sequence_us": 0.0,
-        "reduce_us": 0.0,
         "memory_fraction": 1.0,
         "overhead_gib": 0.0,
         "weight_overhead_fraction": 0.0,
         "most_sequences": 64.0,
-    } | figures
-    made: dict[str, Any] = {name: figure(value) for name, value in ideal.items()}
-    for name in ("weight_efficiency", "matrix_efficiency"):
-        made[name] = dict.fromkeys(NAMES, made[name])
-    made |= {
-        "engine": "native",
+    }
+    made: dict[str, Any] = {
         "kind": "cpu",
-        "cache_efficiency": {"bf16": figure(1.0), "tq3": figure(1.0)},
         "batch_tokens": {"smallest": 64, "largest": 512, "source": "a test"},
     }
-    return EngineCoefficients.model_validate(made)
+    for name, value in (ideal | changes).items():
+        made[name] = figure(value) if isinstance(value, float) else value
+    return EngineKind.model_validate(made)
 
 
 def figure(value: float) -> dict[str, Any]:
     return {"value": value, "basis": "assumption", "source": "a test"}
-
-
-def ideal(**figures: float) -> Facts:
-    """What ships, with ``coefficients`` for the processor."""
-    shipped = load_facts()
-    engines = tuple(
-        coefficients(**figures) if entry.kind == "cpu" else entry for entry in shipped.coefficients.engines
-    )
-    return shipped.model_copy(
-        update={"coefficients": shipped.coefficients.model_copy(update={"engines": engines})}
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from .deployment import Deployment
 from .draft_time import draft_seconds
 from .forecast import Forecast, Load, Verify, forecast
 from .latency import Runner, Speed
-from .layout import Layout
+from .layout import Ints, Layout
 from .memory import Held, Memory, memory
 from .quality import Expected
 from .shape import Stored
@@ -119,7 +119,10 @@ def _whole(sequences: Floats, most: Counts) -> Counts:
 
 def _fullest(asked: Deployment, block: Block, solved: Solved, most: Counts) -> Solved:
     """As many sequences as keep every limit, by bisection: a limit that few break, more break too."""
-    low, high = solved.sequences, np.where(solved.feasible, np.maximum(most, solved.sequences), solved.sequences)
+    low, high = (
+        solved.sequences,
+        np.where(solved.feasible, np.maximum(most, solved.sequences), solved.sequences),
+    )
     while np.any(low < high):
         middle = (low + high + 1) // 2
         kept = at(asked, block, middle).feasible
@@ -147,16 +150,20 @@ def _speculated(block: Block, load: Load, sequences: Counts) -> Verify | None:
 
 def _solved(asked: Deployment, block: Block, sequences: Counts, seen: Forecast) -> Solved:
     copies = np.asarray(block.layout.data)
-    held = Held(
-        context=asked.context,
-        sequences=-(-sequences // copies),
-        budget=block.budget,
+    held = replace(
+        held_for(asked, -(-sequences // copies), block.budget),
         draft_bytes=block.of_drafts(lambda one: one.resident_bytes),
         draft_token_bytes=block.of_drafts(lambda one: one.draft_cache_elements_per_token * BF16.bits / 8),
     )
     kind = block.engine.on(asked.target.kind)
     taken = memory(asked.shape, block.stored, block.cache, block.layout, held, asked.target, kind)
     return Solved(block, sequences, taken, seen, tuple(_limits(asked, block, taken, seen)))
+
+
+def held_for(asked: Deployment, sequences: Ints, budget: Ints) -> Held:
+    """What is asked for with so many sequences in a copy, drafts aside."""
+    typical = min(asked.context, asked.input_tokens + asked.output_tokens)
+    return Held(asked.context, typical, sequences, budget)
 
 
 def _limits(asked: Deployment, block: Block, taken: Memory, seen: Forecast) -> list[Limit]:
@@ -175,7 +182,8 @@ def _limits(asked: Deployment, block: Block, taken: Memory, seen: Forecast) -> l
     limits.append(_most("quality", "% loss expected", np.asarray(loss), max(allowed, 0.0)))
     size = len(block)
     return [
-        Limit(one.name, one.unit, one.value, one.allowed, np.broadcast_to(one.excess, (size,))) for one in limits
+        Limit(one.name, one.unit, one.value, one.allowed, np.broadcast_to(one.excess, (size,)))
+        for one in limits
     ]
 
 

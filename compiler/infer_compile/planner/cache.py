@@ -69,7 +69,9 @@ def read_bytes(shape: Shape, cache: Cache, context: Ints, tensor: Ints = 1) -> R
     for group, heads in zip(shape.totals.attention, shape.heads, strict=True):
         near, far = visible(cache, context, group)
         elements = _elements(group, heads, tensor)
-        exact = exact + near * elements * (BF16.bits / 8 if cache.scheme.exact_window else _bytes(heads, cache.scheme))
+        exact = exact + near * elements * (
+            BF16.bits / 8 if cache.scheme.exact_window else _bytes(heads, cache.scheme)
+        )
         packed = packed + far * elements * _bytes(heads, cache.scheme)
     return Read(exact, packed)
 
@@ -107,5 +109,9 @@ def _elements(group: Attention, heads: Heads, tensor: Ints) -> Floats:
     """Numbers per token on one of ``tensor`` devices: its own key heads, or a copy of one; what belongs to no
     head is on every device."""
     latent = group.latent_elements_per_token
-    split = (group.cache_elements_per_token - latent) * np.ceil(heads.kv_heads / np.asarray(tensor)) / heads.kv_heads
+    split = (
+        (group.cache_elements_per_token - latent)
+        * np.ceil(heads.kv_heads / np.asarray(tensor))
+        / heads.kv_heads
+    )
     return latent + split

@@ -94,17 +94,13 @@ def candidate(solved: Solved, index: int) -> Candidate:
         forecast=_at(solved.forecast, index),
         loss_of_weights=block.loss_of_weights,
         loss_of_cache=block.loss_of_cache,
-        violations=tuple(
-            _violation(limit, index) for limit in solved.limits if limit.excess[index] > 0
-        ),
+        violations=tuple(_violation(limit, index) for limit in solved.limits if limit.excess[index] > 0),
     )
 
 
 def _violation(limit: Limit, index: int) -> Violation:
     value, allowed = _entry(limit.value, index), _entry(limit.allowed, index)
-    return Violation(
-        limit.name, f"{value:.4g} {limit.unit}", f"{allowed:.4g}", float(limit.excess[index])
-    )
+    return Violation(limit.name, f"{value:.4g} {limit.unit}", f"{allowed:.4g}", float(limit.excess[index]))
 
 
 def _at(columns: T, index: int) -> T:

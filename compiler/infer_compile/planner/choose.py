@@ -17,7 +17,7 @@ def choose(survey: Survey) -> int:
     larger margin; tokens are drafted where that wins by more than acceptance varies with the text. An engine that
     this version builds bundles for is taken before one that it only plans for; of engines that are as good as
     their calibration can tell, the first of the catalog. Among equals the candidate that loses less, then the one
-    that takes less memory, then the first.
+    that ends a request sooner, then the one that takes less memory, then the first.
     """
     asked, margins = survey.asked, survey.asked.facts.choices.margins
     among = survey.feasible
@@ -34,13 +34,14 @@ def choose(survey: Survey) -> int:
     rank = survey.of_blocks(lambda block: asked.facts.engines.names.index(block.engine.name))[among]
     first = rank[gain >= gain.max() / margins.engine_gain.value].min()
     mine = np.flatnonzero(rank == first)
-    # Differences below half a percent are none: the smaller deployment of equals is taken.
-    steps = np.round(np.log(gain[mine]) / np.log(_EQUAL))
-    order = np.lexsort((among[mine], survey.memory[among][mine], survey.loss[among][mine], -steps))
-    return int(among[mine][order[0]])
+    at = among[mine]
+    order = np.lexsort((at, survey.memory[at], _steps(survey.e2e[at]), survey.loss[at], -_steps(gain[mine])))
+    return int(at[order[0]])
 
 
-_EQUAL = 1.005
+def _steps(figure: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Differences below half a percent are none: of equals the smaller deployment is taken."""
+    return np.round(np.log(figure) / np.log(1.005))
 
 
 def nearest(survey: Survey, among: NDArray[np.int64] | None = None) -> int:

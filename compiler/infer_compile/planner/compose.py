@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from ..graph.graph import Graph
 from ..spec.spec import Spec
+from .block import held_for
 from .cache import token_bytes
 from .candidate import Candidate
 from .cost import cost
@@ -41,9 +42,7 @@ from .turns import turns
 from .units import GIB
 
 
-def compose(
-    found: Survey, chosen: Candidate, best: Callable[[Deployment], Candidate | None]
-) -> Plan:
+def compose(found: Survey, chosen: Candidate, best: Callable[[Deployment], Candidate | None]) -> Plan:
     """The plan that ``chosen``, a candidate of ``found``, stands for; ``best`` answers what would be chosen if
     something else were asked."""
     asked = found.asked
@@ -135,10 +134,12 @@ def _kv(asked: Deployment, chosen: Candidate) -> KvPart:
     )
     elements = shape.totals.cache_elements_per_token
     layers = sum(group.layers for group in shape.totals.attention)
-    pages = chosen.sequences * -(-asked.context // cache.page_tokens)
+    held = held_for(asked, chosen.sequences, chosen.budget)
+    others = (chosen.sequences - 1) * -(-held.typical // cache.page_tokens)
+    pages = -(-held.context // cache.page_tokens) + others
     exact, packed = pages, 0
     if chosen.engine.architectures.own:
-        limits = pool_limits(cache_layout(shape, cache), asked.context, chosen.sequences, chosen.budget)
+        limits = pool_limits(cache_layout(shape, cache), held)
         exact, packed = limits.exact_pages, limits.packed_pages
     return KvPart(
         level=chosen.level,

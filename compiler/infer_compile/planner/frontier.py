@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .candidate import Candidate
-from .choose import nearest
 from .cost import cost
 from .deployment import Deployment
 from .plan import Alternative, Choice, Parallelism, Rejected, significant
@@ -42,7 +41,8 @@ def rejected(asked: Deployment, survey: Survey) -> tuple[Rejected, ...]:
         one = survey.candidate(int(index))
         named = choice(asked, one).model_dump()
         found += [
-            Rejected(**named, limit=each.limit, value=each.value, allowed=each.allowed) for each in one.violations
+            Rejected(**named, limit=each.limit, value=each.value, allowed=each.allowed)
+            for each in one.violations
         ]
     return tuple(found)
 

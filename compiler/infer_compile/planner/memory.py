@@ -40,10 +40,14 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a deployment keeps: ``sequences`` of ``context`` tokens in each copy, steps of ``budget`` tokens, and
-    beside the model's own a draft of ``draft_bytes`` with ``draft_token_bytes`` of cache per token."""
+    """What a copy keeps: ``sequences`` in flight, of which one may be ``context`` tokens long and the others are of
+    the ``typical`` length; steps of ``budget`` tokens; and beside the model's own a draft of ``draft_bytes`` with
+    ``draft_token_bytes`` of cache per token.
+
+    Sequences that grow beyond what is typical wait for one another; none is refused."""
 
     context: int
+    typical: int
     sequences: Ints
     budget: Ints
     draft_bytes: Floats = 0.0
@@ -61,8 +65,12 @@ def memory(
         kv = pool_bytes(shape, cache, held, tensor)
     else:
         activations = activation_bytes(shape, engine.activations, held.budget, tensor)
-        kv = held.sequences * kept_bytes(shape, cache, held.context, tensor) / stages
-    draft = held.draft_bytes / tensor + held.sequences * held.context * held.draft_token_bytes / tensor
+        longest, others = (
+            kept_bytes(shape, cache, tokens, tensor) for tokens in (held.context, held.typical)
+        )
+        kv = (longest + (np.asarray(held.sequences) - 1) * others) / stages
+    tokens = held.context + (np.asarray(held.sequences) - 1) * held.typical
+    draft = held.draft_bytes / tensor + tokens * held.draft_token_bytes / tensor
     overhead = engine.overhead_gib.value * GIB + engine.weight_overhead_fraction.value * weights
     return Memory(
         weights=weights,
@@ -115,27 +123,26 @@ def pool_bytes(shape: Shape, cache: Cache, held: Held, tensor: Ints) -> Floats:
     budgets = np.unique(held.budget)
     # Few budgets, many candidates: the pages of each budget once.
     pages = np.array([layout.exact_pages(held.context, int(budget)) for budget in budgets])
-    prefilling = pages[np.searchsorted(budgets, held.budget)]
-    decoding = layout.exact_pages(held.context)
-    exact = prefilling + (np.asarray(held.sequences) - 1) * decoding
-    packed = np.asarray(held.sequences) * layout.packed_pages(held.context)
+    others = np.asarray(held.sequences) - 1
+    exact = pages[np.searchsorted(budgets, held.budget)] + others * layout.exact_pages(held.typical)
+    packed = layout.packed_pages(held.context) + others * layout.packed_pages(held.typical)
     share = np.ceil(layout.kv_heads / np.asarray(tensor)) / layout.kv_heads
     return (exact * layout.exact_page_bytes + packed * layout.packed_page_bytes) * share
 
 
-def pool_limits(layout: CacheLayout, context: int, sequences: int, budget: int) -> Limits:
-    """Pools for ``sequences`` sequences of ``context`` tokens in steps of ``budget`` new tokens.
+def pool_limits(layout: CacheLayout, held: Held) -> Limits:
+    """The pools of our own engine, and what its steps carry, for one candidate.
 
-    One sequence may be inside a prompt chunk of the whole step; the others gain a token at a time.
+    The longest sequence may be inside a prompt chunk of the whole step; the others gain a token at a time.
     """
-    decoding = layout.exact_pages(context)
-    prefilling = layout.exact_pages(context, budget)
+    sequences, budget = int(held.sequences), int(held.budget)
+    others = sequences - 1
     return Limits(
-        max_context=context,
+        max_context=held.context,
         max_sequences=sequences,
         max_batch_tokens=budget,
-        exact_pages=prefilling + (sequences - 1) * decoding,
-        packed_pages=sequences * layout.packed_pages(context),
+        exact_pages=layout.exact_pages(held.context, budget) + others * layout.exact_pages(held.typical),
+        packed_pages=layout.packed_pages(held.context) + others * layout.packed_pages(held.typical),
     )
 
 

@@ -147,9 +147,7 @@ def _draftings(asked: Deployment, engine: Engine) -> tuple[Drafting, ...]:
     found = asked.draftings(methods)
     if pinned is None:
         return found
-    return tuple(
-        one for one in found if one.method == pinned.method and pinned.tokens in (None, one.tokens)
-    )
+    return tuple(one for one in found if one.method == pinned.method and pinned.tokens in (None, one.tokens))
 
 
 def _blocks(asked: Deployment, options: Options) -> Iterator[Block]:

@@ -76,7 +76,9 @@ def shape(graph: Graph) -> Shape:
     attends = graph.attention
     heads = []
     for group in totals.attention:
-        here = [one for one in attends if (one.cost.window, one.cost.selected) == (group.window, group.selected)]
+        here = [
+            one for one in attends if (one.cost.window, one.cost.selected) == (group.window, group.selected)
+        ]
         latent = [one.key_dim for one in here if isinstance(one, LatentAttend)]
         if latent:
             heads.append(Heads(1, max(latent)))

@@ -38,12 +38,17 @@ class Survey:
 
     def column(self, figure: Callable[[Solved], NDArray[np.float64] | float]) -> Column:
         """A figure of every candidate."""
-        parts = [np.broadcast_to(np.asarray(figure(each), dtype=np.float64), len(each.block)) for each in self.solved]
+        parts = [
+            np.broadcast_to(np.asarray(figure(each), dtype=np.float64), len(each.block))
+            for each in self.solved
+        ]
         return np.concatenate(parts)
 
     def of_blocks(self, figure: Callable[[Block], float]) -> Column:
         """A figure that all candidates of a block share."""
-        return np.repeat([float(figure(each.block)) for each in self.solved], [len(e.block) for e in self.solved])
+        return np.repeat(
+            [float(figure(each.block)) for each in self.solved], [len(e.block) for e in self.solved]
+        )
 
     @cached_property
     def excess(self) -> Column:
@@ -61,6 +66,10 @@ class Survey:
     @cached_property
     def ttft(self) -> Column:
         return self.column(lambda each: np.asarray(each.forecast.ttft))
+
+    @cached_property
+    def e2e(self) -> Column:
+        return self.column(lambda each: np.asarray(each.forecast.e2e))
 
     @cached_property
     def tokens_per_second(self) -> Column:
