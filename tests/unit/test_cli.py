@@ -207,6 +207,21 @@ class TestSchema:
     def test_it_is_a_json_schema(self) -> None:
         Draft202012Validator.check_schema(json_schema())
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{model: {source: m, draft: none}, target: t, pin: {weights: q4_k_m, engine: llama.cpp}}",
+            "{model: {source: m}, target: [t, u], cost: {usd_per_hour: {t: 1.5}, usd_per_kwh: 0.3}}",
+            "{model: {source: m}, target: t, pin: {weights: {format: int8, group: 32}, kv: fp8}}",
+            "{model: {source: m}, target: t, pin: {speculation: {method: eagle3, tokens: 3}}}",
+            "{model: {source: m}, target: t, pin: {speculation: ngram, parallelism: {expert: 2}}}",
+        ],
+    )
+    def test_an_editor_is_content_with_what_loads(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "s.yaml").write_text(text)
+        Draft202012Validator(json_schema()).validate(read_document(tmp_path / "s.yaml").value)
+        load(tmp_path / "s.yaml")
+
     @pytest.mark.parametrize("path", sorted(folder("specs").glob("*.yaml")), ids=lambda path: path.name)
     def test_the_examples_pass_the_schema_and_load(self, path: Path) -> None:
         first = path.read_text(encoding="utf-8").splitlines()[0]
@@ -236,7 +251,9 @@ class TestSchema:
             "{model: {source: m}, target: 3}",
             "{model: {source: m}, target: {count: 2}}",
             "{model: {source: m}, target: t, workload: {input_tokens: 0}}",
-            "{model: {source: m}, target: t, pin: {weights: int4-awq}}",
+            "{model: {source: m}, target: t, pin: {weights: int4-hqq}}",
+            "{model: {source: m}, target: t, pin: {speculation: {tokens: 3}}}",
+            "{model: {source: m}, target: t, cost: {usd_per_hour: {t: 0}}}",
             "{model: {source: m}, target: t, pin: {weights: {group: 32}}}",
             "{model: {source: m}, target: t, pin: {kv: tq5}}",
             "{model: {source: m}, target: t, extra: 1}",

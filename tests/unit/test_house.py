@@ -34,6 +34,8 @@ MORE = {
     "codegen": ("runtime.kv.codec.",),
     "quantize": ("runtime.kv.codec.",),
 }
+# The table of engines is plain data of its own: pins are held against it when a spec is loaded.
+ALLOWED = {"spec": ("catalog.engines.",)}
 
 
 def modules() -> list[Path]:
@@ -88,7 +90,8 @@ def test_imports_go_from_left_to_right() -> None:
             other = name.split(".")[0]
             if not ours or other == cell or other not in LEVEL:
                 continue
-            backwards = LEVEL[other] <= LEVEL[cell]
+            allowed = f"{name}.".startswith(ALLOWED.get(cell, ()))
+            backwards = LEVEL[other] <= LEVEL[cell] and not allowed
             private = other == "runtime" and not f"{name}.".startswith((*SHARED, *MORE.get(cell, ())))
             if backwards or private:
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {cell} imports {name}")

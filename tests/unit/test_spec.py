@@ -10,14 +10,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from infer_compile.catalog.engines import load_engines
 from infer_compile.runtime.errors import Exit, InferCompileError
 from infer_compile.runtime.formats.kv import LEVELS
 from infer_compile.runtime.formats.weights import NAMES
 from infer_compile.spec.load import LoadedSpec, load, name_from
-from infer_compile.spec.pin import WeightsPin
+from infer_compile.spec.names import ENGINES, GROUPED, KV, SPECULATION, WEIGHTS
+from infer_compile.spec.pin import SpeculationPin, WeightsPin
 from infer_compile.spec.spec import DeviceGroup, Spec
 from infer_compile.spec.unserved import UNSERVED, nearest
 
+# Every name that a spec of any version may hold.
+LANGUAGE = {
+    "weights": "bf16 fp8 int8 int4-rtn int4-awq int4-gptq int4-hqq nvfp4 mxfp4 "
+    "q8_0 q6_k q5_k_m q4_k_m q4_0 q3_k_m q2_k iq4_xs",
+    "kv": "bf16 fp8 int8 k8v4 tq4 tq3 tq2 ct4 ct3 ct2",
+    "speculation": "none draft ngram eagle3 medusa mtp lookahead",
+}
 MINIMAL = "model: {source: m}\ntarget: this-machine\n"
 
 
@@ -39,7 +48,7 @@ class TestAccepted:
         spec = read(MINIMAL).spec
         assert spec.name == "chat"
         assert spec.model.source == "m"
-        assert spec.model.draft == "none"
+        assert spec.model.draft == "auto"
         assert spec.targets == (DeviceGroup(device="this-machine"),)
         workload = spec.workload
         assert (workload.context_tokens, workload.input_tokens, workload.output_tokens) == (4096, 2048, 512)
@@ -56,15 +65,15 @@ name: support-bot
 model: {source: hf://meta-llama/Llama-3.1-8B-Instruct, revision: abc123, draft: none}
 target: {device: h100-sxm, count: 8, nodes: 2}
 workload: {context_tokens: 32768, input_tokens: 3000, output_tokens: 400, requests_per_second: 0.5}
-slo: {ttft_ms: 800, itl_ms: 40.5, tokens_per_second: 400}
+slo: {ttft_ms: 800, itl_ms: 40.5, tokens_per_second: 200}
 quality: {max_loss_percent: 1.0}
 objective: cost
-cost: {usd_per_hour: 0.44, api_usd_per_million_tokens: 0.6}
+cost: {usd_per_hour: 0.44, api_usd_per_million_tokens: 0.6, usd_per_kwh: 0.3}
 pin:
-  weights: {format: int4-rtn, group: 32}
-  kv: tq3
-  engine: native
-  speculation: none
+  weights: int4-awq
+  kv: fp8
+  engine: vllm
+  speculation: {method: eagle3, tokens: 3}
   parallelism: {tensor: 2}
 serving: {port: 80}
 """
@@ -73,11 +82,14 @@ serving: {port: 80}
         assert spec.targets == (DeviceGroup(device="h100-sxm", count=8, nodes=2),)
         assert spec.workload.concurrency is None
         assert spec.slo.itl_ms == 40.5
-        assert spec.pin.weights == WeightsPin(format="int4-rtn", group=32)
+        assert spec.pin.weights == WeightsPin(format="int4-awq")
+        assert spec.pin.speculation == SpeculationPin(method="eagle3", tokens=3)
+        assert (spec.cost.hourly("h100-sxm"), spec.cost.usd_per_kwh) == (0.44, 0.3)
         assert spec.pin.parallelism is not None
         assert (spec.pin.parallelism.tensor, spec.pin.parallelism.data) == (2, None)
         assert loaded.where("slo.itl_ms") == "chat.yaml:6"
-        assert loaded.where("pin.weights.group") == "chat.yaml:11"
+        assert loaded.where("pin.weights.format") == "chat.yaml:11"
+        assert loaded.where("pin.speculation.tokens") == "chat.yaml:14"
         assert loaded.where("pin.parallelism.pipeline") == "chat.yaml:15"
         assert loaded.where("nowhere") == "chat.yaml:1"
         assert loaded.base == Path.cwd()
@@ -87,17 +99,35 @@ serving: {port: 80}
         assert spec.targets == (DeviceGroup(device="rtx-4090"), DeviceGroup(device="l4"))
         assert spec.pin.weights == WeightsPin(format="int8")
 
+    def test_groups_and_lengths_in_the_long_forms(self) -> None:
+        pins = "pin: {weights: {format: int4-rtn, group: 32}, engine: native, speculation: {method: none}}\n"
+        pin = read(MINIMAL + pins).spec.pin
+        assert pin.weights == WeightsPin(format="int4-rtn", group=32)
+        assert pin.speculation == SpeculationPin(method="none")
+        short = read(MINIMAL + "pin: {speculation: ngram}\n").spec.pin.speculation
+        assert short == SpeculationPin(method="ngram", tokens=None)
+
+    def test_a_price_for_each_of_several_targets(self) -> None:
+        text = "model: {source: m}\ntarget: [rtx-4090, l4]\ncost: {usd_per_hour: {l4: 0.4}}\n"
+        cost = read(text).spec.cost
+        assert (cost.hourly("l4"), cost.hourly("rtx-4090")) == (0.4, None)
+        assert read(MINIMAL).spec.cost.hourly("this-machine") is None
+
+    @pytest.mark.parametrize("draft", ["none", "auto", "llama-3.2-1b", "hf://a/b", "./folder"])
+    def test_drafts(self, draft: str) -> None:
+        assert read(f"model: {{source: m, draft: '{draft}'}}\ntarget: l4\n").spec.model.draft == draft
+
     def test_a_stated_input_leaves_the_rest_to_its_defaults(self) -> None:
         workload = read(MINIMAL + "workload: {context_tokens: 80, input_tokens: 70}\n").spec.workload
         assert workload.output_tokens == 10
 
-    @pytest.mark.parametrize("name", NAMES)
-    def test_every_weight_format_that_has_a_descriptor(self, name: str) -> None:
+    @pytest.mark.parametrize("name", WEIGHTS)
+    def test_every_weight_format_that_an_engine_serves(self, name: str) -> None:
         spec = read(MINIMAL + f"pin: {{weights: {name}}}\n").spec
         assert spec.pin.weights == WeightsPin(format=name)
 
-    @pytest.mark.parametrize("name", LEVELS)
-    def test_every_cache_level_that_has_a_descriptor(self, name: str) -> None:
+    @pytest.mark.parametrize("name", KV)
+    def test_every_cache_level_that_an_engine_serves(self, name: str) -> None:
         assert read(MINIMAL + f"pin: {{kv: {name}}}\n").spec.pin.kv == name
 
     def test_aliases_of_yaml(self) -> None:
@@ -114,9 +144,26 @@ serving: {port: 80}
             Spec.model_validate({"model": {"source": "m"}, "target": "t", "serving": {"port": "80"}})
 
 
-def test_names_of_the_language_are_either_served_or_not() -> None:
-    assert not UNSERVED["weights"] & set(NAMES)
-    assert not UNSERVED["kv"] & set(LEVELS)
+def test_the_names_are_those_of_the_table_of_engines() -> None:
+    engines = load_engines()
+    assert set(WEIGHTS) == set(engines.served("weights"))
+    assert set(KV) == set(engines.served("kv"))
+    assert set(SPECULATION) == {"none", *engines.served("speculation")}
+    assert engines.names == ENGINES
+    native = engines.of("native")
+    assert tuple(native.weights) == NAMES
+    assert tuple(native.kv) == tuple(LEVELS)
+    assert set(GROUPED) == set(NAMES) - {"bf16"}
+
+
+def test_every_name_of_the_language_is_served_or_refused_by_name() -> None:
+    served = {"weights": WEIGHTS, "kv": KV, "engine": ENGINES, "speculation": SPECULATION}
+    for key, names in served.items():
+        assert not set(UNSERVED[key]) & set(names)
+        assert set(UNSERVED[key].values()) <= set(names)
+    assert set(WEIGHTS) | set(UNSERVED["weights"]) == set(LANGUAGE["weights"].split())
+    assert set(KV) | set(UNSERVED["kv"]) == set(LANGUAGE["kv"].split())
+    assert set(SPECULATION) | set(UNSERVED["speculation"]) == set(LANGUAGE["speculation"].split())
 
 
 @pytest.mark.parametrize(
@@ -196,7 +243,8 @@ model: hf://a/b
 target: 4090
 workload: {context_tokens: 2k, concurrency: 1.5, requests_per_second: true}
 slo:
-pin: {weights: 8, kv: [tq3], parallelism: {tensor: "2"}}
+pin: {weights: 8, kv: [tq3], parallelism: {tensor: "2"}, speculation: [draft]}
+cost: {usd_per_hour: "1"}
 """,
         """\
 error[IC006]: chat.yaml:1: "name" must be text, not false
@@ -210,7 +258,9 @@ error[IC006]: chat.yaml:5: "slo" must be a mapping, not an empty value
   fix: give it a value, or remove the key
 error[IC006]: chat.yaml:6: "pin.weights" must be a name, or {format, group}, not 8
 error[IC006]: chat.yaml:6: "pin.kv" must be text, not a list
-error[IC006]: chat.yaml:6: "pin.parallelism.tensor" must be a whole number, not "2\"""",
+error[IC006]: chat.yaml:6: "pin.speculation" must be a name, or {method, tokens}, not a list
+error[IC006]: chat.yaml:6: "pin.parallelism.tensor" must be a whole number, not "2"
+error[IC006]: chat.yaml:7: "cost.usd_per_hour" must be a price, or {target: price}, not "1\"""",
     ),
     "values that cannot be": (
         """\
@@ -225,7 +275,8 @@ slo: {ttft_ms: -5, itl_ms: .inf}
 quality: {max_loss_percent: -0.5}
 serving: {port: 65536}
 name: Support Bot
-pin: {weights: {format: int8, group: 48}}
+pin: {weights: {format: int8, group: 48}, speculation: {method: draft, tokens: 0}}
+cost: {usd_per_hour: {l4: 0}, api_usd_per_million_tokens: -1, usd_per_kwh: 0}
 """,
         """\
 error[IC007]: chat.yaml:1: "model.source" must not be empty
@@ -240,59 +291,141 @@ error[IC007]: chat.yaml:9: "quality.max_loss_percent" must be at least 0, not -0
 error[IC007]: chat.yaml:10: "serving.port" must be at most 65535, not 65536
 error[IC007]: chat.yaml:11: "name" cannot be "Support Bot"
   because: a name has up to 63 lower-case letters, digits, dots and hyphens, and a letter or digit at each end
-error[IC007]: chat.yaml:12: "pin.weights.group" must be one of 32, 64, 128, not 48""",
+error[IC007]: chat.yaml:12: "pin.weights.group" must be one of 32, 64, 128, not 48
+error[IC007]: chat.yaml:12: "pin.speculation.tokens" must be at least 1, not 0
+error[IC007]: chat.yaml:13: "cost.usd_per_hour.l4" must be greater than 0, not 0
+error[IC007]: chat.yaml:13: "cost.api_usd_per_million_tokens" must be greater than 0, not -1
+error[IC007]: chat.yaml:13: "cost.usd_per_kwh" must be greater than 0, not 0""",
     ),
     "names that do not exist": (
         MINIMAL + "objective: througput\npin: {weights: int4rtn, kv: tq33, engine: nativ}\napiVersion: v1\n",
         """\
 error[IC008]: chat.yaml:3: "objective" must be latency, throughput, cost or capacity, not "througput"
   fix: objective: throughput
+error[IC008]: chat.yaml:4: there is no engine "nativ"
+  because: the names are native, tensorrt-llm, vllm, sglang, llama.cpp
+  fix: engine: native
 error[IC008]: chat.yaml:4: there is no weight format "int4rtn"
-  because: the names are bf16, int8, int4-rtn
+  because: the names are bf16, int8, int4-rtn, fp8, int4-awq, int4-gptq, nvfp4, mxfp4, q8_0, q6_k, q5_k_m, \
+q4_k_m, q4_0, q3_k_m, q2_k, iq4_xs
   fix: weights: int4-rtn
 error[IC008]: chat.yaml:4: there is no kv level "tq33"
-  because: the names are bf16, tq3
+  because: the names are bf16, tq3, fp8, int8
   fix: kv: tq3
-error[IC008]: chat.yaml:4: there is no engine "nativ"
-  because: the names are native
-  fix: engine: native
 error[IC008]: chat.yaml:5: "apiVersion" must be infer-compile/v1, not "v1\"""",
     ),
     "what is still to come": (
         """\
-model: {source: "s3://bucket/model", draft: auto}
+model: {source: "s3://bucket/model", draft: "s3://bucket/draft"}
 target: l4
 quality: {calibration: a.jsonl, evaluation: b.jsonl}
 pin:
-  weights: {format: nvfp4, group: 32}
+  weights: {format: int4-hqq, group: 32}
   kv: ct4
-  engine: vllm
-  speculation: {method: draft, tokens: 4}
+  speculation: {method: lookahead, tokens: 4}
 """,
         """\
 error[IC009]: chat.yaml:1: sources of the kind "s3://" are not served by this version
   fix: source: hf://organisation/name, or a folder
-error[IC009]: chat.yaml:1: a draft model is not served by this version
-  because: no method of speculation is
-  fix: remove draft
+error[IC009]: chat.yaml:1: sources of the kind "s3://" are not served by this version
+  fix: source: hf://organisation/name, or a folder
 error[IC009]: chat.yaml:3: "quality.calibration" is not served by this version
-  because: no weight format or kv level of this version is calibrated
+  because: no weight format or kv level that this version writes is calibrated
   fix: remove calibration
 error[IC009]: chat.yaml:3: "quality.evaluation" is not served by this version
   because: this version does not measure the quality of a bundle
   fix: remove evaluation
-error[IC009]: chat.yaml:5: weight format "nvfp4" is not served by this version
-  because: it serves bf16, int8, int4-rtn
+error[IC009]: chat.yaml:5: weight format "int4-hqq" is not served by this version
+  because: its engines serve bf16, int8, int4-rtn, fp8, int4-awq, int4-gptq, nvfp4, mxfp4, q8_0, q6_k, \
+q5_k_m, q4_k_m, q4_0, q3_k_m, q2_k, iq4_xs
   fix: weights: int4-rtn
 error[IC009]: chat.yaml:6: kv level "ct4" is not served by this version
-  because: it serves bf16, tq3
+  because: its engines serve bf16, tq3, fp8, int8
   fix: kv: tq3
-error[IC009]: chat.yaml:7: engine "vllm" is not served by this version
-  because: it serves native
-  fix: engine: native
-error[IC009]: chat.yaml:8: speculation "draft" is not served by this version
-  because: it serves none
-  fix: speculation: none""",
+error[IC009]: chat.yaml:7: speculation "lookahead" is not served by this version
+  because: its engines serve none, draft, ngram, eagle3, mtp, medusa
+  fix: speculation: ngram""",
+    ),
+    "pins that the pinned engine does not serve": (
+        """\
+model: {source: m}
+target: {device: l4, nodes: 2}
+pin:
+  weights: {format: q4_k_m}
+  kv: tq3
+  engine: sglang
+  speculation: {method: medusa, tokens: 3}
+  parallelism: {tensor: 2}
+""",
+        """\
+error[IC014]: chat.yaml:4: weight format "q4_k_m" is not served by engine "sglang"
+  because: sglang 0.5.18 serves bf16, fp8, int8, int4-rtn, int4-awq, int4-gptq, nvfp4, mxfp4
+  fix: weights: mxfp4, or engine: llama.cpp
+error[IC014]: chat.yaml:5: kv level "tq3" is not served by engine "sglang"
+  because: sglang 0.5.18 serves bf16, fp8
+  fix: kv: fp8, or engine: native
+error[IC014]: chat.yaml:7: speculation "medusa" is not served by engine "sglang"
+  because: sglang 0.5.18 serves draft, ngram, eagle3, mtp
+  fix: speculation: mtp, or engine: vllm""",
+    ),
+    "an engine that neither drafts nor splits so": (
+        """\
+model: {source: m}
+target: l4
+pin:
+  engine: native
+  speculation: draft
+  parallelism:
+    tensor: 2
+    pipeline: 2
+    data: 2
+""",
+        """\
+error[IC014]: chat.yaml:5: speculation "draft" is not served by engine "native"
+  because: native serves none
+  fix: speculation: none, or engine: tensorrt-llm or vllm or sglang or llama.cpp
+error[IC014]: chat.yaml:8: pipeline and data parallelism is not served by engine "native"
+  because: native splits a model by tensor
+  fix: remove pipeline and data, or another engine""",
+    ),
+    "an engine of one machine on several": (
+        "model: {source: m}\ntarget: {device: h100-sxm, nodes: 2}\npin: {engine: llama.cpp}\n",
+        """\
+error[IC014]: chat.yaml:3: several machines are not served by engine "llama.cpp"
+  fix: nodes: 1, or engine: tensorrt-llm or vllm or sglang""",
+    ),
+    "groups of an engine that has none to choose": (
+        MINIMAL + "pin: {weights: {format: int8, group: 64}, engine: vllm}\n",
+        """\
+error[IC013]: chat.yaml:3: engine "vllm" has no groups to choose
+  because: the format fixes what shares a scale
+  fix: remove group, or engine: native""",
+    ),
+    "a draft that is wanted and not": (
+        "model: {source: m, draft: none}\ntarget: l4\npin: {speculation: {method: draft, tokens: 4}}\n",
+        """\
+error[IC015]: chat.yaml:3: speculation: draft needs a draft model, and model.draft is none
+  fix: model: {draft: auto}, or another method""",
+    ),
+    "tokens of no speculation": (
+        MINIMAL + "pin: {speculation: {method: none, tokens: 4}}\n",
+        """\
+error[IC015]: chat.yaml:3: speculation: none drafts no tokens
+  fix: remove tokens, or name a method""",
+    ),
+    "more tokens than are asked for": (
+        MINIMAL + "workload: {requests_per_second: 2, output_tokens: 100}\nslo: {tokens_per_second: 250}\n",
+        """\
+error[IC016]: chat.yaml:4: 250 tokens per second cannot be generated for this load
+  because: 2 requests per second with answers of 100 tokens are 200 tokens per second
+  fix: tokens_per_second: 200, or a load that brings more""",
+    ),
+    "a price of another target": (
+        "model: {source: m}\ntarget: [l4, t4]\ncost:\n  usd_per_hour:\n    l4: 0.5\n    a10: 0.6\n",
+        """\
+error[IC017]: chat.yaml:6: a price is given for "a10", which is no target of the spec
+  because: its targets are l4, t4
+  fix: remove the price, or add the target""",
     ),
     "a prompt and an answer beyond the context": (
         MINIMAL + "workload:\n  context_tokens: 100\n  input_tokens: 90\n  output_tokens: 20\n",
@@ -324,7 +457,8 @@ error[IC012]: chat.yaml:1: a revision needs an hf:// source, and "./m" is not on
     "groups where there are none": (
         MINIMAL + "pin: {weights: {format: bf16, group: 32}}\n",
         """\
-error[IC013]: chat.yaml:3: weights "bf16" has no groups
+error[IC013]: chat.yaml:3: weights "bf16" have no groups to choose
+  because: int8 and int4-rtn of the native engine have
   fix: remove group""",
     ),
     "a hub name without its organisation": (

@@ -96,9 +96,9 @@ class EngineKind(Frozen):
     """An engine on one kind of device.
 
     ``share``: what ``memory_fraction`` of the device's memory is for: ``all`` that the engine takes;
-    ``static``: weights and cache, activations beside them; ``cache``: the cache's part of what the rest leaves
-    free. ``verified``: its step has been run on such a device; what has not is planned for only where it is
-    pinned.
+    ``static``: weights and cache, activations beside them; ``cache``: the cache's part of what the rest
+    leaves free. ``verified``: its step has been run on such a device; what has not is planned for only where
+    it is pinned.
     ``activations``: None where they are counted buffer by buffer.
     """
 
@@ -142,6 +142,11 @@ class Engine(Frozen):
     windows_freed: bool
     builds: tuple[Kind, ...] = ()
     kinds: tuple[EngineKind, ...]
+
+    @property
+    def title(self) -> str:
+        """Name and version; our own has no version apart from this program's."""
+        return f"{self.name} {self.version}".strip()
 
     def on(self, kind: Kind) -> EngineKind:
         """The engine on devices of ``kind``; raises KeyError where it does not run there."""

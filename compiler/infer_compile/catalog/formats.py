@@ -90,11 +90,11 @@ class Formats(Frozen):
 
 
 def checkpoint_format(config: Mapping[str, object]) -> str:
-    """The weight format of a checkpoint that is quantized already, from its config.json; empty where it is not,
-    or where the format is none of ours.
+    """The weight format of a checkpoint that is quantized already, from its config.json; empty where it is
+    not, or where the format is none of ours.
 
-    Names are those of ``quantization_config`` in transformers: the method, or for compressed-tensors and ModelOpt
-    what they store.
+    Names are those of ``quantization_config`` in transformers: the method, or for compressed-tensors and
+    ModelOpt what they store.
     """
     text = config.get("text_config")
     settings = config.get("quantization_config") or (

@@ -1,4 +1,4 @@
-"""Evidence on what formats and cache levels cost, by size of the model: data with sources, in quality.yaml."""
+"""Evidence on what formats and cache levels cost, by the model's size: data with sources, in quality.yaml."""
 
 from __future__ import annotations
 

@@ -38,13 +38,13 @@ def fits(target: Target, devices: Devices) -> bool:
 def refusal(engine: Engine, graph: Graph, target: Target, nodes: int = 1) -> str:
     """Why ``engine`` does not run ``graph`` on ``nodes`` machines with ``target``; empty where it does."""
     if not any(fits(target, devices) for devices in engine.devices):
-        return f"{engine.name} {engine.version} runs on {describe(engine.devices)}, not on {named(target)}"
+        return f"{engine.title} runs on {describe(engine.devices)}, not on {named(target)}"
     if nodes > 1 and not engine.nodes:
         return f"{engine.name} runs on one machine"
     if engine.architectures.own:
         return f"our own engine does not run {graph.name}: {graph.native_reason}" if not graph.native else ""
     if graph.architecture not in engine.architectures.served:
-        return f"{engine.name} {engine.version} does not run {graph.architecture}"
+        return f"{engine.title} does not run {graph.architecture}"
     limited = engine.architectures.limited.get(graph.architecture)
     return _unmet(engine, graph, target, graph.architecture, limited) if limited else ""
 
@@ -70,7 +70,7 @@ def why_not(engine: Engine, graph: Graph, target: Target, part: Part, name: str)
         return ""
     table = engine.needs(part)
     if name not in table:
-        return f"{engine.name} {engine.version} has no {_PARTS[part]} {name}"
+        return f"{engine.title} has no {_PARTS[part]} {name}"
     if part == "kv" and name != "bf16" and not graph.attention:
         return f"{graph.name} keeps no keys and values"
     if engine.architectures.own and part == "kv" and name != "bf16" and graph.head_dim not in HEAD_DIMS:
@@ -119,7 +119,8 @@ def _misfit(graph: Graph, name: str, needs: Needs) -> str:
     found = misfits(graph, WeightFormat(name=name, bits=4, group=needs.group))
     if not found:
         return ""
-    return f"{found[0].name} of {graph.name} has {found[0].cols} inputs; {name} needs a multiple of {needs.group}"
+    first = found[0]
+    return f"{first.name} of {graph.name} has {first.cols} inputs; {name} needs a multiple of {needs.group}"
 
 
 def _describe(devices: Devices) -> str:

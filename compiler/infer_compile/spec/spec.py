@@ -1,17 +1,17 @@
 """The spec: what a user asks for. Only ``model`` and ``target`` are required; every default is stated here.
 
-A name is accepted here only when this version serves it end to end; ``spec/unserved.py`` knows the names and
-keys of the language that are still to come, so that these are refused by name.
+A name is accepted here only when some engine of the catalog serves it; ``spec/unserved.py`` knows the names
+and keys of the language that are still to come, so that these are refused by name.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Discriminator,
     Field,
     Tag,
@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..catalog.engines import load_engines
 from .fields import Count, NotNegative, Positive, Strict, Text
 from .pin import Pin as Pin
 
@@ -28,19 +29,30 @@ DEFAULT_PORT = 8000
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
 
 
-def _no_draft(value: Any) -> Any:
-    if isinstance(value, str) and value != "none":
+def _source(source: str) -> str:
+    """``source`` if it can name a model: a folder, a name of the catalog, or a repository of the hub."""
+    scheme, separator, rest = source.partition("://")
+    if not separator:
+        return source
+    if scheme != "hf":
         raise PydanticCustomError(
             "IC009",
-            "a draft model is not served by this version",
-            {"because": "no method of speculation is", "fix": "remove draft"},
+            'sources of the kind "{scheme}://" are not served by this version',
+            {"scheme": scheme, "fix": "source: hf://organisation/name, or a folder"},
         )
-    return value
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
+        raise PydanticCustomError(
+            "IC007",
+            '"{source}" does not name a model of the hub',
+            {"source": source, "fix": "source: hf://organisation/name"},
+        )
+    return source
 
 
 class Model(Strict):
     source: Annotated[
         Text,
+        AfterValidator(_source),
         Field(
             description="hf://organisation/name, a folder (relative to the spec), or a name of the catalog",
             examples=["hf://meta-llama/Llama-3.1-8B-Instruct", "models/quickstart"],
@@ -50,30 +62,14 @@ class Model(Strict):
         Text | None, Field(description="commit, tag or branch of an hf:// source; default: its main branch")
     ] = None
     draft: Annotated[
-        Literal["none"],
-        BeforeValidator(_no_draft, json_schema_input_type=Literal["none"]),
-        Field(description="model that drafts for speculation"),
-    ] = "none"
-
-    @field_validator("source")
-    @classmethod
-    def _source(cls, source: str) -> str:
-        scheme, separator, rest = source.partition("://")
-        if not separator:
-            return source
-        if scheme != "hf":
-            raise PydanticCustomError(
-                "IC009",
-                'sources of the kind "{scheme}://" are not served by this version',
-                {"scheme": scheme, "fix": "source: hf://organisation/name, or a folder"},
-            )
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
-            raise PydanticCustomError(
-                "IC007",
-                '"{source}" does not name a model of the hub',
-                {"source": source, "fix": "source: hf://organisation/name"},
-            )
-        return source
+        Text,
+        AfterValidator(_source),
+        Field(
+            description="model that drafts for speculation: auto (one that is known to suit, where it pays), "
+            "none, or a source",
+            examples=["auto", "none", "hf://meta-llama/Llama-3.2-1B-Instruct"],
+        ),
+    ] = "auto"
 
     @field_validator("revision")
     @classmethod
@@ -190,13 +186,33 @@ class Quality(Strict):
     ] = None
 
 
+def _price_form(value: Any) -> str | None:
+    forms = (((int, float), "<price>"), (dict, "<prices>"))
+    fits = (form for kinds, form in forms if isinstance(value, kinds) and not isinstance(value, bool))
+    return next(fits, None)
+
+
+Price = Annotated[
+    Annotated[Positive, Tag("<price>")]
+    | Annotated[Mapping[Text, Positive], Field(min_length=1), Tag("<prices>")],
+    Discriminator(_price_form, custom_error_type="price_form", custom_error_message="not a price"),
+]
+
+
 class Cost(Strict):
-    usd_per_hour: Annotated[NotNegative | None, Field(description="price of the whole target per hour")] = (
-        None
-    )
-    api_usd_per_million_tokens: Annotated[
-        NotNegative | None, Field(description="price of a hosted service to compare with")
+    usd_per_hour: Annotated[
+        Price | None,
+        Field(description="price of the whole target per hour; {target: price} where several are listed"),
     ] = None
+    api_usd_per_million_tokens: Annotated[
+        Positive | None, Field(description="price of a hosted service to compare with")
+    ] = None
+    usd_per_kwh: Annotated[Positive | None, Field(description="price of electricity")] = None
+
+    def hourly(self, device: str) -> float | None:
+        """USD per hour of the target with ``device``, as the spec names it; None where no price is given."""
+        price = self.usd_per_hour
+        return price.get(device) if isinstance(price, Mapping) else price
 
 
 class Serving(Strict):
@@ -248,10 +264,86 @@ class Spec(Strict):
     pin: Pin = Pin()
     serving: Serving = Serving()
 
+    @field_validator("slo")
+    @classmethod
+    def _reachable(cls, slo: Slo, info: ValidationInfo) -> Slo:
+        """Sequences cannot generate more than arrives to be answered."""
+        load = info.data.get("workload")
+        if load is None or load.requests_per_second is None or slo.tokens_per_second is None:
+            return slo
+        most = load.requests_per_second * load.output_tokens
+        if slo.tokens_per_second > most:
+            raise PydanticCustomError(
+                "IC016",
+                "{asked} tokens per second cannot be generated for this load",
+                {
+                    "asked": f"{slo.tokens_per_second:g}",
+                    "at": "tokens_per_second",
+                    "because": f"{load.requests_per_second:g} requests per second with answers of "
+                    f"{load.output_tokens} tokens are {most:g} tokens per second",
+                    "fix": f"tokens_per_second: {most:g}, or a load that brings more",
+                },
+            )
+        return slo
+
+    @field_validator("cost")
+    @classmethod
+    def _priced(cls, cost: Cost, info: ValidationInfo) -> Cost:
+        """Prices are those of the targets."""
+        target, prices = info.data.get("target"), cost.usd_per_hour
+        if target is None or not isinstance(prices, Mapping):
+            return cost
+        names = _devices(target)
+        if stray := [name for name in prices if name not in names]:
+            raise PydanticCustomError(
+                "IC017",
+                'a price is given for "{stray}", which is no target of the spec',
+                {
+                    "stray": stray[0],
+                    "at": f"usd_per_hour.{stray[0]}",
+                    "because": f"its targets are {', '.join(names)}",
+                    "fix": "remove the price, or add the target",
+                },
+            )
+        return cost
+
+    @field_validator("pin")
+    @classmethod
+    def _agrees(cls, pin: Pin, info: ValidationInfo) -> Pin:
+        """What is pinned agrees with the model's draft and with the machines."""
+        model, target = info.data.get("model"), info.data.get("target")
+        if (
+            pin.speculation is not None
+            and pin.speculation.method == "draft"
+            and model
+            and model.draft == "none"
+        ):
+            raise PydanticCustomError(
+                "IC015",
+                "speculation: draft needs a draft model, and model.draft is none",
+                {"at": "speculation", "fix": "model: {draft: auto}, or another method"},
+            )
+        if pin.engine is not None and isinstance(target, DeviceGroup) and target.nodes > 1:
+            engines = load_engines()
+            if not engines.of(pin.engine).nodes:
+                several = " or ".join(engine.name for engine in engines.engines if engine.nodes)
+                raise PydanticCustomError(
+                    "IC014",
+                    'several machines are not served by engine "{engine}"',
+                    {"engine": pin.engine, "at": "engine", "fix": f"nodes: 1, or engine: {several}"},
+                )
+        return pin
+
     @property
     def targets(self) -> tuple[DeviceGroup, ...]:
         """``target`` in its long form, one entry per candidate."""
         if isinstance(self.target, DeviceGroup):
             return (self.target,)
-        names = (self.target,) if isinstance(self.target, str) else self.target
-        return tuple(DeviceGroup(device=name) for name in names)
+        return tuple(DeviceGroup(device=name) for name in _devices(self.target))
+
+
+def _devices(target: str | tuple[str, ...] | DeviceGroup) -> tuple[str, ...]:
+    """The devices that a target names."""
+    if isinstance(target, DeviceGroup):
+        return (target.device,)
+    return (target,) if isinstance(target, str) else target

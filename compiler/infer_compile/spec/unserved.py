@@ -11,25 +11,25 @@ from types import MappingProxyType
 
 from pydantic_core import PydanticCustomError
 
-_LLAMA_CPP_WEIGHTS = {"q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", "iq4_xs"}
-UNSERVED: Mapping[str, frozenset[str]] = MappingProxyType(
+UNSERVED: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        "weights": frozenset(
-            {"fp8", "int4-awq", "int4-gptq", "int4-hqq", "nvfp4", "mxfp4"} | _LLAMA_CPP_WEIGHTS
+        "weights": MappingProxyType({"int4-hqq": "int4-rtn"}),
+        "kv": MappingProxyType(
+            {"k8v4": "fp8", "tq4": "tq3", "tq2": "tq3", "ct4": "tq3", "ct3": "tq3", "ct2": "tq3"}
         ),
-        "kv": frozenset({"fp8", "int8", "k8v4", "tq4", "tq2", "ct4", "ct3", "ct2"}),
-        "engine": frozenset({"tensorrt-llm", "vllm", "sglang", "llama.cpp"}),
-        "speculation": frozenset({"draft", "ngram", "eagle3", "medusa", "mtp", "lookahead"}),
+        "engine": MappingProxyType({}),
+        "speculation": MappingProxyType({"lookahead": "ngram"}),
     }
 )
-_NOUNS = MappingProxyType(
+"""Key of a pin to the names that no engine serves, each with what comes nearest."""
+NOUNS: Mapping[str, str] = MappingProxyType(
     {"weights": "weight format", "kv": "kv level", "engine": "engine", "speculation": "speculation"}
 )
 
 KEYS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "quality.calibration": (
-            "no weight format or kv level of this version is calibrated",
+            "no weight format or kv level that this version writes is calibrated",
             "remove calibration",
         ),
         "quality.evaluation": ("this version does not measure the quality of a bundle", "remove evaluation"),
@@ -50,15 +50,16 @@ def served_name(key: str, value: str, names: tuple[str, ...]) -> str:
     if value in names:
         return value
     served = ", ".join(names)
-    if value in UNSERVED[key]:
+    instead = UNSERVED[key].get(value)
+    if instead is not None:
         raise PydanticCustomError(
             "IC009",
             '{noun} "{value}" is not served by this version',
             {
-                "noun": _NOUNS[key],
+                "noun": NOUNS[key],
                 "value": value,
-                "because": f"it serves {served}",
-                "fix": f"{key}: {names[-1]}",
+                "because": f"its engines serve {served}",
+                "fix": f"{key}: {instead}",
             },
         )
     close = nearest(value, names)
@@ -66,7 +67,7 @@ def served_name(key: str, value: str, names: tuple[str, ...]) -> str:
         "IC008",
         'there is no {noun} "{value}"',
         {
-            "noun": _NOUNS[key],
+            "noun": NOUNS[key],
             "value": value,
             "because": f"the names are {served}",
             "fix": f"{key}: {close}" if close else "",
