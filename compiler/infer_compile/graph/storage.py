@@ -1,9 +1,9 @@
 """What is stored in which format: one rule, for the planner who counts and for the lowering that obeys.
 
 Of our own engine, a format belongs to the matrices of the layers. The embedding and all vectors are bf16. The
-head is bf16 with bf16 weights and int8 with rounded ones (its errors reach the logits unaveraged); a tied head
-that is rounded is a tensor of its own, one that is not shares the embedding's table. What other engines store
-is in ``catalog/formats.yaml``; bytes are counted by one rule for all.
+head is bf16 with bf16 weights and int8 with rounded ones (its errors reach the logits unaveraged); a tied
+head that is rounded is a tensor of its own, one that is not shares the embedding's table. What other engines
+store is in ``catalog/formats.yaml``; bytes are counted by one rule for all.
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ def shared_bytes(totals: Totals, scheme: WeightScheme) -> float:
 
 def one_expert_bytes(group: Mixture, scheme: WeightScheme) -> float:
     """Bytes of one expert of one layer."""
-    return _bytes(group.expert_elements, scheme.bits.expert) + _bytes(
-        group.expert_vector_elements, BF16.bits
-    )
+    return _bytes(group.expert_elements, scheme.bits.expert) + _bytes(group.expert_vector_elements, BF16.bits)
 
 
 def expert_bytes(totals: Totals, scheme: WeightScheme, tokens: float) -> float:

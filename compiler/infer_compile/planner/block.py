@@ -27,8 +27,8 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit that a spec or a device sets: the value that each candidate has, what is allowed, and by what share
-    of that it is broken (0: kept)."""
+    """A limit that a spec or a device sets: the value that each candidate has, what is allowed, and by what
+    share of that it is broken (0: kept)."""
 
     name: str
     unit: str
@@ -39,8 +39,8 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """``layout``, ``drafted`` (an index into ``draftings``) and ``budget`` (tokens of a step) are arrays, an entry
-    for each candidate. ``weights``: the format of our own engine, None for others."""
+    """``layout``, ``drafted`` (an index into ``draftings``) and ``budget`` (tokens of a step) are arrays, an
+    entry for each candidate. ``weights``: the format of our own engine, None for others."""
 
     engine: Engine
     weights: WeightFormat | None
@@ -86,7 +86,8 @@ class Solved:
 
     @property
     def feasible(self) -> NDArray[np.bool_]:
-        return self.excess == 0
+        kept: NDArray[np.bool_] = self.excess == 0
+        return kept
 
 
 def solve(asked: Deployment, block: Block) -> Solved:

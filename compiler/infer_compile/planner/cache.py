@@ -6,6 +6,7 @@ Numbers may be arrays, one entry per candidate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,15 @@ from ..runtime.formats.weights import BF16
 from .layout import Ints
 from .shape import Heads, Shape
 
-Floats = float | NDArray[np.float64]
+Floats = float | NDArray[np.floating[Any]] | NDArray[np.int64]
+"""One number, or one for each candidate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
     """A level, in pages. Where the scheme keeps a window exact, it is ``sink_pages`` first pages and
-    ``recent_pages`` before a query's own. ``windows_freed``: pages that no query sees again are given back."""
+    ``recent_pages`` before a query's own. ``windows_freed``: pages that no query sees again are given back.
+    """
 
     scheme: CacheScheme
     page_tokens: int
@@ -42,8 +45,8 @@ class Read:
 def kept_bytes(shape: Shape, cache: Cache, context: Ints, tensor: Ints = 1) -> Floats:
     """Bytes that a sequence of ``context`` tokens keeps, whole pages, its state among them.
 
-    Layers with a window keep that much of it where pages are freed; a level with an exact window keeps that part
-    a second time.
+    Layers with a window keep that much of it where pages are freed; a level with an exact window keeps that
+    part a second time.
     """
     pages = -(-np.asarray(context) // cache.page_tokens)
     total: Floats = np.asarray(shape.totals.state_bytes / np.asarray(tensor))
@@ -79,8 +82,8 @@ def read_bytes(shape: Shape, cache: Cache, context: Ints, tensor: Ints = 1) -> R
 def visible(cache: Cache, context: Ints, group: Attention) -> tuple[Floats, Floats]:
     """Tokens that the last of ``context`` tokens sees exact and packed, itself included.
 
-    With a window it sees that many of the last ones alone; where an index selects, as many as that. Without an
-    exact window none is packed: all are read in the one form that there is.
+    With a window it sees that many of the last ones alone; where an index selects, as many as that. Without
+    an exact window none is packed: all are read in the one form that there is.
     """
     tokens = np.asarray(context)
     seen = tokens if group.window is None else np.minimum(tokens, group.window)

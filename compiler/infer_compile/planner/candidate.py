@@ -105,12 +105,12 @@ def _violation(limit: Limit, index: int) -> Violation:
 
 def _at(columns: T, index: int) -> T:
     """The entry ``index`` of a record of columns, records within it too."""
-    changes = {}
+    changes: dict[str, Any] = {}
     for each in fields(columns):  # type: ignore[arg-type]
         value = getattr(columns, each.name)
         if isinstance(value, np.ndarray | np.generic):
             changes[each.name] = _entry(value, index)
-        elif is_dataclass(value):
+        elif is_dataclass(value) and not isinstance(value, type):
             changes[each.name] = _at(value, index)
     return replace(columns, **changes)  # type: ignore[type-var]
 

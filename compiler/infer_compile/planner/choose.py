@@ -13,11 +13,11 @@ from .survey import Survey
 def choose(survey: Survey) -> int:
     """The best by objective; a lossier or more intricate choice has to win by a margin.
 
-    A cache is compressed where it has to be (no plan with a bf16 cache keeps the limits) or where that wins by the
-    larger margin; tokens are drafted where that wins by more than acceptance varies with the text. An engine that
-    this version builds bundles for is taken before one that it only plans for; of engines that are as good as
-    their calibration can tell, the first of the catalog. Among equals the candidate that loses less, then the one
-    that ends a request sooner, then the one that takes less memory, then the first.
+    A cache is compressed where it has to be (no plan with a bf16 cache keeps the limits) or where that wins
+    by the larger margin; tokens are drafted where that wins by more than acceptance varies with the text. An
+    engine that this version builds bundles for is taken before one that it only plans for; of engines that
+    are as good as their calibration can tell, the first of the catalog. Among equals the candidate that loses
+    less, then the one that ends a request sooner, then the one that takes less memory, then the first.
     """
     asked, margins = survey.asked, survey.asked.facts.choices.margins
     among = survey.feasible
@@ -41,7 +41,8 @@ def choose(survey: Survey) -> int:
 
 def _steps(figure: NDArray[np.float64]) -> NDArray[np.float64]:
     """Differences below half a percent are none: of equals the smaller deployment is taken."""
-    return np.round(np.log(figure) / np.log(1.005))
+    steps: NDArray[np.float64] = np.round(np.log(figure) / np.log(1.005))
+    return steps
 
 
 def nearest(survey: Survey, among: NDArray[np.int64] | None = None) -> int:

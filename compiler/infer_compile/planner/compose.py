@@ -43,8 +43,8 @@ from .units import GIB
 
 
 def compose(found: Survey, chosen: Candidate, best: Callable[[Deployment], Candidate | None]) -> Plan:
-    """The plan that ``chosen``, a candidate of ``found``, stands for; ``best`` answers what would be chosen if
-    something else were asked."""
+    """The plan that ``chosen``, a candidate of ``found``, stands for; ``best`` answers what would be chosen
+    if something else were asked."""
     asked = found.asked
     blocked = not_buildable(asked, chosen.engine)
     return Plan(

@@ -18,7 +18,8 @@ Where = Callable[[str], str]
 """Dotted key of the spec to ``file:line``."""
 
 Draftings = Callable[[tuple[str, ...]], tuple[Drafting, ...]]
-"""What the model can be drafted for with, of the methods named; looked up by whoever knows the model's name."""
+"""What the model can be drafted for with, of the methods named; looked up by whoever knows the model's name.
+"""
 
 
 def no_drafts(methods: tuple[str, ...]) -> tuple[Drafting, ...]:
@@ -27,9 +28,10 @@ def no_drafts(methods: tuple[str, ...]) -> tuple[Drafting, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """``count`` devices in each of ``nodes`` machines. With a ``rate`` (requests per second) the ``concurrency``
-    follows from it. ``budget_stated`` tells whether the spec gives ``budget_percent`` or the catalog's default
-    stands. ``narrow``: speculation aside, as for questions that are asked many times over."""
+    """``count`` devices in each of ``nodes`` machines. With a ``rate`` (requests per second) the
+    ``concurrency`` follows from it. ``budget_stated`` tells whether the spec gives ``budget_percent`` or the
+    catalog's default stands. ``narrow``: speculation aside, as for questions that are asked many times over.
+    """
 
     spec: Spec
     graph: Graph
@@ -77,8 +79,8 @@ def deployment(
 ) -> Deployment:
     """Applies defaults and refuses what cannot be meant, all at once.
 
-    Raises InferCompileError (exit 3): IC204 a context beyond the model's, IC205 processors that were to share a
-    model, IC206 a target that lacks a figure.
+    Raises InferCompileError (exit 3): IC204 a context beyond the model's, IC205 processors that were to share
+    a model, IC206 a target that lacks a figure.
     """
     problems = [*_context(spec, graph, where), *_devices(target, group, where)]
     if problems:

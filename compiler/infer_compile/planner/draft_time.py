@@ -14,7 +14,8 @@ from .speculation import Drafting
 def draft_seconds(one: Drafting, speed: Speed, layout: Layout, sequences: Floats, context: Floats) -> Floats:
     """The passes of the drafter for ``sequences`` sequences of a copy after about ``context`` tokens.
 
-    The drafter is split as the model's layers are; it runs on the devices that read the model, one after the other.
+    The drafter is split as the model's layers are; it runs on the devices that read the model, one after the
+    other.
     """
     tensor = np.asarray(layout.tensor)
     cached = sequences * context * one.draft_cache_elements_per_token * BF16.bits / 8
@@ -22,4 +23,5 @@ def draft_seconds(one: Drafting, speed: Speed, layout: Layout, sequences: Floats
     work = sequences * one.draft_flops_per_token / speed.decode_matrix_rate
     sums = np.where(tensor > 1, REDUCES_PER_LAYER * speed.reduce, 0.0)
     each = (reads + work) / tensor + one.draft_layers * (speed.layer + sums)
-    return one.passes * each + one.host_seconds + sequences * one.host_seconds_per_sequence
+    waited: Floats = one.passes * each + one.host_seconds + sequences * one.host_seconds_per_sequence
+    return waited

@@ -85,7 +85,8 @@ def _representatives(
     group = 2 * block[among] + (survey.drafted[among] > 0)
     order = np.lexsort((among, badness[among], group))
     first = np.r_[True, np.diff(group[order]) != 0]
-    return among[order][first]
+    best: NDArray[np.int64] = among[order][first]
+    return best
 
 
 def _front(survey: Survey, among: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -101,7 +102,8 @@ def _front(survey: Survey, among: NDArray[np.int64]) -> NDArray[np.int64]:
     )
     mine, others = measures[:, :, None], measures[:, None, :]
     beaten = np.all(others <= mine, axis=0) & np.any(others < mine, axis=0)
-    return among[~beaten.any(axis=1)]
+    front: NDArray[np.int64] = among[~beaten.any(axis=1)]
+    return front
 
 
 def _alternative(asked: Deployment, one: Candidate, chosen: Candidate) -> Alternative:

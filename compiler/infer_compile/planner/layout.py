@@ -1,4 +1,4 @@
-"""How a model is spread over devices: integers, or equally long arrays of them for many candidates at once."""
+"""How a model is spread over devices: integers, or equally long arrays of them for many candidates."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Layout:
     the attention serve each its own sequences.
 
     ``expert``: in how many parts whole experts are dealt over the ``tensor x data`` devices of a pipeline
-    stage; within a part an expert is split as a matrix is. With ``expert`` 1 and ``data`` above 1 each copy has
-    all experts. ``per_node`` devices are in a machine.
+    stage; within a part an expert is split as a matrix is. With ``expert`` 1 and ``data`` above 1 each copy
+    has all experts. ``per_node`` devices are in a machine.
     """
 
     tensor: Ints = 1

@@ -1,4 +1,4 @@
-"""What a deployment keeps in memory, in bytes of one device. Numbers may be arrays, one entry per candidate."""
+"""What a deployment keeps in memory, in bytes of one device. Numbers may be arrays, one per candidate."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a copy keeps: ``sequences`` in flight, of which one may be ``context`` tokens long and the others are of
-    the ``typical`` length; steps of ``budget`` tokens; and beside the model's own a draft of ``draft_bytes`` with
-    ``draft_token_bytes`` of cache per token.
+    """What a copy keeps: ``sequences`` in flight, of which one may be ``context`` tokens long and the others
+    are of the ``typical`` length; steps of ``budget`` tokens; and beside the model's own a draft of
+    ``draft_bytes`` with ``draft_token_bytes`` of cache per token.
 
-    Sequences that grow beyond what is typical wait for one another; none is refused."""
+    Sequences that grow beyond what is typical wait for one another; none is refused.
+    """
 
     context: int
     typical: int
@@ -83,7 +84,8 @@ def memory(
 
 
 def held_weights(stored: Stored, shape: Shape, layout: Layout) -> Floats:
-    """Bytes of weights on one device: its part of its layers, with the embedding and the head on the outer stages.
+    """Bytes of weights on one device: its part of its layers, with the embedding and the head on the outer
+    stages.
 
     Experts that are dealt lie once on all devices of a stage; others once on those of each copy.
     """
@@ -97,7 +99,8 @@ def held_weights(stored: Stored, shape: Shape, layout: Layout) -> Floats:
     outer = np.where(
         stages == 1, stored.table_bytes + stored.head_bytes, max(stored.table_bytes, stored.head_bytes)
     )
-    return np.ceil(layers / stages + outer / tensor)
+    held: Floats = np.ceil(layers / stages + outer / tensor)
+    return held
 
 
 def activation_bytes(shape: Shape, rule: Activations, budget: Ints, tensor: Ints) -> Floats:
@@ -107,14 +110,16 @@ def activation_bytes(shape: Shape, rule: Activations, budget: Ints, tensor: Ints
     # The entry of the largest size that is not above the devices that share a layer.
     index = np.searchsorted(sizes, np.asarray(tensor), side="right") - 1
     factor = np.array([factors[size] for size in sizes])[np.maximum(index, 0)]
-    return np.maximum(2 * np.asarray(budget) * shape.hidden * factor, rule.least_mib * MIB)
+    taken: Floats = np.maximum(2 * np.asarray(budget) * shape.hidden * factor, rule.least_mib * MIB)
+    return taken
 
 
 def buffer_bytes(shape: Shape, stored: Stored, held: Held) -> Floats:
-    """In our own engine, one row of every buffer for each token of the largest step and each row of logits."""
+    """In our own engine, a row of every buffer for each token of the largest step and each row of logits."""
     budget = np.asarray(held.budget)
     outputs = np.minimum(budget, 8 * np.asarray(held.sequences))
-    return FLOAT_BYTES * (stored.token_values * budget + shape.output_values * outputs)
+    values: Floats = stored.token_values * budget + shape.output_values * outputs
+    return FLOAT_BYTES * values
 
 
 def pool_bytes(shape: Shape, cache: Cache, held: Held, tensor: Ints) -> Floats:
@@ -127,7 +132,8 @@ def pool_bytes(shape: Shape, cache: Cache, held: Held, tensor: Ints) -> Floats:
     exact = pages[np.searchsorted(budgets, held.budget)] + others * layout.exact_pages(held.typical)
     packed = layout.packed_pages(held.context) + others * layout.packed_pages(held.typical)
     share = np.ceil(layout.kv_heads / np.asarray(tensor)) / layout.kv_heads
-    return (exact * layout.exact_page_bytes + packed * layout.packed_page_bytes) * share
+    pools: Floats = (exact * layout.exact_page_bytes + packed * layout.packed_page_bytes) * share
+    return pools
 
 
 def pool_limits(layout: CacheLayout, held: Held) -> Limits:
@@ -147,7 +153,7 @@ def pool_limits(layout: CacheLayout, held: Held) -> Limits:
 
 
 def cache_layout(shape: Shape, cache: Cache) -> CacheLayout:
-    """The cache of our own engine, of a model whose layers all keep the same heads and see everything kept."""
+    """The cache of our own engine, of a model whose layers all keep the same heads and see all kept."""
     heads = shape.heads[0]
     return CacheLayout(
         level=LEVELS[cache.scheme.name].name,
@@ -161,7 +167,7 @@ def cache_layout(shape: Shape, cache: Cache) -> CacheLayout:
 
 
 def _capacity(engine: EngineKind, whole: float, resident: Floats, beside: Floats) -> Floats:
-    """Bytes that weights (``resident``), cache, and what is ``beside`` them may take together of ``whole``."""
+    """Bytes that weights (``resident``), cache, and what is ``beside`` them may take of ``whole``."""
     fraction = engine.memory_fraction.value
     if engine.share == "static":
         return np.floor(np.minimum(fraction * whole + beside, whole))

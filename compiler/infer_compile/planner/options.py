@@ -1,4 +1,5 @@
-"""What there is to choose from: engines that run the model, formats, levels, layouts and drafts that they serve."""
+"""What there is to choose from: engines that run the model, formats, levels, layouts and drafts that they
+serve."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from .block import Block
 from .cache import Cache
 from .deployment import Deployment
 from .latency import speed
-from .layout import Layout
+from .layout import Ints, Layout
 from .parallelism import Sizes, columns, layouts
 from .quality import cache_loss, weights_loss
 from .shape import Stored, native_stored, stored
@@ -56,9 +57,9 @@ class Options:
 def blocks(asked: Deployment) -> tuple[Block, ...]:
     """Every combination to consider.
 
-    Raises InferCompileError, exit 3, where there is none: IC202 for a weight format, IC203 a cache level, IC205 a
-    split over devices, IC208 an engine, IC210 a method of speculation, each pinned and not served; IC209 where
-    no engine runs the model on the device.
+    Raises InferCompileError, exit 3, where there is none: IC202 for a weight format, IC203 a cache level,
+    IC205 a split over devices, IC208 an engine, IC210 a method of speculation, each pinned and not served;
+    IC209 where no engine runs the model on the device.
     """
     every, refusals = offers(asked)
     if not every:
@@ -111,7 +112,8 @@ def _unverified(asked: Deployment, engine: Engine) -> str:
     """A step that was never run on such a device is planned for only where it is pinned."""
     if asked.spec.pin.engine == engine.name or engine.on(asked.target.kind).verified:
         return ""
-    return f"the {engine.name} engine has not been run on a {asked.target.kind}; it is planned for where it is pinned"
+    kind = asked.target.kind
+    return f"the {engine.name} engine has not been run on a {kind}; it is planned for where it is pinned"
 
 
 def _method(asked: Deployment) -> str | None:
@@ -200,8 +202,11 @@ def power_of_two(least: int) -> int:
 
 
 def _take(layout: Layout, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Layout:
-    columns = (layout.tensor, layout.pipeline, layout.expert, layout.data)
-    return Layout(*(np.asarray(column)[index] for column in columns), per_node=layout.per_node)
+    def at(column: Ints) -> Ints:
+        entries: Ints = np.asarray(column)[index]
+        return entries
+
+    return Layout(at(layout.tensor), at(layout.pipeline), at(layout.expert), at(layout.data), layout.per_node)
 
 
 def _refused(asked: Deployment, refusals: tuple[Refusal, ...]) -> list[Problem]:

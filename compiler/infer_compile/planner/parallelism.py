@@ -21,8 +21,8 @@ def layouts(
 ) -> tuple[Sizes, ...]:
     """Every layout that uses all devices, the least split first; empty if there is none.
 
-    Tensor parallelism divides query heads, and key heads or copies them; pipeline stages hold at least a layer;
-    experts are dealt evenly. Copies of the attention serve sequences apart from one another.
+    Tensor parallelism divides query heads, and key heads or copies them; pipeline stages hold at least a
+    layer; experts are dealt evenly. Copies of the attention serve sequences apart from one another.
     """
     devices = count * nodes
     found = [

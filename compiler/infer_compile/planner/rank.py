@@ -25,8 +25,8 @@ def rank(
 ) -> Plan:
     """The plan for the best of ``targets``, which stand in the order of ``spec.targets``.
 
-    The others become its alternatives, those on which nothing fits are rejected. Raises what ``plan`` raises, for
-    every target, if nothing fits on any.
+    The others become its alternatives, those on which nothing fits are rejected. Raises what ``plan`` raises,
+    for every target, if nothing fits on any.
     """
     plans: list[Plan] = []
     failures: list[tuple[Target, InferCompileError]] = []

@@ -34,7 +34,8 @@ def plan(
 
     ``group`` is how many of the target (default: as the spec's first says), ``facts`` what is known beside
     (default: what ships), ``where`` turns a key of the spec into ``file:line``, ``neighbours`` looks up the
-    other devices, to name one where this one is too small, ``draftings`` what the model can be drafted for with.
+    other devices, to name one where this one is too small, ``draftings`` what the model can be drafted for
+    with.
 
     Raises InferCompileError, exit 3: IC201 nothing fits; IC202, IC203, IC205, IC208 to IC210 as
     ``options.blocks``; IC204 to IC206 as ``deployment``; IC207 a pin that loses more than the spec allows.

@@ -32,9 +32,9 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """``heads`` has an entry for each of ``totals.attention``; ``query_heads`` is what the heads of all layers
-    divide by. ``token_values`` and ``output_values`` are the float values of all buffers for each token of a
-    step and for each row of logits."""
+    """``heads`` has an entry for each of ``totals.attention``; ``query_heads`` is what the heads of all
+    layers divide by. ``token_values`` and ``output_values`` are the float values of all buffers for each
+    token of a step and for each row of logits."""
 
     layers: int
     hidden: int
@@ -57,9 +57,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a model takes in one weight format, in bytes: all of it; the embedding, 0 where a tied head is it; the
-    head; what every step reads whatever its batch, the head among it; one expert of each mixture of the totals.
-    ``token_values`` are as the shape's, with those that the format adds."""
+    """What a model takes in one weight format, in bytes: all of it; the embedding, 0 where a tied head is it;
+    the head; what every step reads whatever its batch, the head among it; one expert of each mixture of the
+    totals. ``token_values`` are as the shape's, with those that the format adds."""
 
     scheme: WeightScheme
     weight_bytes: int
