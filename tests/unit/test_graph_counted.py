@@ -64,7 +64,7 @@ class TestExperts:
         assert expected_experts(8, 2, 2) == pytest.approx(3.5)
         assert expected_experts(8, 2, 1000) == pytest.approx(8)
         assert expected_experts(8, 8, 1) == 8
-        many = expected_experts(256, 8, np.array([1.0, 16.0]))  # type: ignore[arg-type]
+        many = expected_experts(256, 8, np.array([1.0, 16.0]))
         np.testing.assert_allclose(many, [8, 256 * (1 - (248 / 256) ** 16)])
 
     def test_bytes(self) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,13 @@ class Mixture:
     expert_vector_elements: int
 
 
-def expected_experts(experts: int, experts_per_token: int, tokens: float) -> float:
-    """Distinct experts of a layer that ``tokens`` tokens hit, if each chooses evenly and independently.
+Tokens = TypeVar("Tokens", float, NDArray[np.float64])
 
-    Arrays do as ``tokens`` too. Real routing is a little more uneven and hits fewer.
-    """
-    missed: float = (1 - experts_per_token / experts) ** tokens
+
+def expected_experts(experts: int, experts_per_token: int, tokens: Tokens) -> Tokens:
+    """Distinct experts of a layer that ``tokens`` tokens (a number, or an array of them) hit, if each chooses
+    evenly and independently. Real routing is a little more uneven and hits fewer."""
+    missed: Tokens = (1 - experts_per_token / experts) ** tokens
     return experts * (1 - missed)
 
 
