@@ -37,7 +37,7 @@ from infer_compile.planner.speculation import expected_tokens
 PUBLISHED = Path(__file__).parent / "speculation_published.csv"
 CATALOG = Path(__file__).parents[1] / "compiler/infer_compile/catalog/speculation.yaml"
 KINDS = ("chat", "code", "reasoning", "documents")
-FEWEST = 3
+FEWEST = 4
 """Series that a kind of text needs for figures of its own."""
 
 DATASETS = {
@@ -297,7 +297,8 @@ def quantile(values: np.ndarray, weights: Sequence[float], share: float) -> floa
 
 
 def rates(lengths: Sequence[float]) -> list[float]:
-    """The catalog's rates for a curve; none beyond its end."""
+    """The catalog's rates for a curve; none beyond its end. Two of them, for a quantile passes from series to
+    series, so that its single steps are those of no drafter."""
     found = two_rates(*fit(dict(enumerate(lengths, 1))), len(lengths))
     return [round(rate, 3) for rate in found] + [0.0] * (DEPTH - len(found))
 
