@@ -42,12 +42,14 @@ class Needs(Frozen):
     """What something asks of device and model.
 
     ``devices``: any one of these; none stated: every device that the engine runs on. ``latent``: the same for
-    models with latent attention, where it differs; an empty list: none. ``architectures``: classes of the
-    models that it is made for; none stated: all. ``group``: what the inputs of every matrix must divide by.
+    models with latent attention, where it differs, and ``sparse`` for those that select what they attend to;
+    an empty list: none. ``architectures``: classes of the models that it is made for; none stated: all.
+    ``group``: what the inputs of every matrix must divide by.
     """
 
     devices: tuple[Devices, ...] = ()
     latent: tuple[Devices, ...] | None = None
+    sparse: tuple[Devices, ...] | None = None
     architectures: tuple[str, ...] = ()
     group: int = 1
     source: str

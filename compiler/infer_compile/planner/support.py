@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..catalog.engines import Devices, Engine, Needs, Part
 from ..catalog.target import Target
 from ..graph.graph import Graph
-from ..graph.latent import LatentAttend
+from ..graph.latent import Index, LatentAttend
 from ..graph.storage import misfits
 from ..runtime.formats.kv import HEAD_DIMS
 from ..runtime.formats.weights import WeightFormat
@@ -97,19 +97,24 @@ def _served(engine: Engine, graph: Graph, target: Target, part: Part) -> tuple[s
 def _unmet(engine: Engine, graph: Graph, target: Target, name: str, needs: Needs) -> str:
     if needs.architectures and graph.architecture not in needs.architectures:
         return f"{engine.name} has {name} for {', '.join(needs.architectures)}, not for {graph.architecture}"
-    latent = any(isinstance(one, LatentAttend) for one in graph.attention)
-    if latent and needs.latent is not None:
-        if any(fits(target, devices) for devices in needs.latent):
-            return ""
-        where = describe(needs.latent)
-        return (
-            f"{engine.name} has {name} of latent attention on {where}, not on {named(target)}"
-            if where
-            else f"{engine.name} has no {name} for latent attention"
-        )
-    if not needs.devices or any(fits(target, devices) for devices in needs.devices):
+    devices, kind = _devices(graph, needs)
+    if devices is None or any(fits(target, one) for one in devices):
         return ""
-    return f"{engine.name} has {name} on {describe(needs.devices)}, not on {named(target)}"
+    if not devices:
+        return f"{engine.name} has no {name} for {kind}"
+    return f"{engine.name} has {name}{kind and f' of {kind}'} on {describe(devices)}, not on {named(target)}"
+
+
+def _devices(graph: Graph, needs: Needs) -> tuple[tuple[Devices, ...] | None, str]:
+    """What ``needs`` asks of the device for such a model (None: nothing), and the model's kind of attention
+    where that decides."""
+    latent = any(isinstance(one, LatentAttend) for one in graph.attention)
+    sparse = latent and any(isinstance(one, Index) for one in graph.operations)
+    if sparse and needs.sparse is not None:
+        return needs.sparse, "sparse latent attention"
+    if latent and needs.latent is not None:
+        return needs.latent, "latent attention"
+    return needs.devices or None, ""
 
 
 def _misfit(graph: Graph, name: str, needs: Needs) -> str:
