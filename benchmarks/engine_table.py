@@ -16,7 +16,7 @@ What each engine can serve, on what, and where that was read. The planner offers
 and not in these tables is refused by name. "ours" is the native engine of this repository.
 
 Made from `compiler/infer_compile/catalog/engines.yaml` by `python benchmarks/engine_table.py`; a test holds
-the two together. Where a device has no arithmetic of a format, its weights are widened to bf16 in the product.
+the two together. Where a device has no arithmetic of a format, its weights are widened to bf16 in products.
 """
 PARTS: Mapping[Part, str] = {
     "weights": "Weight formats",

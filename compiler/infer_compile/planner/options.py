@@ -126,7 +126,7 @@ def _weights(asked: Deployment, engine: Engine) -> Iterator[tuple[Stored, Weight
     names = (pinned,) if pinned else support.weights(engine, asked.graph, asked.target)
     for name in names:
         if not engine.architectures.own:
-            yield stored(asked.graph, asked.facts.formats.of_weights(name)), None
+            yield stored(asked.graph, asked.facts.formats.of_weights(name, asked.graph.architecture)), None
         else:
             form = _native_format(asked, name)
             if form is not None:
@@ -180,7 +180,7 @@ def _blocks(asked: Deployment, options: Options) -> Iterator[Block]:
                 draftings=options.draftings,
                 drafted=drafted,
                 budget=budgets[budget],
-                loss_of_weights=weights_loss(asked.graph, kept.scheme.name, facts.quality),
+                loss_of_weights=weights_loss(asked.graph, kept.scheme.name, facts.quality, engine.name),
                 loss_of_cache=cache_loss(asked.graph, name, facts.quality),
             )
 
