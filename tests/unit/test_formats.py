@@ -15,8 +15,8 @@ from infer_compile.spec.names import KV, WEIGHTS
 from infer_compile.spec.unserved import UNSERVED
 
 GIB = 1.073741824
-# 1e9 bytes of the weights' files. README of bartowski/Meta-Llama-3.1-8B-Instruct-GGUF;
-# tools/quantize/README.md and tools/perplexity/README.md of llama.cpp; files of the repositories that are named.
+# 1e9 bytes of the weights' files: README of bartowski/Meta-Llama-3.1-8B-Instruct-GGUF, tools/quantize and
+# tools/perplexity of llama.cpp (README.md of each), the files of the repositories that are named.
 PUBLISHED = [
     ("llama-3.1-8b", "q8_0", 8.54),
     ("llama-3.1-8b", "q6_k", 6.60),
