@@ -1,9 +1,10 @@
 """How long the planner's search takes: candidates evaluated, and seconds, best of several rounds.
 
-    python benchmarks/plan_search.py SPEC... [--rounds N]
+python benchmarks/plan_search.py SPEC... [--rounds N]
 
-``search`` is the evaluation of every candidate as arrays, ``choice`` picking the best of them, ``plan`` all from
-the resolved spec to the finished plan: alternatives, near misses, reasons, and what would change the decision.
+``search`` is the evaluation of every candidate as arrays, ``choice`` picking the best of them, ``plan`` all
+from the resolved spec to the finished plan: alternatives, near misses, reasons, and what would change the
+decision.
 """
 
 from __future__ import annotations

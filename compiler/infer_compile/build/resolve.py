@@ -97,8 +97,7 @@ def plan_of(resolved: Resolved) -> Plan:
 
 
 def draftings_of(resolved: Resolved) -> Draftings:
-    """What the spec's model can be drafted for with: drafters of the catalog, or the one that the spec names.
-    """
+    """What the spec's model can be drafted for with: drafters of the catalog, or the one that the spec names."""
     wanted = resolved.spec.model.draft
     card = load_card(resolved.spec.model.source.removeprefix("hf://"))
 
@@ -106,7 +105,7 @@ def draftings_of(resolved: Resolved) -> Draftings:
         found = load_card(name)
         return build(found.config, found.id) if found else None
 
-    def draftings(methods: tuple[str, ...]) -> tuple[Drafting, ...]:
+    def draftings(methods: tuple[str, ...], vocabulary_slack: int) -> tuple[Drafting, ...]:
         # A drafting model is another model to download and keep: it is used where the spec lets it.
         served = [name for name in methods if name != "none" and (wanted != "none" or name != "draft")]
         return choices(
@@ -117,6 +116,7 @@ def draftings_of(resolved: Resolved) -> Draftings:
             graph_of,
             [name for name in get_args(Method) if name in served],
             draft=None if wanted in ("none", "auto") else wanted,
+            vocabulary_slack=vocabulary_slack,
         )
 
     return draftings

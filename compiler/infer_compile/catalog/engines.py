@@ -125,8 +125,10 @@ class EngineKind(Frozen):
 class Engine(Frozen):
     """One engine in one version: what it runs on, what it serves, how it splits a model.
 
-    ``nodes``: it runs over several machines. ``windows_freed``: it gives pages back that no query sees again.
-    ``builds``: kinds of devices for which this version compiles a bundle.
+    ``nodes``: it runs over several machines. ``experts_whole``: experts that are dealt go over all devices of
+    a stage, never over parts of it. ``windows_freed``: it gives pages back that no query sees again.
+    ``vocabulary_slack``: by how many tokens the vocabulary of a drafting model may differ. ``builds``: kinds
+    of devices for which this version compiles a bundle.
     """
 
     name: str
@@ -136,10 +138,12 @@ class Engine(Frozen):
     devices: tuple[Devices, ...]
     nodes: bool
     parallelism: tuple[Way, ...]
+    experts_whole: bool = False
     architectures: Architectures
     weights: Mapping[str, Needs]
     kv: Mapping[str, Needs]
     speculation: Mapping[str, Needs] = {}
+    vocabulary_slack: int = 0
     page_tokens: Figure
     windows_freed: bool
     builds: tuple[Kind, ...] = ()

@@ -28,7 +28,7 @@ class Price:
 
 def price(spec: Spec, target: Target, devices: int) -> Price:
     """What the spec states; else what the target's file knows of rents, or of a purchase spread over time."""
-    stated = hourly(spec, target)
+    stated = spec.cost.hourly(target.id)
     if stated is not None:
         return Price(stated, False, "measurement", "the spec")
     known = target.price
@@ -39,12 +39,6 @@ def price(spec: Spec, target: Target, devices: int) -> Price:
         share = known.purchase_usd * devices / OWNED_HOURS
         return Price(share, True, "assumption", f"spread over three years: {target.source('price')}")
     return Price(None, False, "assumption", "no price is known; cost.usd_per_hour states one")
-
-
-def hourly(spec: Spec, target: Target) -> float | None:
-    """The spec's price of an hour of ``target``."""
-    stated = spec.cost.usd_per_hour
-    return stated if stated is None or isinstance(stated, int | float) else stated.get(target.id)
 
 
 def cost(asked: Deployment, one: Candidate) -> Cost:

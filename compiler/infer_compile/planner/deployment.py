@@ -17,12 +17,12 @@ from .speculation import NONE, Drafting
 Where = Callable[[str], str]
 """Dotted key of the spec to ``file:line``."""
 
-Draftings = Callable[[tuple[str, ...]], tuple[Drafting, ...]]
+Draftings = Callable[[tuple[str, ...], int], tuple[Drafting, ...]]
 """What the model can be drafted for with, of the methods named; looked up by whoever knows the model's name.
 """
 
 
-def no_drafts(methods: tuple[str, ...]) -> tuple[Drafting, ...]:
+def no_drafts(methods: tuple[str, ...], vocabulary_slack: int) -> tuple[Drafting, ...]:
     return (NONE,)
 
 

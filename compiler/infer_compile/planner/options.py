@@ -146,7 +146,7 @@ def _draftings(asked: Deployment, engine: Engine) -> tuple[Drafting, ...]:
     methods = support.methods(engine, asked.graph, asked.target)
     if asked.narrow and not pinned:
         methods = ("none",)
-    found = asked.draftings(methods)
+    found = asked.draftings(methods, engine.vocabulary_slack)
     if pinned is None:
         return found
     return tuple(one for one in found if one.method == pinned.method and pinned.tokens in (None, one.tokens))

@@ -64,7 +64,7 @@ def _experts(shape: Shape, engine: Engine, tensor: int, pipeline: int, data: int
         return
     stage = tensor * data
     for expert in divisors(stage)[1:]:
-        if shape.experts % expert == 0:
+        if shape.experts % expert == 0 and (expert == stage or not engine.experts_whole):
             yield tensor, pipeline, expert, data
 
 
