@@ -97,7 +97,7 @@ def plan_of(resolved: Resolved) -> Plan:
 
 
 def draftings_of(resolved: Resolved) -> Draftings:
-    """What the spec's model can be drafted for with: drafters of the catalog, or the one that the spec names."""
+    """What the spec's model can be drafted for with: drafters of the catalog, or the one that is named."""
     wanted = resolved.spec.model.draft
     card = load_card(resolved.spec.model.source.removeprefix("hf://"))
 
