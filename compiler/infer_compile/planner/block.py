@@ -199,6 +199,12 @@ def _least(name: str, unit: str, value: Floats, wanted: float) -> Limit:
     return Limit(name, unit, value, wanted, np.maximum(short, 0.0))
 
 
+def loses_too_much(asked: Deployment, block: Block) -> bool:
+    """Whether ``block`` is over the budget of loss, whatever the rest of a candidate is."""
+    loss, allowed = _quality(asked, block)
+    return loss > max(allowed, 0.0)
+
+
 def _quality(asked: Deployment, block: Block) -> tuple[float, float]:
     """The loss of what the planner chose itself, and what of the budget is left for it.
 

@@ -173,5 +173,5 @@ def _capacity(engine: EngineKind, whole: float, resident: Floats, beside: Floats
         return np.floor(np.minimum(fraction * whole + beside, whole))
     if engine.share == "cache":
         rest = resident + beside
-        return np.floor(rest + fraction * (whole - rest))
+        return np.floor(np.minimum(rest + fraction * (whole - rest), whole))
     return np.floor(np.full_like(np.asarray(resident, dtype=np.float64), fraction * whole))

@@ -46,16 +46,21 @@ def plan(
     found = survey(asked)
     if not len(found.feasible):
         raise InferCompileError(nearest_feasible(found, neighbours(), best), Exit.INFEASIBLE)
-    return compose(found, found.candidate(choose(found)), best)
+    return compose(found, found.candidate(choose(found)), answer)
 
 
 def best(asked: Deployment) -> Candidate | None:
     """What would be chosen, speculation aside unless it is pinned; None where nothing keeps every limit."""
+    return answer(replace(asked, narrow=True))
+
+
+def answer(asked: Deployment) -> Candidate | None:
+    """What would be chosen; None where nothing keeps every limit."""
     try:
-        found = survey(replace(asked, narrow=True))
+        found = survey(asked, misses=False)
     except InferCompileError:
         return None
-    return found.candidate(choose(found)) if len(found.feasible) else None
+    return found.candidate(choose(found)) if found.solved and len(found.feasible) else None
 
 
 def _pinned_losses(asked: Deployment) -> None:

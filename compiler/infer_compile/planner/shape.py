@@ -59,7 +59,8 @@ class Shape:
 class Stored:
     """What a model takes in one weight format, in bytes: all of it; the embedding, 0 where a tied head is it;
     the head; what every step reads whatever its batch, the head among it; one expert of each mixture of the
-    totals. ``token_values`` are as the shape's, with those that the format adds."""
+    totals. ``token_values`` are as the shape's, with those that the format adds; 0 in other engines than
+    ours, which have rules of their own."""
 
     scheme: WeightScheme
     weight_bytes: int
@@ -103,15 +104,15 @@ def shape(graph: Graph) -> Shape:
 
 def stored(graph: Graph, scheme: WeightScheme) -> Stored:
     """``graph`` as an engine other than ours stores it."""
-    return _stored(graph, scheme, BF16)
+    return _stored(graph, scheme, 0)
 
 
 def native_stored(graph: Graph, weights: WeightFormat) -> Stored:
     """``graph`` as our own engine stores it; the bytes are exact."""
-    return _stored(graph, native_scheme(weights), weights)
+    return _stored(graph, native_scheme(weights), sum(token_buffers(graph, weights).values()))
 
 
-def _stored(graph: Graph, scheme: WeightScheme, weights: WeightFormat) -> Stored:
+def _stored(graph: Graph, scheme: WeightScheme, token_values: int) -> Stored:
     totals = graph.totals
     return Stored(
         scheme=scheme,
@@ -120,5 +121,5 @@ def _stored(graph: Graph, scheme: WeightScheme, weights: WeightFormat) -> Stored
         head_bytes=head_bytes(graph, scheme),
         shared_bytes=shared_bytes(totals, scheme),
         expert_bytes=tuple(one_expert_bytes(group, scheme) for group in totals.mixtures),
-        token_values=sum(token_buffers(graph, weights).values()),
+        token_values=token_values,
     )

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .block import Block, Solved, solve
+from .block import Block, Solved, loses_too_much, solve
 from .candidate import Candidate, candidate
 from .deployment import Deployment
 from .options import blocks
@@ -25,7 +25,7 @@ class Survey:
     solved: tuple[Solved, ...]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return sum(len(each.block) for each in self.solved)
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
@@ -94,9 +94,11 @@ class Survey:
         return self.column(lambda each: _gain(self.asked, each))
 
 
-def survey(asked: Deployment) -> Survey:
-    """Everything that there is to choose from, reckoned through. Raises what ``options.blocks`` raises."""
-    return Survey(asked, tuple(solve(asked, block) for block in blocks(asked)))
+def survey(asked: Deployment, misses: bool = True) -> Survey:
+    """Everything that there is to choose from, reckoned through; without ``misses`` formats that are over the
+    budget of loss are left out. Raises what ``options.blocks`` raises."""
+    found = (block for block in blocks(asked) if misses or not loses_too_much(asked, block))
+    return Survey(asked, tuple(solve(asked, block) for block in found))
 
 
 def _gain(asked: Deployment, solved: Solved) -> Column:

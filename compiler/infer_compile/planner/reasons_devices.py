@@ -1,0 +1,162 @@
+"""Why this engine runs the model, and why the devices share it so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..catalog.engines import Engine
+from .choose import nearest
+from .contest import Contest, Mask, broken, figure
+from .deployment import Deployment
+from .frontier import choice
+from .options import offers
+from .plan import Parallelism, Reason
+from .words import listed, split, whole
+
+THE_SPEC = "the spec"
+
+
+def not_buildable(asked: Deployment, engine: Engine) -> str:
+    """Why this version cannot build a bundle of ``engine`` for the target; empty if it can."""
+    kind = asked.target.kind
+    if kind in engine.builds:
+        return ""
+    if engine.builds:
+        return f"bundles of the {engine.name} engine are built for {' and '.join(engine.builds)} targets"
+    return f"this version plans for {engine.name}, and does not write its bundles"
+
+
+def engine(contest: Contest) -> Reason:
+    """The engine against the others, and what those lack."""
+    asked, chosen = contest.asked, contest.chosen
+    name = chosen.engine.name
+    clauses = ["pinned"] if asked.spec.pin.engine else list(_engines(contest))
+    if not_buildable(asked, chosen.engine):
+        clauses.append("planned for, not built by this version")
+    source = f"{name} {chosen.engine.version}: {chosen.engine.source('architectures')}"
+    return Reason(
+        key="engine",
+        value=name,
+        why="; ".join(clauses),
+        source=THE_SPEC if asked.spec.pin.engine else source,
+    )
+
+
+def _engines(contest: Contest) -> Iterator[str]:
+    asked, chosen, survey = contest.asked, contest.chosen, contest.survey
+    blocks = {each.block.engine.name: each.block.engine for each in survey.solved}
+    others = [one for one in blocks.values() if one.name != chosen.engine.name]
+    best = {one.name: contest.best(_of(contest, one)) for one in others}
+    possible = {name: index for name, index in best.items() if index is not None}
+    ranked = sorted(possible, key=lambda name: -contest.gain(possible[name]))
+    given = [f"{name} {contest.gain(possible[name]):.2f} x" for name in ranked]
+    mine = f"{figure(asked, chosen)}"
+    if not ranked:
+        yield f"the only engine with a plan that keeps every limit: {mine}"
+    elif contest.gain(possible[ranked[0]]) <= 1:
+        yield f"the best of {len(ranked) + 1} engines: {mine}; {listed(given)}"
+    elif asked.target.kind in chosen.engine.builds:
+        yield f"this version builds its bundles: {mine}; only planned for: {listed(given)}"
+    else:
+        margin = asked.facts.choices.margins.engine_gain.value - 1
+        yield (
+            f"{mine}; {listed(given)}: within {margin:.0%} engines are equal as far as their calibration "
+            "tells, and the first of the catalog is taken"
+        )
+    for one in others:
+        if one.name not in possible:
+            near = nearest(survey, np.flatnonzero(_of(contest, one)))
+            yield f"{one.name} {broken(survey.candidate(near))}"
+    for refusal in offers(asked)[1]:
+        named = refusal.engine in refusal.reason
+        yield refusal.reason if named else f"{refusal.engine}: {refusal.reason}"
+
+
+def _of(contest: Contest, engine: Engine) -> Mask:
+    return contest.blocks(lambda block: block.engine.name == engine.name)
+
+
+def parallelism(contest: Contest) -> Reason:
+    """The layout against the next best and the plain ones."""
+    asked, chosen = contest.asked, contest.chosen
+    mine = choice(asked, chosen).parallelism
+    if asked.devices == 1:
+        return Reason(key="parallelism", value="one device", why="the target is one device", source=THE_SPEC)
+    pinned = asked.spec.pin.parallelism is not None
+    clauses = [
+        *(["pinned"] if pinned else []),
+        *_layouts(contest, mine),
+        *_links(contest),
+        *_heads(contest, mine),
+    ]
+    return Reason(
+        key="parallelism",
+        value=split(mine),
+        why="; ".join(clauses),
+        source=THE_SPEC if pinned else asked.target.source("interconnect") or "arithmetic",
+    )
+
+
+def _layouts(contest: Contest, mine: Parallelism) -> Iterator[str]:
+    asked, survey = contest.asked, contest.survey
+    among = contest.formats & ~contest.layout
+    if not np.any(among):
+        yield "the only split that the heads, layers and experts of the model allow"
+        return
+    told = {mine}
+    next_best = contest.best(among)
+    if next_best is None:
+        near = contest.nearest(among)
+        yield "the only split that keeps every limit"
+        if near is not None:
+            one = survey.candidate(near)
+            yield f"the nearest, {split(choice(asked, one).parallelism)}, {broken(one)}"
+        return
+    other = choice(asked, survey.candidate(next_best)).parallelism
+    told.add(other)
+    gain = contest.gain(next_best)
+    yield f"{figure(asked, contest.chosen)}; the next best, {split(other)}, gives {gain:.2f} x"
+    for plain in (Parallelism(tensor=asked.devices), Parallelism(data=asked.devices)):
+        here = among & _is(contest, plain)
+        if plain in told or not np.any(here):
+            continue
+        best = contest.best(here)
+        if best is not None:
+            yield f"{split(plain)} {contest.gain(best):.2f} x"
+        else:
+            yield f"{split(plain)} {broken(survey.candidate(nearest(survey, np.flatnonzero(here))))}"
+
+
+def _is(contest: Contest, sizes: Parallelism) -> Mask:
+    return contest.each(
+        lambda solved: np.all(
+            [np.asarray(getattr(solved.block.layout, way)) == size for way, size in sizes], axis=0
+        )
+    )
+
+
+def _links(contest: Contest) -> Iterator[str]:
+    """What goes over links in a step."""
+    chosen = contest.chosen
+    step, links = float(chosen.forecast.step.total), float(chosen.forecast.step.links)
+    target, asked = contest.asked.target, contest.asked
+    wires = [
+        f"{link.name} at {link.gbs_per_direction:g} GB/s"
+        for link in (target.interconnect, target.network if asked.nodes > 1 else None)
+        if link is not None and link.gbs_per_direction is not None
+    ]
+    over = f" over {' and '.join(wires)} per direction" if wires else ""
+    yield f"{whole(links * 1e3)} of the {whole(step * 1e3)} ms of a step go{over}"
+
+
+def _heads(contest: Contest, mine: Parallelism) -> Iterator[str]:
+    heads = {heads.kv_heads for heads in contest.asked.shape.heads}
+    if not heads or mine.tensor == 1:
+        return
+    least = min(heads)
+    if least < mine.tensor:
+        noun = "the latent cache is" if least == 1 else f"the {least} key heads are"
+        copies = mine.tensor // least
+        yield f"{noun} kept {copies} times by the {mine.tensor} devices of a layer"

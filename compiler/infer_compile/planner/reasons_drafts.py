@@ -1,0 +1,135 @@
+"""Why tokens are drafted, or are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from . import support
+from .candidate import Candidate
+from .contest import Contest, broken, figure
+from .deployment import Deployment
+from .draft_time import draft_seconds
+from .frontier import drafting
+from .plan import Reason
+from .replay import replay
+from .speculation import NONE
+from .words import listed, whole
+
+THE_SPEC = "the spec"
+
+
+def speculation(contest: Contest) -> Reason:
+    """Drafting as chosen against none, or none against the best drafting there is."""
+    asked, chosen = contest.asked, contest.chosen
+    pinned = asked.spec.pin.speculation is not None
+    if chosen.drafting.tokens:
+        clauses = ["pinned" if pinned else _gain(contest), *_numbers(asked, chosen), *_next(contest)]
+        return Reason(
+            key="speculation",
+            value=drafting(chosen),
+            why="; ".join(clauses),
+            source=chosen.drafting.source,
+        )
+    if pinned:
+        return Reason(key="speculation", value="none", why="pinned", source=THE_SPEC)
+    drafted = contest.engine & (contest.survey.drafted > 0)
+    if not np.any(drafted):
+        return Reason(key="speculation", value="none", why=_nothing(asked, chosen), source=_engine(chosen))
+    best = contest.best(drafted)
+    if best is None:
+        near = contest.nearest(drafted)
+        one = contest.survey.candidate(near if near is not None else contest.index)
+        why = f"no plan with drafts keeps the limits; the nearest, {drafting(one)}, {broken(one)}"
+        return Reason(key="speculation", value="none", why=why, source=one.drafting.source)
+    one, gain = contest.survey.candidate(best), contest.gain(best)
+    margin = asked.facts.choices.margins.speculation_gain
+    verdict = f"the best drafts, {drafting(one)}, would give {gain:.2f} x ({contest.figure(best)})"
+    if gain > 1:
+        verdict += f", and have to win {margin.value:g} x: {margin.source}"
+    return Reason(
+        key="speculation",
+        value="none",
+        why="; ".join([verdict, *_numbers(asked, one)]),
+        source=one.drafting.source,
+    )
+
+
+def pays_up_to(asked: Deployment, chosen: Candidate) -> int | None:
+    """The largest number of sequences in flight, of as many as the engine takes, at which the drafts of
+    ``chosen`` yield more tokens per second than none.
+
+    None where it drafts nothing, 0 where that never pays.
+    """
+    if not chosen.drafting.tokens:
+        return None
+    counts = np.arange(1, _most(asked, chosen) + 1)
+    solved = replay(asked, chosen, counts, (NONE, chosen.drafting))
+    plain, drafted = np.split(np.asarray(solved.forecast.tokens_per_second), 2)
+    return int(counts[drafted > plain].max(initial=0))
+
+
+def _most(asked: Deployment, one: Candidate) -> int:
+    return int(one.engine.on(asked.target.kind).most_sequences.value) * int(one.layout.data)
+
+
+def _gain(contest: Contest) -> str:
+    """The chosen drafts against the best plan without any."""
+    plain = contest.best(contest.engine & (contest.survey.drafted == 0))
+    if plain is None:
+        return "no plan without drafts keeps the limits"
+    mine = figure(contest.asked, contest.chosen)
+    return f"{1 / contest.gain(plain):.2f} x the best without drafts ({mine} against {contest.figure(plain)})"
+
+
+def _next(contest: Contest) -> Iterator[str]:
+    """The best of the other methods."""
+    mine = ("none", contest.chosen.drafting.method)
+    others = contest.each(
+        lambda solved: np.array([one.method not in mine for one in solved.block.draftings])[
+            solved.block.drafted
+        ]
+    )
+    best = contest.best(contest.engine & others)
+    if best is not None:
+        yield f"the next method, {drafting(contest.survey.candidate(best))}, {contest.gain(best):.2f} x"
+
+
+def _numbers(asked: Deployment, one: Candidate) -> Iterator[str]:
+    """Expected tokens, and the seconds of draft, verify and plain step at the load."""
+    draft = one.drafting
+    seen = replay(asked, one, np.array([one.sequences]), (NONE, draft)).forecast
+    plain, verify = (float(seconds) * 1e3 for seconds in np.asarray(seen.step.total))
+    context = float(one.forecast.load.decode_context)
+    copies = one.sequences / int(one.layout.data)
+    wait = float(draft_seconds(draft, one.speed, one.layout, copies, context)) * 1e3
+    by = f" by {draft.draft}" if draft.draft else ""
+    yield (
+        f"{draft.tokens} drafted{by}, and a step yields {draft.expected:.3g} tokens "
+        f"({draft.expected_low:.3g} to {draft.expected_high:.3g})"
+    )
+    yield (
+        f"{whole(wait)} ms to draft and {whole(verify)} to verify, where a plain step takes {whole(plain)}: "
+        f"{draft.expected * plain / (verify + wait):.2f} x for each sequence"
+    )
+    limit, most = pays_up_to(asked, one), _most(asked, one)
+    if limit is not None and limit >= most:
+        yield f"pays at all the {most:,} sequences that the engine takes"
+    elif limit:
+        yield f"pays up to {limit:,} sequences in flight"
+
+
+def _nothing(asked: Deployment, chosen: Candidate) -> str:
+    """Why there was nothing to choose from."""
+    name = chosen.engine.name
+    methods = support.methods(chosen.engine, asked.graph, asked.target)[1:]
+    if not chosen.engine.speculation:
+        return f"the {name} engine of this version drafts nothing"
+    if not methods:
+        return f"{name} drafts nothing for {asked.graph.architecture} on {asked.target.name}"
+    return f"{name} drafts by {listed(methods)}, and no drafter is known for {asked.graph.name}"
+
+
+def _engine(chosen: Candidate) -> str:
+    return f"{chosen.engine.name} {chosen.engine.version}: {chosen.engine.source('speculation')}"
