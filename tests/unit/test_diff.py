@@ -166,8 +166,8 @@ def test_texts_are_counted_and_not_repeated() -> None:
     assert found.texts == (
         "alternatives: 1 new",
         "not_buildable: new",
-        "predicted.sources: 1 reworded",
-        "reasons: 1 new, 1 reworded",
+        "predicted.sources: 1 changed",
+        "reasons: 1 new, 1 changed",
     )
     assert found.total == "no decision changed, only explanations differ"
     assert "SECRET" not in text(found)
@@ -201,7 +201,11 @@ def test_the_text() -> None:
     new = after(
         inputs={"spec": "b" * 64},
         weights={"format": "int4-rtn", "bytes": 5 << 30},
-        speculation={"draft": "a-draft"},
+        speculation={"draft": "a-draft", "pays_up_to": 4},
+        reasons=[
+            {"key": "weights", "why": "the only one that fits"},
+            {"key": "speculation", "why": "it pays"},
+        ],
         predicted={
             "itl_ms": 15.3,
             "ttft_ms": 400.0,
@@ -214,6 +218,7 @@ def test_the_text() -> None:
         "  ~ weights.format int8 -> int4-rtn  how the weights are stored\n"
         "      because: the only one that fits\n"
         "  + speculation.draft a-draft        drafting of tokens\n"
+        "      because: it pays\n"
         "\n"
         "memory\n"
         "  ~ memory_gib.total 12 -> 9 GiB, -25 %, less  what each device must hold\n"
@@ -225,8 +230,14 @@ def test_the_text() -> None:
         "  ~ itl_ms 12.1 -> 15.3 ms, +26 %, slower  what a user waits for each further word\n"
         "  ~ ends of the intervals: ttft_ms_high 900 -> 800\n"
         "\n"
+        "limits\n"
+        "  + speculation.pays_up_to 4  sequences in flight beyond which drafting costs speed\n"
+        "\n"
         "inputs\n"
         "  ~ digest of inputs.spec\n"
+        "\n"
+        "explanations\n"
+        "  ~ reasons: 1 new, 1 changed\n"
         "\n"
         "2 decisions changed, 1 figure worse, 2 better"
     )

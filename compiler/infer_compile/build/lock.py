@@ -31,7 +31,7 @@ _HEAD = (
     "# Written by `infer-compile lock`: commit it with the spec; `infer-compile check` holds it against it.\n"
 )
 # What a device's file says beside the figures that a plan is reckoned with; its digest covers all of it.
-_REMARKS = frozenset({"id", "note", "vendor", "sources", "price"})
+_REMARKS = frozenset({"id", "note", "vendor", "sources"})
 # Parts of a plan that the lock has elsewhere.
 _ELSEWHERE = frozenset({"schema", "model"})
 

@@ -18,8 +18,8 @@ from .plan import Plan
 Scalar = str | int | float | bool
 Verdict = Literal["better", "worse", "neutral"]
 
-TEXTS = frozenset({"reasons", "turns", "alternatives", "rejected", "sources", "not_buildable"})
-"""Keys that hold prose or lists of it: whether they changed is said, the words are not repeated."""
+TEXTS = frozenset({"reasons", "turns", "alternatives", "rejected", "searched", "sources", "not_buildable"})
+"""Keys that explain the rest of a plan: whether they changed is said, what they say is not repeated."""
 _UNTOLD = frozenset({"schema"})
 _DIGEST = 64
 
@@ -201,12 +201,12 @@ def _texts(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, A
 def _summary(key: str, before: Any, after: Any) -> str:
     """How much of a text changed."""
     if isinstance(before, str) or isinstance(after, str):
-        return f"{key}: {'reworded' if before and after else 'new' if after else 'gone'}"
+        return f"{key}: {'changed' if before and after else 'new' if after else 'gone'}"
     old, new = _entries(before), _entries(after)
     counts = {
         "new": len(new.keys() - old.keys()),
         "gone": len(old.keys() - new.keys()),
-        "reworded": sum(old[name] != new[name] for name in old.keys() & new.keys()),
+        "changed": sum(old[name] != new[name] for name in old.keys() & new.keys()),
     }
     return f"{key}: " + (
         ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "in another order"

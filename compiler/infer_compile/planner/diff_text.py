@@ -23,10 +23,11 @@ _SHORT = 12
 def text(diff: Diff, *more: str) -> str:
     """Lines for a terminal: groups, a symbol for each change, ``more`` of the caller, the total last."""
     lines: list[str] = []
+    told: set[str] = set()
     for group in GROUPS:
         changes = diff.of(group)
         if changes:
-            lines += [group, *_group(changes), ""]
+            lines += [group, *_group(changes, told), ""]
     if diff.texts:
         lines += ["explanations", *(f"  ~ {each}" for each in diff.texts), ""]
     return "\n".join([*lines, *more, diff.total])
@@ -57,14 +58,16 @@ def _values(change: Change) -> str:
     return f"{old.removesuffix(f' {unit}') if change.numbers else old} -> {new}"
 
 
-def _group(changes: Sequence[Change]) -> Iterator[str]:
-    """A line for each change with its reason below; parts and digests are gathered in one each."""
+def _group(changes: Sequence[Change], told: set[str]) -> Iterator[str]:
+    """A line for each change with its reason below; parts and digests are gathered in one each.
+
+    Reasons that are in ``told`` are not repeated, those that are given join it.
+    """
     digests = [change.key.removesuffix(".digest") for change in changes if change.is_digest]
     parts = [change for change in changes if change.meaning.better == "part"]
     rest = [change for change in changes if not change.is_digest and change.meaning.better != "part"]
     phrases = [phrase(change) for change in rest]
     width = min(_COLUMN, max(map(len, phrases), default=0))
-    told: set[str] = set()
     for change, words in zip(rest, phrases, strict=True):
         yield f"  {change.symbol} {words:{width}}  {change.meaning.noun}".rstrip()
         if change.why and change.why not in told:

@@ -137,7 +137,6 @@ _MEANINGS: tuple[Meaning, ...] = (
     *(Meaning(f"{part}.*", "inputs") for part in ("spec", "model", "targets", "target", "facts")),
     Meaning("predicted.workload.*", "inputs", "the load that the prediction is for"),
     Meaning("inputs.*", "inputs"),
-    Meaning("searched.*", "other", "combinations gone through"),
 )
 _UNKNOWN = Meaning("*", "other")
 
