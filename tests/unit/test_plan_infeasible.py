@@ -15,7 +15,8 @@ from infer_compile.spec.spec import Spec
 
 GOLDEN = Path(__file__).with_name("golden")
 LLAMA = card("llama-3.1-8b")
-LARGE = {"context_tokens": 16384, "input_tokens": 2000, "output_tokens": 400, "concurrency": 16}
+LARGE = {"context_tokens": 16384, "input_tokens": 12000, "output_tokens": 400, "concurrency": 16}
+OURS = {"engine": "native"}
 
 
 def problem(asked: Spec, target: Target, *neighbours: Target) -> Problem:
@@ -38,32 +39,41 @@ def test_the_whole_message() -> None:
         gpu(id="larger", memory_gb=64.0),
         gpu(id="another-makers", memory_gb=40.0, vendor="somebody"),
     )
-    found = problem(
-        spec(target="round-gpu", workload=LARGE), gpu(), gpu(id="same", memory_gb=24.0), other, larger
-    )
+    asked = spec(target="round-gpu", workload=LARGE, pin=OURS)
+    found = problem(asked, gpu(), gpu(id="same", memory_gb=24.0), other, larger)
     assert f"{found}\n" == (GOLDEN / "infeasible.txt").read_text()
 
 
 def test_each_of_its_changes_is_enough_and_no_more_than_that() -> None:
-    assert not feasible(workload=LARGE)
-    assert feasible(workload=LARGE | {"concurrency": 5})
-    assert not feasible(workload=LARGE | {"concurrency": 6})
-    assert feasible(workload=LARGE | {"context_tokens": 5664})
-    assert not feasible(workload=LARGE | {"context_tokens": 5664 + 32})
-    assert feasible(workload=LARGE, quality={"max_loss_percent": 8.05})
-    assert not feasible(workload=LARGE, quality={"max_loss_percent": 8.0})
-    assert feasible(workload=LARGE, target={"device": "round-gpu", "count": 4})
-    assert not feasible(workload=LARGE, target={"device": "round-gpu", "count": 2})
-    assert feasible(gpu(memory_gb=64.0), workload=LARGE)
+    assert not feasible(workload=LARGE, pin=OURS)
+    larger = gpu(id="larger", memory_gb=64.0)
+    said = problem(spec(target="round-gpu", workload=LARGE, pin=OURS), gpu(), larger).fix
+
+    def after(words: str) -> float:
+        return float(said.split(words)[1].split()[0].rstrip(",)"))
+
+    most = int(after("concurrency: "))
+    assert feasible(workload=LARGE | {"concurrency": most}, pin=OURS)
+    assert not feasible(workload=LARGE | {"concurrency": most + 1}, pin=OURS)
+    shorter = {f"{key}_tokens": int(after(f"{key}_tokens: ")) for key in ("context", "input", "output")}
+    assert feasible(workload=LARGE | shorter, pin=OURS)
+    assert not feasible(workload=LARGE | shorter | {"context_tokens": 16384}, pin=OURS)
+    loss = after("max_loss_percent no tighter than the ")
+    assert feasible(workload=LARGE, quality={"max_loss_percent": loss}, pin=OURS)
+    assert not feasible(workload=LARGE, quality={"max_loss_percent": loss - 0.05}, pin=OURS)
+    more = int(after("count: "))
+    assert feasible(workload=LARGE, target={"device": "round-gpu", "count": more}, pin=OURS)
+    assert not feasible(workload=LARGE, target={"device": "round-gpu", "count": more // 2}, pin=OURS)
+    assert feasible(larger, workload=LARGE, pin=OURS)
 
 
 def test_a_pin_in_the_way_is_named() -> None:
-    found = problem(spec(workload=LARGE | {"concurrency": 4}, pin={"weights": "bf16"}), gpu())
-    assert "remove pin.weights (int8" in found.fix
-    both = {"weights": "bf16", "kv": "bf16"}
+    found = problem(spec(workload=LARGE | {"concurrency": 4}, pin=OURS | {"weights": "bf16"}), gpu())
+    assert "remove pin.weights (native: int8" in found.fix
+    both = OURS | {"weights": "bf16", "kv": "bf16"}
     found = problem(spec(workload=LARGE, pin=both, quality={"max_loss_percent": 9}), gpu())
     assert "remove pin.kv (" not in found.fix
-    assert "remove pin.weights and pin.kv (" in found.fix
+    assert "remove every pin (" in found.fix
 
 
 def test_a_speed_limit_is_named_with_what_can_be_had() -> None:

@@ -178,9 +178,9 @@ def _limits(asked: Deployment, block: Block, taken: Memory, seen: Forecast) -> l
         limits.append(_least("tokens_per_second", "tokens/s", seen.tokens_per_second, slo.tokens_per_second))
     if asked.rate is not None:
         # The fixed point is found to a few digits.
-        limits.append(_least("requests_per_second", "at most", seen.requests_per_second * 1.001, asked.rate))
+        limits.append(_least("requests_per_second", "requests/s", seen.requests_per_second * 1.001, asked.rate))
     loss, allowed = _quality(asked, block)
-    limits.append(_most("quality", "% loss expected", np.asarray(loss), max(allowed, 0.0)))
+    limits.append(_most("quality", "%", np.asarray(loss), max(allowed, 0.0)))
     size = len(block)
     return [
         Limit(one.name, one.unit, one.value, one.allowed, np.broadcast_to(one.excess, (size,)))

@@ -100,7 +100,12 @@ def candidate(solved: Solved, index: int) -> Candidate:
 
 def _violation(limit: Limit, index: int) -> Violation:
     value, allowed = _entry(limit.value, index), _entry(limit.allowed, index)
-    return Violation(limit.name, f"{value:.4g} {limit.unit}", f"{allowed:.4g}", float(limit.excess[index]))
+    return Violation(
+        limit.name,
+        f"{value:.4g} {limit.unit}",
+        f"{allowed:.4g} {limit.unit}",
+        float(limit.excess[index]),
+    )
 
 
 def _at(columns: T, index: int) -> T:

@@ -10,6 +10,7 @@ import numpy as np
 from ..catalog.target import Target
 from ..runtime.errors import Problem
 from ..spec.spec import DeviceGroup, Pin
+from .block import held_for
 from .candidate import Candidate
 from .choose import nearest
 from .deployment import Deployment, on
@@ -74,10 +75,11 @@ def _memory(miss: Candidate, asked: Deployment) -> str:
     if float(held.free) >= 0:
         return ""
     each = " on each device" if asked.devices > 1 else ""
+    typical = held_for(asked, miss.sequences, miss.budget).typical
+    others = f" and {miss.sequences - 1} of {typical:,}" if miss.sequences > 1 else ""
     return (
-        f" (weights {held.weights / GIB:.2f}, cache {held.kv / GIB:.2f} for {miss.sequences} x "
-        f"{asked.context:,} tokens, activations {held.activations / GIB:.2f}, "
-        f"overhead {held.overhead / GIB:.2f}{each})"
+        f" (weights {held.weights / GIB:.2f}, cache {held.kv / GIB:.2f} for a sequence of {asked.context:,} "
+        f"tokens{others}, activations {held.activations / GIB:.2f}, overhead {held.overhead / GIB:.2f}{each})"
     )
 
 
