@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -101,10 +102,12 @@ def draftings_of(resolved: Resolved) -> Draftings:
     wanted = resolved.spec.model.draft
     card = load_card(resolved.spec.model.source.removeprefix("hf://"))
 
+    @cache
     def graph_of(name: str) -> Graph | None:
         found = load_card(name)
         return build(found.config, found.id) if found else None
 
+    @cache
     def draftings(methods: tuple[str, ...], vocabulary_slack: int) -> tuple[Drafting, ...]:
         # A drafting model is another model to download and keep: it is used where the spec lets it.
         served = [name for name in methods if name != "none" and (wanted != "none" or name != "draft")]

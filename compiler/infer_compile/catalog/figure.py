@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict
 
 Basis = Literal["arithmetic", "measurement", "datasheet", "published", "assumption"]
 """Strongest first; ``arithmetic`` is exact."""
-_STRENGTH: tuple[Basis, ...] = ("arithmetic", "measurement", "datasheet", "published", "assumption")
+STRENGTH: tuple[Basis, ...] = ("arithmetic", "measurement", "datasheet", "published", "assumption")
 
 
 def weakest(bases: Iterable[Basis]) -> Basis:
     """What a number computed from numbers of these bases is worth."""
-    return max(bases, key=_STRENGTH.index, default="arithmetic")
+    return max(bases, key=STRENGTH.index, default="arithmetic")
 
 
 class Frozen(BaseModel):

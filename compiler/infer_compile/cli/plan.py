@@ -9,8 +9,11 @@ import click
 from rich.console import Console
 
 from ..build.resolve import plan_of, resolve
-from ..planner.explain import markdown, table
+from ..planner.markdown import markdown
+from ..planner.plan import Plan
+from ..planner.render import table
 from ..probe.files import write_aside
+from .console import coloured
 
 WIDTH = 120
 """Columns where the output is no terminal."""
@@ -30,7 +33,7 @@ WIDTH = 120
     "-o", "--output", type=click.Path(path_type=Path), help="Write the plan (JSON) to this file too."
 )
 def plan(spec: Path, form: str, output: Path | None) -> None:
-    """Choose formats and sizes for SPEC by arithmetic, and say why. Nothing is downloaded, built or changed.
+    """Choose engine, formats and sizes for SPEC by arithmetic, and say why. Nothing is downloaded or built.
 
     Exits 3 if no plan keeps every limit, with the smallest changes after which one does.
     """
@@ -42,9 +45,19 @@ def plan(spec: Path, form: str, output: Path | None) -> None:
     elif form == "markdown":
         click.echo(markdown(decided), nl=False)
     else:
-        terminal = sys.stdout.isatty()
-        console = Console(width=None if terminal else WIDTH, highlight=False)
-        with console.capture() as capture:
-            console.print(table(decided))
-        # rich fills tables with blanks to the right edge.
-        click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+        click.echo(_page(decided))
+
+
+def _page(decided: Plan) -> str:
+    """As wide as the terminal, in colour only where colour is wanted."""
+    terminal, colour = sys.stdout.isatty(), coloured(sys.stdout)
+    console = Console(
+        width=None if terminal else WIDTH,
+        highlight=False,
+        color_system="auto" if colour else None,
+        force_terminal=colour,
+    )
+    with console.capture() as capture:
+        console.print(table(decided))
+    # rich fills tables with blanks to the right edge.
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -103,14 +103,24 @@ class Contest:
         """What the objective asks for, of a candidate."""
         return figure(self.asked, self.survey.candidate(index))
 
+    def against(self, index: int) -> str:
+        """What the objective asks for, of the chosen candidate and of another."""
+        mine, noun = _figure(self.asked, self.chosen)
+        other, _ = _figure(self.asked, self.survey.candidate(index))
+        return f"{mine} against {other} {noun}"
+
 
 def figure(asked: Deployment, one: Candidate) -> str:
     """What the objective asks for, in words."""
+    return " ".join(_figure(asked, one))
+
+
+def _figure(asked: Deployment, one: Candidate) -> tuple[str, str]:
     if asked.spec.objective == "capacity":
-        return f"{one.sequences:,} sequences"
+        return f"{one.sequences:,}", "sequences"
     if asked.spec.objective == "latency" or asked.rate is not None:
-        return f"{float(one.forecast.e2e):.3g} s per answer"
-    return f"{words.whole(float(one.forecast.tokens_per_second))} tokens/s"
+        return words.whole(float(one.forecast.e2e)), "s per answer"
+    return words.whole(float(one.forecast.tokens_per_second)), "tokens/s"
 
 
 def broken(one: Candidate) -> str:

@@ -1,192 +1,314 @@
-"""A plan as a good engineer's note: what limits it, where the memory goes, what was decided and why."""
+"""A plan as a good engineer's note: what limits it, where time and memory go, what was decided and why.
+
+All of it is read off the plan itself, which may have been written to a file long ago. ``render`` and
+``markdown`` make pages of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
+from ..catalog.figure import STRENGTH
+from . import words
+from .plan import Choice, Plan, significant
+from .units import GIB, size
+from .words import milliseconds
 
-from .plan import Plan
-from .units import GIB, duration, size
-
-BAR_CELLS = 48
-_PARTS = (
-    ("weights", "weights", "█", "cyan"),
-    ("kv", "cache", "▓", "magenta"),
-    ("activations", "activations", "▒", "yellow"),
-    ("overhead", "overhead", "░", "white"),
-)
 _STEP = (
     ("weights", "reading weights"),
     ("cache", "reading the cache"),
-    ("compute", "compute"),
+    ("compute", "arithmetic"),
     ("fixed", "fixed cost"),
     ("links", "interconnect"),
     ("prefill", "prompts of others"),
 )
+_MEMORY = (
+    ("weights", "weights"),
+    ("kv", "cache"),
+    ("draft", "drafter"),
+    ("activations", "activations"),
+    ("overhead", "overhead"),
+)
+NOT_KNOWN = "not known"
 
 
-def table(plan: Plan) -> RenderableType:
-    """For a terminal."""
-    return Group(
-        Text(headline(plan), style="bold"),
-        *([Text(f"cannot be built: {plan.not_buildable}", style="bold red")] if not plan.buildable else []),
-        Text(),
-        _section("expected", _facts(expected(plan))),
-        _section("a decode step", _facts(step_lines(plan))),
-        _section(f"memory{_each(plan)}", Group(_bar(plan), _facts(memory_lines(plan)))),
-        _section("decisions", _decisions(plan)),
-        *(
-            [_section("other plans that keep every limit", _facts(other_lines(plan)))]
-            if plan.alternatives
-            else []
-        ),
-        *([_section("out of the question", _facts(rejected_lines(plan)))] if plan.rejected else []),
-        _section("where the numbers stem from", _facts(source_lines(plan))),
-    )
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A predicted figure, the interval that it lies in (empty: none is given), and what it is for."""
+
+    name: str
+    value: str
+    interval: str = ""
+    note: str = ""
 
 
-def markdown(plan: Plan) -> str:
-    """For a page or a pull request."""
-    lines = [f"# {plan.name}", "", headline(plan), ""]
-    if not plan.buildable:
-        lines += [f"**Cannot be built:** {plan.not_buildable}", ""]
-    for title, heads, rows in (
-        ("Expected", ("figure", "value"), expected(plan)),
-        ("A decode step", ("part", "time"), step_lines(plan)),
-        (f"Memory{_each(plan)}", ("part", "size"), memory_lines(plan)),
-        ("Decisions", ("key", "value", "why", "source"), decision_rows(plan)),
-        ("Other plans that keep every limit", ("plan", "what it gives up"), other_lines(plan)),
-        ("Out of the question", ("plan", "limit"), rejected_lines(plan)),
-        ("Where the numbers stem from", ("figures", "source"), source_lines(plan)),
-    ):
-        if rows:
-            lines += [f"## {title}", "", *_markdown_table(heads, rows), ""]
-    return "\n".join(lines)
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a whole: ``share`` of it, between 0 and 1."""
+
+    key: str
+    name: str
+    value: str
+    share: float
+    note: str = ""
 
 
 def headline(plan: Plan) -> str:
-    """Model, device and load in one sentence, and what limits the speed."""
-    seen = plan.predicted
-    load = seen.workload
-    devices = f"{plan.target.devices} x {plan.target.name}" if plan.target.devices > 1 else plan.target.name
-    term = _bottleneck(plan)
+    """Model, devices and formats in one sentence."""
+    target, drafts = plan.target, plan.speculation
+    where = f"{devices(plan)} x {target.name}" if devices(plan) > 1 else target.name
+    if target.nodes > 1:
+        where += f" in {target.nodes} machines"
+    drafter = drafts.draft if drafts.method == "draft" else drafts.method
+    drafted = f", {drafts.tokens} tokens a step drafted by {drafter}" if drafts.tokens else ""
     return (
-        f"{plan.model.name or plan.model.source} ({_count(plan.model.parameters)} parameters) on {devices}, "
-        f"{load.concurrency} sequence{'s' * (load.concurrency > 1)} in flight: {duration(seen.itl_ms)} "
-        f"between tokens, limited by {seen.bottleneck} ({term})."
+        f"{plan.model.name or plan.model.source} ({_count(plan.model.parameters)} parameters) on {where} by "
+        f"{_engine(plan)}: {_weights(plan)} weights, {plan.kv.level} cache{drafted}."
     )
 
 
-def _bottleneck(plan: Plan) -> str:
-    """The numbers behind the bottleneck."""
-    step, target, total = plan.predicted.step_ms, plan.target, plan.predicted.itl_ms
+def limited(plan: Plan) -> str:
+    """The bottleneck, with its numbers."""
+    step, target, total = plan.predicted.step_ms, plan.target, step_ms(plan)
+
+    def of(part: float) -> str:
+        return f"{milliseconds(part)} of the {milliseconds(total)} of a step"
+
     match plan.predicted.bottleneck:
         case "weight bandwidth":
-            return f"{step.weights:g} of {total:g} ms to read them at {target.bandwidth_gbs:g} GB/s"
-        case "cache bandwidth":
-            return f"{step.cache:g} of {total:g} ms to read it at {target.bandwidth_gbs:g} GB/s"
-        case "compute":
-            return f"{step.compute:g} of {total:g} ms of arithmetic at {target.matrix_tflops:g} TFLOPS"
-        case "interconnect":
-            return f"{step.links:g} of {total:g} ms between the devices"
-        case "fixed cost":
-            return f"{step.fixed:g} of {total:g} ms of overhead per step and sequence"
-        case _:
-            return f"{step.prefill:g} of {total:g} ms for prompts computed in between"
-
-
-def expected(plan: Plan) -> list[tuple[str, str]]:
-    seen = plan.predicted
-    load, loss = seen.workload, seen.quality_loss_percent
-    rows = [
-        ("time to first token", f"{duration(seen.ttft_ms)} for a prompt of {load.input_tokens:,} tokens"),
-        (
-            "time between tokens",
-            f"{duration(seen.itl_ms)} at a mean context of {load.context_tokens:,} tokens",
-        ),
-        (
-            "tokens per second",
-            f"{seen.tokens_per_second_per_user:g} per user, {seen.tokens_per_second:g} in total",
-        ),
-        ("prompt", f"{seen.prefill_tokens_per_second:g} tokens per second, alone"),
-        ("quality loss", f"{loss.expected:g} % of perplexity ({loss.low:g} to {loss.high:g})"),
-    ]
-    if seen.cost is not None:
-        rows.append(
-            (
-                "cost",
-                f"{seen.cost.usd_per_million_tokens:g} USD per million tokens "
-                f"at {seen.cost.usd_per_hour:g} an hour",
+            held = size(plan.predicted.memory_gib.weights * GIB)
+            each = " on each device" if devices(plan) > 1 else ""
+            return (
+                f"Limited by weight bandwidth: {of(step.weights)} read weights, {held}{each}, from memory of "
+                f"{target.bandwidth_gbs:,g} GB/s."
             )
-        )
-    return rows
+        case "cache bandwidth":
+            return (
+                f"Limited by cache bandwidth: {of(step.cache)} read keys and values from memory of "
+                f"{target.bandwidth_gbs:,g} GB/s."
+            )
+        case "compute":
+            rate = f", at {target.matrix_tflops:,g} TFLOPS" if target.matrix_tflops else ""
+            return f"Limited by compute: {of(step.compute)} are arithmetic{rate}."
+        case "fixed cost":
+            return (
+                f"Limited by sequential latency: {of(step.fixed)} pass whatever is computed, in launches, "
+                "layer after layer, and in the scheduler."
+            )
+        case "interconnect":
+            return f"Limited by the interconnect: in {of(step.links)} devices wait for one another."
+        case _:
+            return f"Limited by prefill: {of(step.prefill)} go to the prompts of other sequences."
 
 
-def step_lines(plan: Plan) -> list[tuple[str, str]]:
-    """The parts of a decode step that take time."""
-    step, total = plan.predicted.step_ms, plan.predicted.itl_ms
-    return [
-        (name, f"{duration(value)}  {value / total:4.0%}")
-        for key, name in _STEP
-        if (value := getattr(step, key)) > 0
-    ]
-
-
-def memory_lines(plan: Plan) -> list[tuple[str, str]]:
+def capacity(plan: Plan) -> str:
+    """Whether memory limits the number of sequences; empty if there is room for another."""
     held = plan.predicted.memory_gib
+    each = held.kv / -(-plan.limits.max_sequences // plan.parallelism.data)
+    if not each or held.capacity - held.total >= each:
+        return ""
+    free = size(max(held.capacity - held.total, 0) * GIB)
+    return (
+        f"Capacity limits the number of sequences: {free} are free, and one of them takes {size(each * GIB)}."
+    )
+
+
+def expected(plan: Plan) -> list[Figure]:
+    """What users will see, each with its interval."""
+    seen, loss = plan.predicted, plan.predicted.quality_loss_percent
+    asked = seen.workload
+    return [
+        Figure(
+            "time to first token",
+            milliseconds(seen.ttft_ms),
+            words.between(seen.ttft_ms_low, seen.ttft_ms_high),
+            f"for a prompt of {asked.input_tokens:,} tokens, waiting included",
+        ),
+        Figure(
+            "time between tokens",
+            milliseconds(seen.itl_ms),
+            words.between(seen.itl_ms_low, seen.itl_ms_high),
+            f"after {asked.context_tokens:,} tokens, the mean",
+        ),
+        Figure(
+            "whole answer",
+            f"{words.whole(seen.e2e_s)} s",
+            f"{words.whole(seen.e2e_s_low)} to {words.whole(seen.e2e_s_high)} s",
+            f"of {asked.output_tokens:,} tokens, from the request on",
+        ),
+        Figure("tokens per second", words.whole(seen.tokens_per_second), "", "of all sequences together"),
+        Figure("for one user", words.whole(seen.tokens_per_second_per_user), "", "tokens per second"),
+        Figure("prompt", words.whole(seen.prefill_tokens_per_second), "", "tokens per second, alone"),
+        Figure("quality loss", f"{loss.expected:g} %", f"{loss.low:g} to {loss.high:g} %", "of perplexity"),
+    ]
+
+
+def load(plan: Plan) -> str:
+    """The load that the figures are for."""
+    asked = plan.predicted.workload
+    noun = "sequence" if asked.concurrency == 1 else "sequences"
+    return (
+        f"{asked.concurrency:,} {noun} in flight, prompts of {asked.input_tokens:,} tokens, answers of "
+        f"{asked.output_tokens:,}"
+    )
+
+
+def step(plan: Plan) -> list[Part]:
+    """Where the time of a step goes."""
+    parts, total = plan.predicted.step_ms, step_ms(plan)
+    found = [(key, name, float(getattr(parts, key))) for key, name in _STEP]
+    if plan.speculation.tokens:
+        found.append(("draft", "drafting", significant(max(0.0, total - sum(each for *_, each in found)))))
+    return [Part(key, name, milliseconds(value), value / total) for key, name, value in found if value > 0]
+
+
+def step_ms(plan: Plan) -> float:
+    """One step, drafting included: a token for each sequence, or as many as are expected to be kept."""
+    return significant(plan.predicted.itl_ms * plan.speculation.tokens_per_step)
+
+
+def steps_yield(plan: Plan) -> str:
+    """What a step takes and gives."""
+    drafts = plan.speculation
+    yields = f", {drafts.tokens_per_step:g} tokens of each sequence" if drafts.tokens else ""
+    return f"{milliseconds(step_ms(plan))}{yields}"
+
+
+def memory(plan: Plan) -> list[Part]:
+    """Where the memory of a device goes."""
+    held, limits = plan.predicted.memory_gib, plan.limits
     notes = {
-        "weights": f"{plan.weights.format}, {plan.weights.bits_per_weight:g} bits per weight of the layers",
-        "kv": f"{plan.limits.max_sequences} x {plan.limits.max_context:,} tokens, {plan.kv.level}, "
-        f"{plan.kv.bytes_per_token:,} bytes per token",
-        "activations": f"steps of at most {plan.limits.max_batch_tokens:,} tokens",
-        "overhead": "",
+        "weights": f"{_weights(plan)}, {plan.weights.bits_per_weight:.4g} bits per weight"
+        + (f", {plan.weights.gib:.3g} GiB in all" if devices(plan) > 1 else ""),
+        "kv": f"{limits.max_sequences:,} sequences, one up to {limits.max_context:,} tokens; "
+        f"{plan.kv.level}, {plan.kv.bytes_per_token:,} bytes per token",
+        "draft": plan.speculation.draft or plan.speculation.method,
+        "activations": f"steps of up to {limits.max_batch_tokens:,} tokens",
+        "overhead": "runtime, server, communication",
     }
+    parts = [(key, name, float(getattr(held, key))) for key, name in _MEMORY]
+    return [
+        Part(key, name, size(value * GIB), value / held.capacity, notes[key])
+        for key, name, value in parts
+        if value > 0
+    ]
+
+
+def money(plan: Plan) -> list[Figure]:
+    """What it costs; ``not known`` where there is no price."""
+    paid = plan.predicted.cost
+    even = ""
+    if paid.break_even_tokens_per_month is not None and paid.break_even_utilization is not None:
+        share = paid.break_even_utilization
+        even = (
+            f"{share:.0%} of what it can generate"
+            if share <= 1
+            else f"never: {share:.3g} x what it can generate"
+        )
+    if paid.usd_per_hour is None and paid.watts is None:
+        return [Figure("price and power", NOT_KNOWN, "", "cost.usd_per_hour states a price")]
     rows = [
-        (f"{mark} {name}", f"{size(getattr(held, key) * GIB)}  {notes[key]}".rstrip())
-        for key, name, mark, _ in _PARTS
+        ("per million tokens", paid.usd_per_million_tokens, "USD", "generated"),
+        ("per query", paid.usd_per_query, "USD", f"of {plan.predicted.workload.output_tokens:,} tokens"),
+        ("per hour", paid.usd_per_hour, "USD", "of all devices"),
+        ("per month", paid.usd_per_month, "USD", "730 hours"),
+        ("electricity", paid.kwh_per_million_tokens, "kWh per million tokens", _watts(plan)),
+        ("electricity per month", paid.energy_usd_per_month, "USD", "at the spec's price"),
+        ("break-even", paid.break_even_tokens_per_month, "tokens a month against the API", even),
+        ("bandwidth", paid.bandwidth_gbs_per_usd_hour, "GB/s per dollar and hour", ""),
     ]
-    return [*rows, ("total", f"{size(held.total * GIB)} of {size(held.capacity * GIB)}")]
-
-
-def decision_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
-    return [(reason.key, reason.value, reason.why, reason.source) for reason in plan.reasons]
-
-
-def other_lines(plan: Plan) -> list[tuple[str, str]]:
+    optional = ("electricity per month", "break-even")
     return [
-        (
-            f"{other.target}: {other.weights}, {other.kv} cache",
-            f"{duration(other.itl_ms)}, {other.tokens_per_second:g} tokens/s, {other.memory_gib:g} GiB, "
-            f"{other.quality_loss_percent:g} % loss; gives up {other.gives_up}",
-        )
-        for other in plan.alternatives
+        Figure(name, NOT_KNOWN if value is None else f"{words.whole(value)} {unit}", "", note)
+        for name, value, unit, note in rows
+        if value is not None or name not in optional
     ]
 
 
-def rejected_lines(plan: Plan) -> list[tuple[str, str]]:
-    return [
-        (
-            f"{miss.target}: {miss.weights}, {miss.kv} cache",
-            f"{miss.limit}: {miss.value}, limit {miss.allowed}",
-        )
-        for miss in plan.rejected
-    ]
+def _watts(plan: Plan) -> str:
+    watts = plan.predicted.cost.watts
+    return "" if watts is None else f"drawing {watts:,g} W at most"
 
 
-def source_lines(plan: Plan) -> list[tuple[str, str]]:
-    """Figures that share a source in one line."""
-    shared: dict[str, list[str]] = {}
-    for figure, source in plan.predicted.sources.items():
-        shared.setdefault(f"{source.basis}: {source.text}", []).append(figure)
-    return [(", ".join(figures), text) for text, figures in shared.items()]
+def named(one: Choice, plan: Plan) -> str:
+    """A choice in as few words as tell it from the plan."""
+    parts = [f"{one.engine} {one.weights}"]
+    if one.target != plan.target.id:
+        parts.insert(0, one.target)
+    if one.kv != "bf16" or plan.kv.level != "bf16":
+        parts.append(f"{one.kv} cache")
+    if one.parallelism != plan.parallelism:
+        parts.append(words.split(one.parallelism))
+    if one.speculation != "none":
+        parts.append(one.speculation)
+    return ", ".join(parts)
 
 
-def _each(plan: Plan) -> str:
-    return f" of each of {plan.target.devices} devices" if plan.target.devices > 1 else ""
+def misses(plan: Plan) -> dict[str, list[str]]:
+    """Near misses, each with the limits that it broke, in the order of the plan."""
+    found: dict[str, list[str]] = {}
+    for miss in plan.rejected:
+        broken = words.broken(miss.limit, miss.value, miss.allowed)
+        found.setdefault(named(miss, plan), []).append(broken)
+    return found
+
+
+def origins(plan: Plan) -> list[tuple[str, str, str]]:
+    """Basis, figures and source, the weakest first; figures that share a source stand together."""
+    shared: dict[tuple[str, str], dict[str, None]] = {}
+    for key, source in plan.predicted.sources.items():
+        shared.setdefault((source.basis, source.text), {})[_noun(key)] = None
+    ranked = sorted(shared.items(), key=lambda entry: -STRENGTH.index(entry[0][0]))
+    return [(basis, ", ".join(names), text) for (basis, text), names in ranked]
+
+
+_NOUNS: Mapping[str, str] = {
+    "ttft_ms": "time to first token",
+    "itl_ms": "time between tokens",
+    "e2e_s": "whole answer",
+    "tokens_per_second": "tokens per second",
+    "tokens_per_second_per_user": "tokens per second",
+    "prefill_tokens_per_second": "prompt",
+    "step_ms": "parts of a step",
+    "quality_loss_percent": "quality loss",
+    "workload": "load",
+    "speculation": "drafts accepted",
+    "cost.usd_per_hour": "price",
+    "cost.usd_per_month": "price",
+    "cost.usd_per_million_tokens": "price of a token",
+    "cost.usd_per_query": "price of a token",
+    "cost.break_even_tokens_per_month": "break-even",
+    "cost.break_even_utilization": "break-even",
+    "cost.bandwidth_gbs_per_usd_hour": "bandwidth for the money",
+    "cost.watts": "power",
+    "cost.kwh_per_million_tokens": "electricity",
+    "cost.energy_usd_per_month": "price of electricity",
+    "memory_gib.kv": "cache",
+    "memory_gib.draft": "drafter",
+    "memory_gib.total": "memory in all",
+    "memory_gib.capacity": "memory there is",
+}
+
+
+def _noun(key: str) -> str:
+    group, _, name = key.partition(".")
+    if group.endswith(("_low", "_high")):
+        return "ends of intervals"
+    return _NOUNS.get(key) or _NOUNS.get(group) or name or group
+
+
+def devices(plan: Plan) -> int:
+    return plan.target.count * plan.target.nodes
+
+
+def _engine(plan: Plan) -> str:
+    version = f" {plan.engine_version}" if plan.engine_version[:1].isdigit() else ""
+    return f"{plan.engine}{version}"
+
+
+def _weights(plan: Plan) -> str:
+    return f"{plan.weights.format}/{plan.weights.group}" if plan.weights.group else plan.weights.format
 
 
 def _count(parameters: int) -> str:
@@ -194,59 +316,3 @@ def _count(parameters: int) -> str:
         if parameters >= scale:
             return f"{parameters / scale:.3g} {unit}"
     return f"{parameters:,}"
-
-
-def cells(plan: Plan) -> list[int]:
-    """Cells of the memory bar for each part; a part that is there takes one at least."""
-    held = plan.predicted.memory_gib
-    values = [getattr(held, key) for key, *_ in _PARTS]
-    counts = [max(1, round(BAR_CELLS * value / held.capacity)) if value else 0 for value in values]
-    largest = counts.index(max(counts))
-    counts[largest] -= max(0, sum(counts) - BAR_CELLS)
-    return counts
-
-
-def _bar(plan: Plan) -> RenderableType:
-    bar = Text("▕")
-    counts = cells(plan)
-    for (_, _, mark, style), count in zip(_PARTS, counts, strict=True):
-        bar.append(mark * count, style)
-    bar.append("·" * (BAR_CELLS - sum(counts)), "dim")
-    bar.append(f"▏ {size(plan.predicted.memory_gib.capacity * GIB)}")
-    return bar
-
-
-def _section(title: str, body: RenderableType) -> RenderableType:
-    return Group(Text(title, style="bold"), Padding(body, (0, 0, 1, 2)))
-
-
-def _facts(rows: Sequence[tuple[str, str]]) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(max_width=46)
-    grid.add_column(ratio=1)
-    for name, value in rows:
-        grid.add_row(Text(name), Text(value))
-    return grid
-
-
-def _decisions(plan: Plan) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True, style="bold")
-    grid.add_column(ratio=1)
-    for key, value, why, source in decision_rows(plan):
-        text = Text(why)
-        text.append(f"  [{source}]", "dim")
-        grid.add_row(Text(key), Text(value), text)
-    return grid
-
-
-def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield _row(heads)
-    yield _row(["---"] * len(heads))
-    for row in rows:
-        yield _row(row)
-
-
-def _row(values: Sequence[str]) -> str:
-    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"

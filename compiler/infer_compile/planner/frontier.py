@@ -125,20 +125,20 @@ def _gives_up(one: Candidate, chosen: Candidate) -> str:
     parts = []
     seen, best = one.forecast, chosen.forecast
     for slower, noun in (
-        (float(seen.ttft) / float(best.ttft), "time to the first token"),
-        (float(seen.itl) / float(best.itl), "time between tokens"),
+        (float(seen.ttft) / float(best.ttft), "to the first token"),
+        (float(seen.itl) / float(best.itl), "between tokens"),
     ):
         if slower > 1.01:
-            parts.append(f"{slower:.2f} x the {noun}")
+            parts.append(f"{slower:.2f}x {noun}")
     fewer = float(best.tokens_per_second) / float(seen.tokens_per_second)
     if fewer > 1.01:
-        parts.append(f"{100 - 100 / fewer:.0f} % of the tokens per second")
+        parts.append(f"{100 - 100 / fewer:.0f} % of tokens/s")
     if one.sequences < chosen.sequences:
         parts.append(f"{chosen.sequences - one.sequences} sequences in flight")
     more = float(one.memory.total) - float(chosen.memory.total)
     if more > 0.01 * float(chosen.memory.total):
-        parts.append(size(more))
+        parts.append(f"{size(more)} of memory")
     loss = one.loss.expected - chosen.loss.expected
     if loss > 0:
-        parts.append(f"{loss:.2g} % more loss expected")
+        parts.append(f"{loss:.2g} % more loss")
     return ", ".join(parts) or "nothing that counts"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ..catalog.figure import Basis, weakest
 from ..catalog.target import Target
 from .candidate import Candidate
-from .cost import price
+from .cost import cost, price
 from .deployment import Deployment
 from .plan import Source
 
@@ -16,7 +16,7 @@ _REACH: Mapping[str, str] = {
     "class": "measured on devices of this class",
     "family": "carried over from related devices",
     "engine": "carried over from other devices",
-    "prior": "no measurement of this engine: assumed",
+    "prior": "not measured",
 }
 """How far the coefficients of an engine were carried, in words."""
 
@@ -35,11 +35,12 @@ def target_basis(target: Target) -> Basis:
 
 def sources(asked: Deployment, chosen: Candidate) -> dict[str, Source]:
     """One entry for each figure of ``predicted`` by its dotted key, and for those of the drafting."""
+    priced = cost(asked, chosen).model_dump()
     return (
         _times(asked, chosen)
         | _memory(asked, chosen)
         | _quality(chosen)
-        | _cost(asked, chosen)
+        | {f"cost.{name}": one for name, one in _cost(asked, chosen).items() if priced[name] is not None}
         | _speculation(chosen)
         | {
             f"workload.{name}": _load(asked, name)
@@ -83,7 +84,7 @@ def _with_drafts(plain: Source, chosen: Candidate) -> Source:
     if not one.tokens:
         return plain
     return Source(
-        basis=weakest((plain.basis, one.basis)), text=f"{plain.text}; accepted drafts: {one.source}"
+        basis=weakest((plain.basis, one.basis)), text=f"as the parts of a step; drafts accepted: {one.source}"
     )
 
 
@@ -144,19 +145,19 @@ def _cost(asked: Deployment, chosen: Candidate) -> dict[str, Source]:
         basis=weakest((watts.basis, "measurement")), text="the power limit at the spec's price of electricity"
     )
     return {
-        "cost.usd_per_hour": money,
-        "cost.usd_per_month": money,
-        "cost.usd_per_million_tokens": each,
-        "cost.usd_per_query": each,
-        "cost.break_even_tokens_per_month": money,
-        "cost.break_even_utilization": each,
-        "cost.bandwidth_gbs_per_usd_hour": Source(
+        "usd_per_hour": money,
+        "usd_per_month": money,
+        "usd_per_million_tokens": each,
+        "usd_per_query": each,
+        "break_even_tokens_per_month": money,
+        "break_even_utilization": each,
+        "bandwidth_gbs_per_usd_hour": Source(
             basis=weakest((paid.basis, target_basis(asked.target))),
             text=f"bandwidth of {asked.target.name} ({asked.target.source('bandwidth_gbs')}) over the price",
         ),
-        "cost.watts": watts,
-        "cost.kwh_per_million_tokens": energy,
-        "cost.energy_usd_per_month": stated,
+        "watts": watts,
+        "kwh_per_million_tokens": energy,
+        "energy_usd_per_month": stated,
     }
 
 

@@ -10,6 +10,7 @@ from . import reasons_devices as devices
 from . import reasons_drafts as drafts
 from . import reasons_formats as formats
 from .block import held_for
+from .cache import Floats
 from .candidate import Candidate
 from .contest import Contest
 from .cost import price
@@ -21,7 +22,7 @@ from .reasons_drafts import pays_up_to as pays_up_to
 from .replay import replay
 from .survey import Survey
 from .units import size
-from .words import whole
+from .words import milliseconds, times
 
 THE_SPEC = "the spec"
 ARITHMETIC = "arithmetic"
@@ -109,7 +110,7 @@ def _batch_tokens(contest: Contest) -> Reason:
         if len(found):
             seen = contest.survey.candidate(int(found[0])).forecast
             clauses.append(
-                f"{other:,} would give {contest.gain(int(found[0])):.2f} x, with {_ms(seen.ttft)} to the "
+                f"{other:,} would give {times(contest.gain(int(found[0])))}, with {_ms(seen.ttft)} to the "
                 f"first token and {_ms(seen.itl)} between tokens"
             )
     bounds = chosen.engine.on(contest.asked.target.kind).batch_tokens
@@ -118,8 +119,8 @@ def _batch_tokens(contest: Contest) -> Reason:
     )
 
 
-def _ms(seconds: object) -> str:
-    return f"{whole(float(seconds) * 1e3)} ms"  # type: ignore[arg-type]
+def _ms(seconds: Floats) -> str:
+    return milliseconds(float(seconds) * 1e3)
 
 
 def _rate(asked: Deployment, chosen: Candidate) -> Iterator[Reason]:

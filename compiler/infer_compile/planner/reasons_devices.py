@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..catalog.engines import Engine
+from . import support
 from .choose import nearest
 from .contest import Contest, Mask, broken, figure
 from .deployment import Deployment
 from .frontier import choice
 from .options import offers
 from .plan import Parallelism, Reason
-from .words import listed, split, whole
+from .words import listed, milliseconds, split, times
 
 THE_SPEC = "the spec"
 
@@ -34,14 +35,19 @@ def engine(contest: Contest) -> Reason:
     name = chosen.engine.name
     clauses = ["pinned"] if asked.spec.pin.engine else list(_engines(contest))
     if not_buildable(asked, chosen.engine):
-        clauses.append("planned for, not built by this version")
-    source = f"{name} {chosen.engine.version}: {chosen.engine.source('architectures')}"
+        clauses.append("planned only")
+    source = version(chosen.engine, "architectures")
     return Reason(
         key="engine",
         value=name,
         why="; ".join(clauses),
         source=THE_SPEC if asked.spec.pin.engine else source,
     )
+
+
+def version(engine: Engine, field: str) -> str:
+    """Where it was read what ``engine`` has."""
+    return f"{' '.join(filter(None, (engine.name, engine.version)))}: {engine.source(field)}"
 
 
 def _engines(contest: Contest) -> Iterator[str]:
@@ -51,7 +57,7 @@ def _engines(contest: Contest) -> Iterator[str]:
     best = {one.name: contest.best(_of(contest, one)) for one in others}
     possible = {name: index for name, index in best.items() if index is not None}
     ranked = sorted(possible, key=lambda name: -contest.gain(possible[name]))
-    given = [f"{name} {contest.gain(possible[name]):.2f} x" for name in ranked]
+    given = [f"{name} {times(contest.gain(possible[name]))}" for name in ranked]
     mine = f"{figure(asked, chosen)}"
     if not ranked:
         yield f"the only engine with a plan that keeps every limit: {mine}"
@@ -69,9 +75,19 @@ def _engines(contest: Contest) -> Iterator[str]:
         if one.name not in possible:
             near = nearest(survey, np.flatnonzero(_of(contest, one)))
             yield f"{one.name} {broken(survey.candidate(near))}"
-    for refusal in offers(asked)[1]:
-        named = refusal.engine in refusal.reason
-        yield refusal.reason if named else f"{refusal.engine}: {refusal.reason}"
+    refusals = offers(asked)[1]
+    elsewhere = [one.engine for one in refusals if not _runs(asked, one.engine)]
+    if elsewhere:
+        yield f"not for {support.named(asked.target)}: {listed(elsewhere)}"
+    for refusal in refusals:
+        if refusal.engine not in elsewhere:
+            named = refusal.engine in refusal.reason
+            yield refusal.reason if named else f"{refusal.engine}: {refusal.reason}"
+
+
+def _runs(asked: Deployment, name: str) -> bool:
+    """Whether the engine of that name runs on the device, whatever the model."""
+    return any(support.fits(asked.target, devices) for devices in asked.facts.engines.of(name).devices)
 
 
 def _of(contest: Contest, engine: Engine) -> Mask:
@@ -117,14 +133,14 @@ def _layouts(contest: Contest, mine: Parallelism) -> Iterator[str]:
     other = choice(asked, survey.candidate(next_best)).parallelism
     told.add(other)
     gain = contest.gain(next_best)
-    yield f"{figure(asked, contest.chosen)}; the next best, {split(other)}, gives {gain:.2f} x"
+    yield f"{figure(asked, contest.chosen)}; the next best, {split(other)}, gives {times(gain)}"
     for plain in (Parallelism(tensor=asked.devices), Parallelism(data=asked.devices)):
         here = among & _is(contest, plain)
         if plain in told or not np.any(here):
             continue
         best = contest.best(here)
         if best is not None:
-            yield f"{split(plain)} {contest.gain(best):.2f} x"
+            yield f"{split(plain)} {times(contest.gain(best))}"
         else:
             yield f"{split(plain)} {broken(survey.candidate(nearest(survey, np.flatnonzero(here))))}"
 
@@ -148,7 +164,7 @@ def _links(contest: Contest) -> Iterator[str]:
         if link is not None and link.gbs_per_direction is not None
     ]
     over = f" over {' and '.join(wires)} per direction" if wires else ""
-    yield f"{whole(links * 1e3)} of the {whole(step * 1e3)} ms of a step go{over}"
+    yield f"{milliseconds(links * 1e3)} of the {milliseconds(step * 1e3)} of a step go{over}"
 
 
 def _heads(contest: Contest, mine: Parallelism) -> Iterator[str]:

@@ -8,14 +8,15 @@ import numpy as np
 
 from . import support
 from .candidate import Candidate
-from .contest import Contest, broken, figure
+from .contest import Contest, broken
 from .deployment import Deployment
 from .draft_time import draft_seconds
 from .frontier import drafting
 from .plan import Reason
+from .reasons_devices import version
 from .replay import replay
 from .speculation import NONE
-from .words import listed, whole
+from .words import listed, times, whole
 
 THE_SPEC = "the spec"
 
@@ -36,7 +37,12 @@ def speculation(contest: Contest) -> Reason:
         return Reason(key="speculation", value="none", why="pinned", source=THE_SPEC)
     drafted = contest.engine & (contest.survey.drafted > 0)
     if not np.any(drafted):
-        return Reason(key="speculation", value="none", why=_nothing(asked, chosen), source=_engine(chosen))
+        return Reason(
+            key="speculation",
+            value="none",
+            why=_nothing(asked, chosen),
+            source=version(chosen.engine, "speculation"),
+        )
     best = contest.best(drafted)
     if best is None:
         near = contest.nearest(drafted)
@@ -45,9 +51,9 @@ def speculation(contest: Contest) -> Reason:
         return Reason(key="speculation", value="none", why=why, source=one.drafting.source)
     one, gain = contest.survey.candidate(best), contest.gain(best)
     margin = asked.facts.choices.margins.speculation_gain
-    verdict = f"the best drafts, {drafting(one)}, would give {gain:.2f} x ({contest.figure(best)})"
+    verdict = f"the best drafts, {drafting(one)}, would give {times(gain)} ({contest.figure(best)})"
     if gain > 1:
-        verdict += f", and have to win {margin.value:g} x: {margin.source}"
+        verdict += f", and have to win {margin.value:g}x: {margin.source}"
     return Reason(
         key="speculation",
         value="none",
@@ -79,8 +85,7 @@ def _gain(contest: Contest) -> str:
     plain = contest.best(contest.engine & (contest.survey.drafted == 0))
     if plain is None:
         return "no plan without drafts keeps the limits"
-    mine = figure(contest.asked, contest.chosen)
-    return f"{1 / contest.gain(plain):.2f} x the best without drafts ({mine} against {contest.figure(plain)})"
+    return f"{times(1 / contest.gain(plain))} the best without drafts ({contest.against(plain)})"
 
 
 def _next(contest: Contest) -> Iterator[str]:
@@ -93,7 +98,7 @@ def _next(contest: Contest) -> Iterator[str]:
     )
     best = contest.best(contest.engine & others)
     if best is not None:
-        yield f"the next method, {drafting(contest.survey.candidate(best))}, {contest.gain(best):.2f} x"
+        yield f"the next method, {drafting(contest.survey.candidate(best))}, {times(contest.gain(best))}"
 
 
 def _numbers(asked: Deployment, one: Candidate) -> Iterator[str]:
@@ -111,7 +116,7 @@ def _numbers(asked: Deployment, one: Candidate) -> Iterator[str]:
     )
     yield (
         f"{whole(wait)} ms to draft and {whole(verify)} to verify, where a plain step takes {whole(plain)}: "
-        f"{draft.expected * plain / (verify + wait):.2f} x for each sequence"
+        f"{times(draft.expected * plain / (verify + wait))} for each sequence"
     )
     limit, most = pays_up_to(asked, one), _most(asked, one)
     if limit is not None and limit >= most:
@@ -129,7 +134,3 @@ def _nothing(asked: Deployment, chosen: Candidate) -> str:
     if not methods:
         return f"{name} drafts nothing for {asked.graph.architecture} on {asked.target.name}"
     return f"{name} drafts by {listed(methods)}, and no drafter is known for {asked.graph.name}"
-
-
-def _engine(chosen: Candidate) -> str:
-    return f"{chosen.engine.name} {chosen.engine.version}: {chosen.engine.source('speculation')}"

@@ -9,12 +9,12 @@ from ..runtime.formats.weights import BF16, GROUPS, weight_format
 from . import support
 from .cache import token_bytes
 from .candidate import Candidate
-from .contest import Contest, Mask, broken, figure
+from .contest import Contest, Mask, broken
 from .deployment import Deployment
 from .plan import Reason
 from .quality import EXACT, Expected
 from .units import size
-from .words import listed
+from .words import listed, times
 
 THE_SPEC = "the spec"
 ARITHMETIC = "arithmetic"
@@ -64,9 +64,7 @@ def cache(contest: Contest) -> Reason:
         miss = "" if near is None else f" (the nearest {broken(contest.survey.candidate(near))})"
         because = f"no exact cache keeps the limits{miss}"
     else:
-        because = (
-            f"{1 / contest.gain(best):.2f} x what the best with an exact cache gives ({contest.figure(best)})"
-        )
+        because = f"{times(1 / contest.gain(best))} the best with an exact cache ({contest.against(best)})"
     clauses = [because, each, *_against(contest, "kv", skip=EXACT)]
     return Reason(key="kv", value=chosen.level, why="; ".join(clauses), source=chosen.loss_of_cache.source)
 
@@ -121,7 +119,12 @@ def pages(asked: Deployment, chosen: Candidate) -> Iterator[Reason]:
     """The pages of the cache, and those that stay exact."""
     choices, cache, own = asked.facts.choices.cache, chosen.cache, chosen.engine.architectures.own
     tokens = choices.page_tokens if own else chosen.engine.page_tokens
-    yield Reason(key="kv.page_tokens", value=str(cache.page_tokens), why=tokens.source, source=tokens.basis)
+    yield Reason(
+        key="kv.page_tokens",
+        value=str(cache.page_tokens),
+        why=tokens.source if own else f"what {chosen.engine.name} keeps the cache in",
+        source=f"choices.yaml, {tokens.basis}" if own else tokens.source,
+    )
     if own and cache.scheme.exact_window:
         for name, chosen_pages in (
             ("sink_pages", choices.sink_pages),
@@ -132,7 +135,7 @@ def pages(asked: Deployment, chosen: Candidate) -> Iterator[Reason]:
                 key=f"kv.{name}",
                 value=str(count),
                 why=f"{count * cache.page_tokens} tokens stay exact: {chosen_pages.source}",
-                source=chosen_pages.basis,
+                source=f"choices.yaml, {chosen_pages.basis}",
             )
 
 
@@ -176,7 +179,7 @@ def _against(contest: Contest, part: str, skip: str = "") -> Iterator[str]:
         yield f"the only {noun} that keeps every limit"
     for place, name in enumerate(ranked[:1]):
         yield from _runner_up(contest, name, possible[name], part)
-        rest = [f"{each} {contest.gain(possible[each]):.2f} x" for each in ranked[place + 1 :]]
+        rest = [f"{each} {times(contest.gain(possible[each]))}" for each in ranked[place + 1 :]]
         if rest:
             yield f"then {listed(rest)}"
     if lossy:
@@ -188,21 +191,20 @@ def _against(contest: Contest, part: str, skip: str = "") -> Iterator[str]:
 
 def _runner_up(contest: Contest, name: str, index: int, part: str) -> Iterator[str]:
     gain, chosen = contest.gain(index), contest.chosen
-    figures = f"{figure(contest.asked, chosen)} against {contest.figure(index)}"
     if gain <= 1:
-        yield f"{1 / gain:.2f} x the best with {name} ({figures})"
+        yield f"{times(1 / gain)} the best with {name} ({contest.against(index)})"
         return
     margins, one = contest.asked.facts.choices.margins, contest.survey.candidate(index)
     more = _own_loss(one, part).expected - _own_loss(chosen, part).expected
     if part == "kv" and one.compressed and not chosen.compressed:
-        because = f"a compressed cache has to win {margins.compressed_gain.value:g} x"
+        because = f"a compressed cache has to win {margins.compressed_gain.value:g}x"
     elif more > 0:
-        because = f"for {more:.2g} % more loss it has to win {margins.lossy_gain.value:g} x"
+        because = f"for {more:.2g} % more loss it has to win {margins.lossy_gain.value:g}x"
     elif one.drafting.tokens and not chosen.drafting.tokens:
-        because = f"drafts have to win {margins.speculation_gain.value:g} x"
+        because = f"drafts have to win {margins.speculation_gain.value:g}x"
     else:
         because = "too little to tell them apart, and it takes more memory or loses more"
-    yield f"{name} would give {gain:.2f} x ({contest.figure(index)}): {because}"
+    yield f"{name} would give {times(gain)} ({contest.figure(index)}): {because}"
 
 
 def _compressed(contest: Contest) -> Iterator[str]:
@@ -214,8 +216,8 @@ def _compressed(contest: Contest) -> Iterator[str]:
         one = contest.survey.candidate(best)
         least = asked.facts.choices.margins.compressed_gain.value
         yield (
-            f"{one.level} would give {contest.gain(best):.2f} x ({contest.figure(best)}) at "
-            f"{one.loss_of_cache.expected:g} % loss: a compressed cache has to win {least:g} x"
+            f"{one.level} would give {times(contest.gain(best))} ({contest.figure(best)}) at "
+            f"{one.loss_of_cache.expected:g} % loss: a compressed cache has to win {least:g}x"
         )
         return
     near = contest.nearest(packed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 
 from .plan import Parallelism
 
@@ -24,7 +25,24 @@ def broken(limit: str, value: str, allowed: str) -> str:
 def whole(number: float) -> str:
     """``number`` with three significant digits and separators, and no exponent."""
     rounded = float(f"{number:.3g}")
-    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else format(Decimal(f"{rounded:g}"), "f")
+
+
+def times(factor: float) -> str:
+    """``1.32x``."""
+    return f"{factor:.2f}x"
+
+
+def milliseconds(time: float, unit: bool = True) -> str:
+    """A time in milliseconds, or from ten seconds on in seconds."""
+    if time >= 10_000:
+        return f"{whole(time / 1000)}{' s' if unit else ''}"
+    return f"{whole(time)}{' ms' if unit else ''}"
+
+
+def between(low: float, high: float) -> str:
+    """Two times in milliseconds, in one unit if they have one."""
+    return f"{milliseconds(low, unit=(low >= 10_000) != (high >= 10_000))} to {milliseconds(high)}"
 
 
 def listed(items: Iterable[str], most: int = 4) -> str:
