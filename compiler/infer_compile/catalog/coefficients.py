@@ -58,6 +58,8 @@ class Rates(Frozen):
     cache_efficiency: dict[str, Share]
     matrix_efficiency: dict[str, Share]
     attention_efficiency: Share
+    decode_matrix_efficiency: dict[str, Share]
+    decode_attention_efficiency: Share
     link_efficiency: Share
     step_us: Micro
     layer_us: Micro
@@ -71,7 +73,7 @@ class Rates(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> Rates:
-        for name in ("weight_efficiency", "cache_efficiency", "matrix_efficiency"):
+        for name in ("weight_efficiency", "cache_efficiency", "matrix_efficiency", "decode_matrix_efficiency"):
             if "other" not in getattr(self, name):
                 raise ValueError(f'{name} lacks "other"')
         return self

@@ -131,7 +131,7 @@ def _static(
     """All prompts are computed, then all answers. What the memory does not hold comes in further rounds."""
     sequences = np.asarray(load.concurrency) / runner.layout.data
     most = sequences if admitted is None else np.minimum(sequences, np.maximum(admitted, 1))
-    rounds = np.ceil(sequences / most)
+    rounds = sequences / most
     step, itl = _step(runner, most, load.decode_context, verify)
     prompts = runner.prefill(load.input_tokens, budget, most).total
     prompted = np.asarray(load.input_tokens) > 0

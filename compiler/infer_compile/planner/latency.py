@@ -79,6 +79,8 @@ class Speed:
     packed_bandwidth: float
     matrix_rate: float
     attention_rate: float
+    decode_matrix_rate: float
+    decode_attention_rate: float
     link: float
     network: float
     step: float
@@ -151,6 +153,7 @@ def speed(
             ),
             Exit.INFEASIBLE,
         )
+    plain = target.rates.bf16_tflops or matrices
     bandwidth = target.bandwidth_gbs * 1e9
     if target.kind == "cpu" and not target.measured:
         bandwidth *= coefficients.sustained
@@ -160,13 +163,15 @@ def speed(
         exact_bandwidth=bandwidth * _of(rates.cache_efficiency, "bf16" if level.exact_window else level.name),
         packed_bandwidth=bandwidth * _of(rates.cache_efficiency, level.name),
         matrix_rate=matrices * 1e12 * _of(rates.matrix_efficiency, scheme.name),
-        attention_rate=(target.rates.bf16_tflops or matrices) * 1e12 * rates.attention_efficiency,
+        attention_rate=plain * 1e12 * rates.attention_efficiency,
+        decode_matrix_rate=matrices * 1e12 * _of(rates.decode_matrix_efficiency, scheme.name),
+        decode_attention_rate=plain * 1e12 * rates.decode_attention_efficiency,
         link=(link_gbs(target) or 0.0) * 1e9 * rates.link_efficiency,
         network=(network_gbs(target) or 0.0) * 1e9 * rates.link_efficiency,
         **_seconds(rates),
         routing=rates.routing,
         peak_bandwidth=target.bandwidth_gbs * 1e9,
-        peak_rate=max(matrices, target.rates.bf16_tflops or matrices) * 1e12,
+        peak_rate=max(matrices, plain) * 1e12,
         calibration=found,
         reach=reach,
         widen=coefficients.widen[reach],
@@ -232,17 +237,16 @@ class Runner:
         prompt_tokens = prompt_tokens / stages
         new = sequences * tokens
         prompts = prompt_tokens / np.maximum(prompt, 1)
-        pairs = new * visible_keys(self.shape.totals, context) + prompts * prompt_operations(
-            self.shape.totals, prompt
-        )
-        return (
-            self._step(new + prompt_tokens)
-            + self._tokens(new + prompt_tokens, new + prompts)
-            + Times(
-                cache=sequences * self._reads(context),
-                compute=pairs / self.layout.tensor / self.speed.attention_rate,
-                fixed=sequences * self.speed.sequence + prompts * self._launch(),
-            )
+        totals, tensor, speed = self.shape.totals, self.layout.tensor, self.speed
+        compute = self._operations(new, new) / speed.decode_matrix_rate
+        compute = compute + new * visible_keys(totals, context) / speed.decode_attention_rate
+        compute = compute + self._operations(prompt_tokens, prompts) / speed.matrix_rate
+        compute = compute + prompts * prompt_operations(totals, prompt) / speed.attention_rate
+        return self._step(new + prompt_tokens) + Times(
+            cache=sequences * self._reads(context),
+            compute=compute / tensor,
+            fixed=sequences * speed.sequence + prompts * self._launch(),
+            links=self._sent(new + prompt_tokens),
         )
 
     def prefill(self, tokens: Floats, budget: Floats, prompts: Floats = 1) -> Times:
@@ -255,18 +259,17 @@ class Runner:
         chunks = np.ceil(every / np.minimum(budget, np.maximum(every, 1)))
         chunk = every / np.maximum(chunks, 1)
         filling = (chunks + stages - 1) / stages
-        pairs = prompts * prompt_operations(totals, tokens)
+        compute = self._operations(every, prompts) / self.speed.matrix_rate
+        compute = compute + prompts * prompt_operations(totals, tokens) / self.speed.attention_rate
         once = self._step(chunk).times(filling)
-        work = self._tokens(every, prompts) + Times(
+        work = Times(
             cache=np.maximum(chunks, prompts) * self._reads(tokens / 2),
-            compute=pairs / self.layout.tensor / self.speed.attention_rate,
+            compute=compute / self.layout.tensor,
             fixed=prompts * self.speed.prompt,
+            links=self._sent(every),
         )
-        return (
-            once
-            + work.times(filling / np.maximum(chunks, 1))
-            + Times(fixed=chunks * self.shape.layers * self.speed.prompt_layer)
-        )
+        launched = Times(fixed=chunks * self.shape.layers * self.speed.prompt_layer)
+        return once + work.times(filling / np.maximum(chunks, 1)) + launched
 
     def bound(
         self,
@@ -324,12 +327,6 @@ class Runner:
     def _operations(self, tokens: Floats, outputs: Floats) -> Floats:
         totals = self.shape.totals
         return tokens * totals.flops_per_token + outputs * totals.flops_per_output
-
-    def _tokens(self, tokens: Floats, outputs: Floats) -> Times:
-        """Products and bytes over links of ``tokens`` tokens, ``outputs`` of them with logits."""
-        layout = self.layout
-        compute = self._operations(tokens, outputs) / layout.tensor / self.speed.matrix_rate
-        return Times(compute=compute, links=self._sent(tokens))
 
     def _reads(self, context: Floats) -> Floats:
         """Seconds to read the cache of one sequence."""
