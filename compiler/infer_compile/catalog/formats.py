@@ -39,6 +39,8 @@ class WeightScheme(Frozen):
     """Made with calibration text."""
     architectures: tuple[str, ...] = ()
     """Classes of models whose published checkpoints mix formats so, under the name of the commonest."""
+    engine: str = ""
+    """The one engine whose files store the format so; the entry without an engine speaks for the others."""
     source: str
 
 
@@ -69,9 +71,9 @@ class Formats(Frozen):
     kv: tuple[CacheScheme, ...]
 
     @cached_property
-    def _weights(self) -> dict[tuple[str, str], WeightScheme]:
+    def _weights(self) -> dict[tuple[str, str, str], WeightScheme]:
         return {
-            (scheme.name, architecture): scheme
+            (scheme.name, architecture, scheme.engine): scheme
             for scheme in self.weights
             for architecture in scheme.architectures or ("",)
         }
@@ -80,9 +82,11 @@ class Formats(Frozen):
     def _kv(self) -> dict[str, CacheScheme]:
         return {scheme.name: scheme for scheme in self.kv}
 
-    def of_weights(self, name: str, architecture: str = "") -> WeightScheme:
-        """The format as models of a class store it; raises KeyError for a name without an entry."""
-        return self._weights.get((name, architecture)) or self._weights[name, ""]
+    def of_weights(self, name: str, architecture: str = "", engine: str = "") -> WeightScheme:
+        """The format as an engine's files, or models of a class, store it; raises KeyError for a name without an
+        entry."""
+        found = self._weights
+        return found.get((name, "", engine)) or found.get((name, architecture, "")) or found[name, "", ""]
 
     def of_kv(self, name: str) -> CacheScheme:
         """Raises KeyError for a name without an entry."""
