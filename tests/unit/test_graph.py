@@ -17,8 +17,8 @@ from infer_compile.graph.storage import (
     misfits,
     native_scheme,
     output_buffers,
-    stores_head,
     shared_bytes,
+    stores_head,
     token_buffers,
     weight_bytes,
 )

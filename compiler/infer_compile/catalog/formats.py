@@ -83,8 +83,8 @@ class Formats(Frozen):
         return {scheme.name: scheme for scheme in self.kv}
 
     def of_weights(self, name: str, architecture: str = "", engine: str = "") -> WeightScheme:
-        """The format as an engine's files, or models of a class, store it; raises KeyError for a name without an
-        entry."""
+        """The format as an engine's files, or models of a class, store it; raises KeyError for a name without
+        an entry."""
         found = self._weights
         return found.get((name, "", engine)) or found.get((name, architecture, "")) or found[name, "", ""]
 

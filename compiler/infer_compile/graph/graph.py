@@ -19,8 +19,8 @@ class Graph:
     """What is counted and, if ``native``, lowered.
 
     ``architecture`` is the Hugging Face class name, ``max_context`` the positions that the model was made
-    for. ``native_reason`` says why our own engine does not run it, and is empty where it does. ``stored_as`` is
-    the weight format of a checkpoint that is quantized already.
+    for. ``native_reason`` says why our own engine does not run it, and is empty where it does. ``stored_as``
+    is the weight format of a checkpoint that is quantized already.
     """
 
     name: str

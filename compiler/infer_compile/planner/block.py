@@ -178,7 +178,8 @@ def _limits(asked: Deployment, block: Block, taken: Memory, seen: Forecast) -> l
         limits.append(_least("tokens_per_second", "tokens/s", seen.tokens_per_second, slo.tokens_per_second))
     if asked.rate is not None:
         # The fixed point is found to a few digits.
-        limits.append(_least("requests_per_second", "requests/s", seen.requests_per_second * 1.001, asked.rate))
+        carried = seen.requests_per_second * 1.001
+        limits.append(_least("requests_per_second", "requests/s", carried, asked.rate))
     loss, allowed = _quality(asked, block)
     limits.append(_most("quality", "%", np.asarray(loss), max(allowed, 0.0)))
     size = len(block)
