@@ -30,7 +30,6 @@ _MEMORY = (
     ("activations", "activations"),
     ("overhead", "overhead"),
 )
-NOT_KNOWN = "not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +61,9 @@ def headline(plan: Plan) -> str:
         where += f" in {target.nodes} machines"
     drafter = drafts.draft if drafts.method == "draft" else drafts.method
     drafted = f", {drafts.tokens} tokens a step drafted by {drafter}" if drafts.tokens else ""
+    model = f"{plan.model.name or plan.model.source} ({words.count(plan.model.parameters)} parameters)"
     return (
-        f"{plan.model.name or plan.model.source} ({_count(plan.model.parameters)} parameters) on {where} by "
-        f"{_engine(plan)}: {_weights(plan)} weights, {plan.kv.level} cache{drafted}."
+        f"{model} on {where} by {_engine(plan)}: {_weights(plan)} weights, {plan.kv.level} cache{drafted}."
     )
 
 
@@ -179,10 +178,10 @@ def memory(plan: Plan) -> list[Part]:
     """Where the memory of a device goes."""
     held, limits = plan.predicted.memory_gib, plan.limits
     notes = {
-        "weights": f"{_weights(plan)}, {plan.weights.bits_per_weight:.4g} bits per weight"
+        "weights": f"{_weights(plan)}, {plan.weights.bits_per_weight:g} bits per weight"
         + (f", {plan.weights.gib:.3g} GiB in all" if devices(plan) > 1 else ""),
-        "kv": f"{limits.max_sequences:,} sequences, one up to {limits.max_context:,} tokens; "
-        f"{plan.kv.level}, {plan.kv.bytes_per_token:,} bytes per token",
+        "kv": f"{_sequences(limits.max_sequences, limits.max_context)}; {plan.kv.level}, "
+        f"{plan.kv.bytes_per_token:,} bytes per token",
         "draft": plan.speculation.draft or plan.speculation.method,
         "activations": f"steps of up to {limits.max_batch_tokens:,} tokens",
         "overhead": "runtime, server, communication",
@@ -195,40 +194,10 @@ def memory(plan: Plan) -> list[Part]:
     ]
 
 
-def money(plan: Plan) -> list[Figure]:
-    """What it costs; ``not known`` where there is no price."""
-    paid = plan.predicted.cost
-    even = ""
-    if paid.break_even_tokens_per_month is not None and paid.break_even_utilization is not None:
-        share = paid.break_even_utilization
-        even = (
-            f"{share:.0%} of what it can generate"
-            if share <= 1
-            else f"never: {share:.3g} x what it can generate"
-        )
-    if paid.usd_per_hour is None and paid.watts is None:
-        return [Figure("price and power", NOT_KNOWN, "", "cost.usd_per_hour states a price")]
-    rows = [
-        ("per million tokens", paid.usd_per_million_tokens, "USD", "generated"),
-        ("per query", paid.usd_per_query, "USD", f"of {plan.predicted.workload.output_tokens:,} tokens"),
-        ("per hour", paid.usd_per_hour, "USD", "of all devices"),
-        ("per month", paid.usd_per_month, "USD", "730 hours"),
-        ("electricity", paid.kwh_per_million_tokens, "kWh per million tokens", _watts(plan)),
-        ("electricity per month", paid.energy_usd_per_month, "USD", "at the spec's price"),
-        ("break-even", paid.break_even_tokens_per_month, "tokens a month against the API", even),
-        ("bandwidth", paid.bandwidth_gbs_per_usd_hour, "GB/s per dollar and hour", ""),
-    ]
-    optional = ("electricity per month", "break-even")
-    return [
-        Figure(name, NOT_KNOWN if value is None else f"{words.whole(value)} {unit}", "", note)
-        for name, value, unit, note in rows
-        if value is not None or name not in optional
-    ]
-
-
-def _watts(plan: Plan) -> str:
-    watts = plan.predicted.cost.watts
-    return "" if watts is None else f"drawing {watts:,g} W at most"
+def _sequences(count: int, context: int) -> str:
+    if count == 1:
+        return f"one sequence of up to {context:,} tokens"
+    return f"{count:,} sequences, one of them up to {context:,} tokens"
 
 
 def named(one: Choice, plan: Plan) -> str:
@@ -309,10 +278,3 @@ def _engine(plan: Plan) -> str:
 
 def _weights(plan: Plan) -> str:
     return f"{plan.weights.format}/{plan.weights.group}" if plan.weights.group else plan.weights.format
-
-
-def _count(parameters: int) -> str:
-    for scale, unit in ((1e9, "billion"), (1e6, "million")):
-        if parameters >= scale:
-            return f"{parameters / scale:.3g} {unit}"
-    return f"{parameters:,}"

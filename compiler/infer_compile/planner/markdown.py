@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from . import explain, words
+from .bill import bill
 from .explain import Figure
 from .plan import Plan
 
@@ -47,7 +48,7 @@ def _sections(plan: Plan) -> Iterator[tuple[str, Sequence[str], Rows]]:
     yield (
         "Cost",
         ("figure", "expected", "for"),
-        [(row.name, row.value, row.note) for row in explain.money(plan)],
+        [(row.name, row.value, row.note) for row in bill(plan)],
     )
     yield (
         "Decisions",

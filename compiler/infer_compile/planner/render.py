@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import explain, words
+from .bill import bill
 from .explain import Figure, Part
 from .plan import Plan
 from .units import GIB, size
@@ -57,7 +58,7 @@ def table(plan: Plan) -> RenderableType:
         ),
         _section(f"a step: {explain.steps_yield(plan)}", _step(plan)),
         _section(f"memory{_each(plan)}", Group(_bar(plan), _memory(plan))),
-        _section("cost", _figures(explain.money(plan))),
+        _section("cost", _figures(bill(plan))),
         _section("decisions", decisions),
         *_optional("what would change them", _turns(plan), plan.turns),
         *_optional("other plans that keep every limit", _alternatives(plan), plan.alternatives),

@@ -28,6 +28,14 @@ def whole(number: float) -> str:
     return f"{rounded:,.0f}" if abs(rounded) >= 100 else format(Decimal(f"{rounded:g}"), "f")
 
 
+def count(number: float) -> str:
+    """A large number with its name: ``8.03 billion``."""
+    for scale, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if number >= scale:
+            return f"{number / scale:.3g} {name}"
+    return f"{number:,.0f}"
+
+
 def times(factor: float) -> str:
     """``1.32x``."""
     return f"{factor:.2f}x"
