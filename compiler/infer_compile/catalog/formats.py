@@ -86,7 +86,8 @@ class Formats(Frozen):
         """The format as an engine's files, or models of a class, store it; raises KeyError for a name without
         an entry."""
         found = self._weights
-        return found.get((name, "", engine)) or found.get((name, architecture, "")) or found[name, "", ""]
+        own = found.get((name, "", engine)) if engine else None
+        return own or found.get((name, architecture, "")) or found[name, "", ""]
 
     def of_kv(self, name: str) -> CacheScheme:
         """Raises KeyError for a name without an entry."""
