@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..planner.rank import rank
 from ..planner.speculation import Drafting, choices
 from ..probe.machine import this_machine
 from ..runtime.errors import Exit, InferCompileError, Problem
+from ..spec.document import read
 from ..spec.load import LoadedSpec, load
 from ..spec.spec import Spec
 
@@ -55,7 +57,7 @@ def resolve(spec_path: Path) -> Resolved:
     Weights are not read and not downloaded. Raises InferCompileError with the problems of the spec, the model
     (IC1xx, with the spec's line in front) and the targets, all at once where they do not hide one another.
     """
-    loaded = load(spec_path)
+    loaded = _loaded(spec_path)
     problems: list[Problem] = []
     status: Exit | None = None
     source: ModelSource | None = None
@@ -82,6 +84,33 @@ def resolve(spec_path: Path) -> Resolved:
     if source is None or graph is None or problems:
         raise InferCompileError(problems, status or Exit.FAILED)
     return Resolved(loaded, source, graph, tuple(targets), load_facts())
+
+
+def _loaded(spec_path: Path) -> LoadedSpec:
+    """The spec; where it is wrong, with the names of devices that are unknown besides."""
+    try:
+        return load(spec_path)
+    except InferCompileError as error:
+        raise InferCompileError((*error.problems, *_unknown_devices(spec_path)), error.exit) from error
+
+
+def _unknown_devices(spec_path: Path) -> Iterator[Problem]:
+    """Of a spec that cannot be loaded: what can be said of its targets all the same."""
+    try:
+        document = read(spec_path)
+    except InferCompileError:
+        return
+    target = document.value.get("target")
+    device = target.get("device") if isinstance(target, dict) else None
+    named = {"target": target, "target.device": device}
+    if isinstance(target, list):
+        named |= {f"target.{index}": name for index, name in enumerate(target)}
+    for key, name in named.items():
+        if isinstance(name, str) and name and name != THIS_MACHINE:
+            try:
+                load_target(name, spec_path.resolve().parent, document.where(key))
+            except InferCompileError as error:
+                yield from error.problems
 
 
 def plan_of(resolved: Resolved) -> Plan:
