@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .cache import Floats
 from .latency import Runner, Times
 
-_TURNS = 40
-"""Of the fixed point of an open load; halving steps, so that it is found to a billionth."""
+_ALONE = 1e-6
+"""Sequences in flight that do not wait for one another."""
+_STEPS = 10
+_LEAP = np.log(4.0)
+_CLOSE = 1e-5
+"""The number in flight under an open load is found in so many steps, each by at most so much of its
+logarithm; what is so near counts as served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,19 +223,39 @@ def _steady(
 def _open(
     runner: Runner, load: Load, budget: Floats, verify: Verify | None, admitted: Floats | None
 ) -> Forecast:
-    """As many sequences in flight as Little's law gives: the fixed point of rate x time in the engine, at most
-    ``load.concurrency``; then what arrives is more than can be served, and is cut."""
+    """As few sequences in flight as serve the rate (Little's law: rate x time in the engine), at most
+    ``load.concurrency``; then what arrives is more than can be served, and is cut.
+
+    More in flight may serve less, once prompts crowd out answers, so the search goes up from what requests
+    that are alone would keep in flight: along secants, which stay below the answer while every further sequence
+    adds less than the one before; then, with the answer between two numbers, along chords.
+    """
     assert load.rate is not None
-    low, high = (
-        np.zeros_like(np.asarray(load.rate, dtype=np.float64)),
-        np.asarray(load.concurrency, dtype=np.float64),
-    )
-    for _ in range(_TURNS):
-        middle = (low + high) / 2
-        here = _steady(runner, load, middle, budget, verify, admitted)
-        enough = here.requests_per_second >= load.rate
+    rate, most = np.asarray(load.rate, dtype=np.float64), np.asarray(load.concurrency, dtype=np.float64)
+
+    def spare(count: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Logarithm of what is served over what arrives."""
+        served = _steady(runner, load, count, budget, verify, admitted).requests_per_second
+        return np.asarray(np.log(np.asarray(served) / rate), dtype=np.float64)
+
+    before = np.log(np.full_like(most, _ALONE))
+    earlier = spare(np.exp(before))
+    end = np.log(most)
+    low = np.minimum(before - earlier, end)
+    below = spare(np.exp(low))
+    high, above = np.broadcast_to(end, below.shape), np.full(below.shape, np.nan)
+    for _ in range(_STEPS):
+        risen = (below - earlier) / np.maximum(low - before, _CLOSE)
+        secant = np.clip(-below / np.maximum(risen, _CLOSE), -below, _LEAP)
+        chord = np.clip(below / (below - above), 0.0, 1.0) * (high - low)
+        middle = np.minimum(low + np.where(np.isnan(above), secant, chord), end)
+        here = spare(np.exp(middle))
+        enough = here >= -_CLOSE
+        before, earlier = np.where(enough, before, low), np.where(enough, earlier, below)
+        # The end that stays counts half, so that the next chord falls on its side (Illinois rule).
+        below, above = np.where(enough, below / 2, here), np.where(enough, here, above / 2)
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return _steady(runner, load, high, budget, verify, admitted)
+    return _steady(runner, load, np.exp(high), budget, verify, admitted)
 
 
 def _spread(runner: Runner) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
