@@ -14,7 +14,7 @@ _ALONE = 1e-6
 """Sequences in flight that do not wait for one another."""
 _STEPS = 10
 _LEAP = np.log(4.0)
-_CLOSE = 1e-5
+_CLOSE = 1e-4
 """The number in flight under an open load is found in so many steps, each by at most so much of its
 logarithm; what is so near counts as served."""
 
@@ -255,6 +255,8 @@ def _open(
         # The end that stays counts half, so that the next chord falls on its side (Illinois rule).
         below, above = np.where(enough, below / 2, here), np.where(enough, here, above / 2)
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+        if np.all((np.abs(here) <= _CLOSE) | (low >= end)):
+            break
     return _steady(runner, load, np.exp(high), budget, verify, admitted)
 
 
