@@ -1,4 +1,4 @@
-"""What the planner multiplies bytes and operations with to get seconds: data with sources, in coefficients.yaml.
+"""What turns bytes and operations into seconds: data with sources, in coefficients.yaml.
 
 Measurements calibrate an engine (in one build) on a class of devices. Where none exist, what is known of the
 engine elsewhere speaks, and at last a prior; how far a figure was carried is told with it.
@@ -6,7 +6,7 @@ engine elsewhere speaks, and at last a prior; how far a figure was carried is to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -57,6 +57,7 @@ class Rates(Frozen):
     weight_efficiency: dict[str, Share]
     cache_efficiency: dict[str, Share]
     matrix_efficiency: dict[str, Share]
+    expert_efficiency: dict[str, Share]
     attention_efficiency: Share
     decode_matrix_efficiency: dict[str, Share]
     decode_attention_efficiency: Share
@@ -73,22 +74,45 @@ class Rates(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> Rates:
-        for name in ("weight_efficiency", "cache_efficiency", "matrix_efficiency", "decode_matrix_efficiency"):
+        for name in (
+            "weight_efficiency",
+            "cache_efficiency",
+            "matrix_efficiency",
+            "expert_efficiency",
+            "decode_matrix_efficiency",
+        ):
             if "other" not in getattr(self, name):
                 raise ValueError(f'{name} lacks "other"')
         return self
 
 
+class Wait(Frozen):
+    """What the first token of one prompt among others takes, in prefills of an idle engine: of ``own`` for the
+    prompt itself, ``together`` for each of half of the other requests in flight (those that start together),
+    ``queue`` times the wait of a queue with that load; and ``steps`` decode steps."""
+
+    own: Ratio
+    together: Annotated[float, Field(ge=0)]
+    queue: Annotated[float, Field(ge=0)]
+    steps: Annotated[float, Field(ge=0)]
+
+
 class Waiting(Frozen):
-    """What a first token waits for beside its own prompt: see ``planner.forecast``.
+    """The wait for a first token, of models with and without experts. ``queued``: requests of a closed load that
+    wait for a slot though there is one for each. ``request_us``: before the engine sees a request."""
 
-    ``others``: share of the prefill of the prompts in flight that a prompt waits for. ``queued``: requests of a closed
-    load that wait for a slot though there is one for each. ``request_us``: before the engine sees a request.
-    """
-
-    others: Ratio
+    dense: Wait
+    mixture: Wait
     queued: Annotated[float, Field(ge=0)]
     request_us: Micro
+
+
+class Admission(Frozen):
+    """What an engine reserves when it starts a request: this share of its answer; and of each token's cache the
+    share of what the cache level says, by weight format, as far as measured waiting tells."""
+
+    answer: Share
+    kept: dict[str, Share]
 
 
 class Spread(Frozen):
@@ -99,19 +123,34 @@ class Spread(Frozen):
     e2e: tuple[Ratio, Ratio]
 
 
-class Calibration(Frozen):
-    """``build`` None: any build without an entry of its own. ``device_class``: a class, a family, or None for any
-    device."""
+class Generation(Frozen):
+    """Builds of an engine that are taken to be alike, by patterns of their names (``*`` for anything)."""
 
     engine: str
-    build: str | None = None
+    name: str
+    builds: tuple[str, ...]
+
+    def holds(self, build: str) -> bool:
+        return any(fnmatchcase(build, pattern) for pattern in self.builds)
+
+
+class Calibration(Frozen):
+    """A generation of an engine on a class of devices, on a family of classes, or (None) on any device.
+
+    ``step_tokens``: tokens of a step that the measured runs were set to.
+    """
+
+    engine: str
+    generation: str = ""
     device_class: str | None = None
     devices: tuple[str, ...] = ()
-    """Those that were measured."""
+    """Those of the class that were measured; none: carried over from other classes or generations."""
     formats: tuple[str, ...] = ()
     """The weight formats that were measured."""
     rates: Rates
     waiting: Waiting
+    admission: Admission
+    step_tokens: int
     spread: Spread
     basis: Basis
     source: str
@@ -119,59 +158,54 @@ class Calibration(Frozen):
 
 class Coefficients(Frozen):
     """``sustained`` is the share of a processor's peak bandwidth that its cores reach, for those that were not
-    probed; the efficiencies of other kinds are shares of the datasheet's peak. ``widen`` is by how much an
-    interval grows where figures were carried from afar."""
+    probed; the efficiencies of other kinds are shares of the datasheet's peak. ``widen`` is the power that an
+    interval is raised to where figures were carried from afar."""
 
     schema_version: Literal[1]
     sustained: Share
     sustained_source: str
     widen: dict[Reach, Annotated[float, Field(ge=1)]]
     classes: tuple[DeviceClass, ...]
+    generations: tuple[Generation, ...]
+    """Of each engine the oldest first."""
     calibrations: tuple[Calibration, ...]
 
     def device_class(self, target: Target) -> DeviceClass:
         """The first class that holds ``target``; the last holds all."""
         return next(each for each in self.classes if each.holds(target))
 
+    def generation(self, engine: str, build: str) -> str | None:
+        """The generation that ``build`` belongs to; None if it is not known."""
+        mine = [each for each in self.generations if each.engine == engine]
+        return next((each.name for each in mine if each.holds(build)), None)
+
     def find(
         self, engine: str, target: Target, weights: str, build: str | None = None
     ) -> tuple[Calibration, Reach]:
         """What is known nearest to ``engine`` on ``target`` with ``weights``, and how near that is.
 
-        A build that was measured on the class of the device comes first; then the newest one measured there with
-        that weight format (the last in the file), the class, its family, the engine. An engine without any
-        entry gets the prior.
+        Of the generation of ``build``; without one of the newest that was measured on the class of the device
+        with that weight format, else on the class, on its family, elsewhere. An engine without any entry gets the
+        prior.
         """
         found = self.device_class(target)
-        places: tuple[tuple[str | None, Reach], ...] = (
-            (found.name, "class"),
-            (found.family, "family"),
-            (None, "engine"),
-        )
+        named = self.generation(engine, build) if build else None
         mine = [each for each in self.calibrations if each.engine == engine]
-        for place, reach in places:
-            here = [each for each in mine if each.device_class == place]
-            chosen = _choose(here, weights, build)
-            if chosen:
-                return chosen, "device" if target.id in chosen.devices else reach
-        prior = next(each for each in self.calibrations if each.engine == "prior")
-        return prior, "prior"
-
-
-def _choose(here: list[Calibration], weights: str, build: str | None) -> Calibration | None:
-    """Of calibrations of one engine and place: the build's, else the newest with the format, else the newest."""
-    if build is not None:
-        for each in here:
-            if each.build is not None and build == each.build:
-                return each
-        plain = [each for each in here if each.build is None]
-        if plain:
-            return plain[-1]
-    return _last(each for each in here if weights in each.formats) or _last(here)
-
-
-def _last(found: Iterable[Calibration]) -> Calibration | None:
-    last = None
-    for last in found:
-        pass
-    return last
+        if named is not None:
+            mine = [each for each in mine if each.generation == named]
+        here = [each for each in mine if each.device_class == found.name]
+        family = [each for each in mine if each.device_class == found.family]
+        measured = [each for each in here if each.devices]
+        exact = [each for each in measured if weights in each.formats]
+        order: tuple[tuple[list[Calibration], Reach], ...] = (
+            (exact, "class"),
+            (measured, "class"),
+            (here, "family"),
+            (family, "family"),
+            ([each for each in mine if each.device_class is None], "engine"),
+            ([each for each in self.calibrations if each.engine == "prior"], "prior"),
+        )
+        entries, reach = next(each for each in order if each[0])
+        # Entries stand in the order of their generations.
+        newest = entries[-1]
+        return newest, "device" if target.id in newest.devices else reach

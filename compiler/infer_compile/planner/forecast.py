@@ -19,6 +19,11 @@ _CLOSE = 1e-4
 logarithm; what is so near counts as served."""
 
 
+_BUSIEST = 0.95
+"""Share of the time that prompts are computed at most, in the waiting time of a queue."""
+_INSTANT = 1e-12
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """``concurrency`` sequences in flight over all copies, each replaced when it ends; with a ``rate`` (requests
@@ -186,6 +191,7 @@ def _steady(
     """While a sequence decodes its answer, each of the others computes one prompt: that is what rides along in its
     steps. Where the token budget leaves less room, prompts wait, and the first token comes later."""
     waiting = runner.speed.calibration.waiting
+    wait = waiting.mixture if runner.shape.totals.mixtures else waiting.dense
     asked = np.asarray(concurrency) / runner.layout.data
     most = asked if admitted is None else np.minimum(asked, np.maximum(admitted, 1))
     outputs, inputs = np.asarray(load.output_tokens), np.asarray(load.input_tokens)
@@ -197,16 +203,21 @@ def _steady(
     alone = runner.prefill(inputs, budget).total
     step, _ = _step(runner, most, load.decode_context, verify)
     mixed, itl = _step(runner, most, load.decode_context, verify, riding, inputs)
-    chunks = np.ceil(inputs / np.minimum(budget, np.maximum(inputs, 1)))
     answer = np.maximum(outputs - 1, 0) * itl
-    busy = np.minimum(1.0, others * alone / (answer + others * alone + 1e-12))
-    beside = chunks * step.total * np.minimum(others, 1.0)
+    busy = np.minimum(_BUSIEST, others * alone / np.maximum(answer + others * alone, _INSTANT))
+    # Requests of a closed load start together, and some of that stays; those of an open load come as they come.
+    together = 0.0 if load.rate is not None else wait.together
+    prompts = wait.own + together * others / 2 + wait.queue * busy / (1 - busy) / 2
     late = np.maximum(0.0, wanted / room - 1) * answer
-    ttft = alone + beside + busy * others * waiting.others * alone + late + waiting.request_us * 1e-6
+    ahead = waiting.queued * np.minimum(others, 1.0) + asked - most
+    ttft = (
+        waiting.request_us * 1e-6
+        + wait.steps * itl * np.minimum(others, 1.0)
+        + prompts * alone
+        + late
+        + ahead * (alone + answer) / most
+    )
     ttft = np.where(inputs > 0, ttft, itl)
-    served = ttft + answer
-    queued = waiting.queued * (most > 1) + np.maximum(asked - most, 0)
-    ttft = ttft + queued * served / most
     return Forecast(
         load=load,
         ttft=ttft,
@@ -214,7 +225,7 @@ def _steady(
         e2e=ttft + answer,
         step=step,
         prefill=mixed - step,
-        prefill_tokens_per_second=inputs / np.where(inputs > 0, alone, 1.0),
+        prefill_tokens_per_second=inputs / np.where(inputs > 0, wait.own * alone, 1.0),
         concurrency=concurrency,
         spread=_spread(runner),
     )

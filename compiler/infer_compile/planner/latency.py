@@ -78,6 +78,7 @@ class Speed:
     exact_bandwidth: float
     packed_bandwidth: float
     matrix_rate: float
+    expert_rate: float
     attention_rate: float
     decode_matrix_rate: float
     decode_attention_rate: float
@@ -127,9 +128,11 @@ def link_gbs(target: Target) -> float | None:
 
 
 def network_gbs(target: Target) -> float | None:
-    """1e9 bytes per second and direction and device between machines: what a device can send over its host."""
-    if target.host_link is not None and target.host_link.gbs_per_direction is not None:
-        return target.host_link.gbs_per_direction
+    """1e9 bytes per second and direction of one device between machines: the network's, else what it can send
+    over its host, else as between devices."""
+    for link in (target.network, target.host_link):
+        if link is not None and link.gbs_per_direction is not None:
+            return link.gbs_per_direction
     return link_gbs(target)
 
 
@@ -163,6 +166,7 @@ def speed(
         exact_bandwidth=bandwidth * _of(rates.cache_efficiency, "bf16" if level.exact_window else level.name),
         packed_bandwidth=bandwidth * _of(rates.cache_efficiency, level.name),
         matrix_rate=matrices * 1e12 * _of(rates.matrix_efficiency, scheme.name),
+        expert_rate=matrices * 1e12 * _of(rates.expert_efficiency, scheme.name),
         attention_rate=plain * 1e12 * rates.attention_efficiency,
         decode_matrix_rate=matrices * 1e12 * _of(rates.decode_matrix_efficiency, scheme.name),
         decode_attention_rate=plain * 1e12 * rates.decode_attention_efficiency,
@@ -240,8 +244,7 @@ class Runner:
         totals, tensor, speed = self.shape.totals, self.layout.tensor, self.speed
         compute = self._operations(new, new) / speed.decode_matrix_rate
         compute = compute + new * visible_keys(totals, context) / speed.decode_attention_rate
-        compute = compute + self._operations(prompt_tokens, prompts) / speed.matrix_rate
-        compute = compute + prompts * prompt_operations(totals, prompt) / speed.attention_rate
+        compute = compute + self._prompt(prompt_tokens, prompts, prompt)
         return self._step(new + prompt_tokens) + Times(
             cache=sequences * self._reads(context),
             compute=compute / tensor,
@@ -254,13 +257,12 @@ class Runner:
 
         Stages of a pipeline work on one chunk after another.
         """
-        totals, stages = self.shape.totals, np.asarray(self.layout.pipeline)
+        stages = np.asarray(self.layout.pipeline)
         every = np.asarray(tokens * prompts, dtype=np.float64)
         chunks = np.ceil(every / np.minimum(budget, np.maximum(every, 1)))
         chunk = every / np.maximum(chunks, 1)
         filling = (chunks + stages - 1) / stages
-        compute = self._operations(every, prompts) / self.speed.matrix_rate
-        compute = compute + prompts * prompt_operations(totals, tokens) / self.speed.attention_rate
+        compute = self._prompt(every, prompts, tokens)
         once = self._step(chunk).times(filling)
         work = Times(
             cache=np.maximum(chunks, prompts) * self._reads(tokens / 2),
@@ -296,6 +298,14 @@ class Runner:
         return np.maximum(
             moved / self.speed.peak_bandwidth, operations / self.layout.tensor / self.speed.peak_rate
         )
+
+    def _prompt(self, tokens: Floats, prompts: Floats, each: Floats) -> Floats:
+        """Seconds that one device would compute for ``tokens`` tokens of ``prompts`` prompts, ``each`` so long."""
+        totals, speed = self.shape.totals, self.speed
+        routed = tokens * totals.expert_flops_per_token
+        shared = self._operations(tokens, prompts) - routed
+        attention = prompts * prompt_operations(totals, each) / speed.attention_rate
+        return shared / speed.matrix_rate + routed / speed.expert_rate + attention
 
     def _launch(self) -> float:
         """Fixed cost of a prompt that rides along."""
