@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from infer_compile.build.resolve import plan_of, resolve
 from infer_compile.cli.main import main
+from infer_compile.planner.markdown import markdown
 from infer_compile.planner.plan import Plan
 from infer_compile.runtime.errors import InferCompileError
 
@@ -22,7 +27,8 @@ workload: {context_tokens: 4096, input_tokens: 1000, output_tokens: 200, concurr
 TARGET = """\
 id: my-card
 name: my card
-vendor: me
+vendor: NVIDIA
+compute_capability: "8.9"
 kind: gpu
 memory_gb: 40
 bandwidth_gbs: 1000
@@ -51,7 +57,7 @@ def run(*arguments: object) -> Result:
 def test_a_table_by_default(here: Path) -> None:
     result = run(write("rtx-4090"))
     assert result.exit_code == 0
-    assert "RTX 4090" in result.stdout and "cannot be built" in result.stdout
+    assert "RTX 4090" in result.stdout and "Planned only" in result.stdout
     assert not any(line.endswith(" ") for line in result.stdout.splitlines())
 
 
@@ -70,6 +76,7 @@ def test_markdown(here: Path) -> None:
 
 def test_nothing_fits_exits_3(here: Path) -> None:
     path = write("rtx-3070-8gb")
+    path.write_text(path.read_text() + "pin: {weights: bf16}\n")
     result = run(path, "--format", "json")
     assert result.exit_code == 3 and result.stdout == ""
     assert "error[IC201]: chat.yaml:" in result.stderr and "concurrency: 1" not in result.stderr
@@ -106,3 +113,34 @@ def test_wrong_names_are_reported_together(here: Path) -> None:
         resolve(path)
     assert [problem.code for problem in caught.value.problems] == ["IC100", "IC020", "IC020"]
     assert all(problem.where.startswith("chat.yaml:") for problem in caught.value.problems)
+
+
+def on_a_terminal(path: Path, **environment: str) -> str:
+    """What the command writes to a terminal."""
+    reader, writer = pty.openpty()
+    command = [sys.executable, "-c", "from infer_compile.cli.main import main; main()", "plan", str(path)]
+    known = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    process = subprocess.Popen(command, stdout=writer, env=known | {"TERM": "xterm"} | environment)
+    os.close(writer)
+    text = b""
+    try:
+        while part := os.read(reader, 65536):
+            text += part
+    except OSError:
+        # The other end of a terminal that was closed is an error, not an end of file.
+        pass
+    os.close(reader)
+    assert process.wait() == 0
+    return text.decode()
+
+
+def test_colour_is_for_terminals_that_want_it(here: Path) -> None:
+    path = write("rtx-4090")
+    assert "\x1b[" in on_a_terminal(path)
+    assert "\x1b[" not in on_a_terminal(path, NO_COLOR="1")
+    assert "\x1b[" not in run(path).stdout
+
+
+def test_a_plan_that_was_written_is_told_again(here: Path) -> None:
+    written = Plan.from_json(run(write("rtx-4090"), "--format", "json").stdout)
+    assert markdown(written) == run(Path("chat.yaml"), "--format", "markdown").stdout

@@ -1,5 +1,4 @@
-"""What would change the decision is true: asked again at the turn, the planner decides as it was told, and short of
-it as before."""
+"""What would change the decision is true: at a turn the planner decides as told, short of it as before."""
 
 from __future__ import annotations
 

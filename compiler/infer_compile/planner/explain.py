@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..catalog.figure import STRENGTH
 from . import words
-from .plan import Choice, Plan, significant
+from .plan import Choice, Plan, Predicted, significant
 from .units import GIB, size
 from .words import milliseconds
 
@@ -62,9 +62,7 @@ def headline(plan: Plan) -> str:
     drafter = drafts.draft if drafts.method == "draft" else drafts.method
     drafted = f", {drafts.tokens} tokens a step drafted by {drafter}" if drafts.tokens else ""
     model = f"{plan.model.name or plan.model.source} ({words.count(plan.model.parameters)} parameters)"
-    return (
-        f"{model} on {where} by {_engine(plan)}: {_weights(plan)} weights, {plan.kv.level} cache{drafted}."
-    )
+    return f"{model} on {where} by {_engine(plan)}: {_weights(plan)} weights, {plan.kv.level} cache{drafted}."
 
 
 def limited(plan: Plan) -> str:
@@ -226,7 +224,8 @@ def misses(plan: Plan) -> dict[str, list[str]]:
 def origins(plan: Plan) -> list[tuple[str, str, str]]:
     """Basis, figures and source, the weakest first; figures that share a source stand together."""
     shared: dict[tuple[str, str], dict[str, None]] = {}
-    for key, source in plan.predicted.sources.items():
+    for key in sorted(plan.predicted.sources, key=_place):
+        source = plan.predicted.sources[key]
         shared.setdefault((source.basis, source.text), {})[_noun(key)] = None
     ranked = sorted(shared.items(), key=lambda entry: -STRENGTH.index(entry[0][0]))
     return [(basis, ", ".join(names), text) for (basis, text), names in ranked]
@@ -258,6 +257,12 @@ _NOUNS: Mapping[str, str] = {
     "memory_gib.total": "memory in all",
     "memory_gib.capacity": "memory there is",
 }
+
+
+def _place(key: str) -> tuple[int, str]:
+    """Figures in the order of the plan, whatever the order that they were written in."""
+    group, fields = key.partition(".")[0], tuple(Predicted.model_fields)
+    return (fields.index(group) if group in fields else len(fields)), key
 
 
 def _noun(key: str) -> str:

@@ -78,8 +78,11 @@ def turns(asked: Deployment, chosen: Candidate, solve: Solve) -> tuple[Turn, ...
     if question.change(fewer):
         # The smaller question has another answer, so its turns would not be those of the plan.
         return ()
-    axes = (*_load(fewer), *_length(fewer), *_time(fewer, chosen))
-    found = [one for axis in axes for one in _turn(question, axis)]
+    loads = [*_load(fewer), *_length(fewer)]
+    if asked.rate is not None or asked.spec.objective == "capacity":
+        # Each answer is a search of its own for the number in flight: only what grows is followed.
+        loads = [axis for axis in loads if axis.end > axis.start]
+    found = [one for axis in (*loads, *_time(fewer, chosen)) for one in _turn(question, axis)]
     found += _budgets(question, fewer, chosen)
     return tuple(one.turn for one in sorted(found, key=lambda one: one.distance)[:MOST])
 
