@@ -25,7 +25,8 @@ from infer_compile.planner.search import plan
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.spec.spec import Spec
 
-SPECS = Path(__file__).resolve().parents[2] / "specs"
+ROOT = Path(__file__).resolve().parents[2]
+SPECS = ROOT / "specs"
 FILES = ("llama-3.1-8b-rtx-4090", "llama-3.3-70b-h100", "llama-3.2-1b-jetson-orin-nano")
 LLAMA = card("llama-3.1-8b")
 DECISIONS = {
@@ -368,3 +369,16 @@ def test_times_share_their_unit() -> None:
     assert words.between(62.2, 1310.4) == "62.2 to 1,310 ms"
     assert words.between(9_000, 12_000) == "9,000 ms to 12 s"
     assert words.between(12_000, 30_000) == "12 to 30 s"
+
+
+def test_the_page_on_the_planner_names_what_there_is() -> None:
+    """Files exist; the example is what the planner says: ``python benchmarks/plan_example.py`` renews it."""
+    text = (ROOT / "docs" / "planner.md").read_text(encoding="utf-8")
+    prose, _, example = text.partition("```text\n")
+    package = ROOT / "compiler" / "infer_compile"
+    for name in re.findall(r"`(\w+\.py)`", prose):
+        assert (package / "planner" / name).is_file(), name
+    for name in re.findall(r"`(catalog/\S+)`", prose):
+        assert (package / name).is_file(), name
+    said = rendered(of_file(FILES[0]), 110)
+    assert example.removesuffix("\n```\n") in "\n".join(line.rstrip() for line in said.splitlines())
