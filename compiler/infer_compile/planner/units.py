@@ -11,8 +11,3 @@ def size(count: float) -> str:
         if count >= 0.1 * unit:
             return f"{count / unit:.3g} {name}"
     return f"{count:.0f} bytes"
-
-
-def duration(milliseconds: float) -> str:
-    """A time in milliseconds, or from ten seconds on in seconds."""
-    return f"{milliseconds:g} ms" if milliseconds < 10_000 else f"{milliseconds / 1000:g} s"
