@@ -99,13 +99,28 @@ def solve(asked: Deployment, block: Block) -> Solved:
     most = int(block.engine.on(asked.target.kind).most_sequences.value) * np.asarray(block.layout.data)
     if asked.rate is not None:
         load = Load(most, asked.input_tokens, asked.output_tokens, asked.rate)
-        seen = _forecast(asked, block, load, most)
+        seen = _forecast(asked, block, load, _drafted_for(asked, block, asked.rate, most))
         mean = np.maximum(np.asarray(seen.concurrency), 1e-9)
         return _solved(asked, block, _whole(mean + np.sqrt(mean), most), seen)
     solved = at(asked, block, np.full(len(block), asked.concurrency, dtype=np.int64))
     if asked.spec.objective == "capacity":
         return _fullest(asked, block, solved, most)
     return solved
+
+
+def _drafted_for(asked: Deployment, block: Block, rate: float, most: Counts) -> Floats:
+    """About how many sequences a step drafts for at an arrival rate: what a draft takes depends on it."""
+    count = np.asarray(block.layout.data, dtype=np.float64)
+    if any(one.tokens for one in block.draftings):
+        for _ in range(_APPROACHES):
+            load = Load(count, asked.input_tokens, asked.output_tokens)
+            seen = _forecast(asked, block, load, count)
+            count = np.clip(rate * np.asarray(seen.e2e), block.layout.data, most)
+    return count
+
+
+_APPROACHES = 3
+"""Times that Little's law is applied to an approximate number in flight."""
 
 
 def at(asked: Deployment, block: Block, sequences: Counts) -> Solved:
@@ -131,12 +146,12 @@ def _fullest(asked: Deployment, block: Block, solved: Solved, most: Counts) -> S
     return at(asked, block, low)
 
 
-def _forecast(asked: Deployment, block: Block, load: Load, sequences: Counts) -> Forecast:
+def _forecast(asked: Deployment, block: Block, load: Load, sequences: Floats) -> Forecast:
     runner = Runner(asked.shape, block.stored, block.cache, block.layout, block.speed)
     return forecast(runner, load, block.budget, _speculated(block, load, sequences))
 
 
-def _speculated(block: Block, load: Load, sequences: Counts) -> Verify | None:
+def _speculated(block: Block, load: Load, sequences: Floats) -> Verify | None:
     if all(one.tokens == 0 for one in block.draftings):
         return None
     per_copy = sequences / np.asarray(block.layout.data)
