@@ -157,6 +157,9 @@ def _links(contest: Contest) -> Iterator[str]:
     """What goes over links in a step."""
     chosen = contest.chosen
     step, links = float(chosen.forecast.step.total), float(chosen.forecast.step.links)
+    if not links:
+        yield "nothing goes over links in a step"
+        return
     target, asked = contest.asked.target, contest.asked
     wires = [
         f"{link.name} at {link.gbs_per_direction:g} GB/s"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import support
+from .block import Counts
 from .candidate import Candidate
 from .contest import Contest, broken
 from .deployment import Deployment
@@ -15,7 +16,8 @@ from .frontier import drafting
 from .plan import Reason
 from .reasons_devices import version
 from .replay import replay
-from .speculation import NONE
+from .speculation import NONE, break_even_batch, speedup
+from .survey import Column
 from .words import listed, times, whole
 
 THE_SPEC = "the spec"
@@ -63,17 +65,27 @@ def speculation(contest: Contest) -> Reason:
 
 
 def pays_up_to(asked: Deployment, chosen: Candidate) -> int | None:
-    """The largest number of sequences in flight, of as many as the engine takes, at which the drafts of
-    ``chosen`` yield more tokens per second than none.
+    """The largest number of sequences in flight, of as many as the engine takes, at which steps with the
+    drafts of ``chosen`` yield more tokens per second than plain ones.
 
     None where it drafts nothing, 0 where that never pays.
     """
-    if not chosen.drafting.tokens:
+    one = chosen.drafting
+    if not one.tokens:
         return None
     counts = np.arange(1, _most(asked, chosen) + 1)
-    solved = replay(asked, chosen, counts, (NONE, chosen.drafting))
-    plain, drafted = np.split(np.asarray(solved.forecast.tokens_per_second), 2)
-    return int(counts[drafted > plain].max(initial=0))
+    return break_even_batch(lambda counts: _seconds(asked, chosen, counts), one.expected, counts)
+
+
+def _seconds(asked: Deployment, chosen: Candidate, counts: Counts) -> tuple[Column, Column, Column]:
+    """A plain step, one that verifies the drafts of ``chosen``, and its wait for the draft, with so many in
+    flight."""
+    one = chosen.drafting
+    total = np.asarray(replay(asked, chosen, counts, (NONE, one)).forecast.step.total, dtype=np.float64)
+    plain, verify = np.split(total, 2)
+    context = float(chosen.forecast.load.decode_context)
+    wait = draft_seconds(one, chosen.speed, chosen.layout, counts / int(chosen.layout.data), context)
+    return plain, verify, np.asarray(wait, dtype=np.float64)
 
 
 def _most(asked: Deployment, one: Candidate) -> int:
@@ -104,11 +116,8 @@ def _next(contest: Contest) -> Iterator[str]:
 def _numbers(asked: Deployment, one: Candidate) -> Iterator[str]:
     """Expected tokens, and the seconds of draft, verify and plain step at the load."""
     draft = one.drafting
-    seen = replay(asked, one, np.array([one.sequences]), (NONE, draft)).forecast
-    plain, verify = (float(seconds) * 1e3 for seconds in np.asarray(seen.step.total))
-    context = float(one.forecast.load.decode_context)
-    copies = one.sequences / int(one.layout.data)
-    wait = float(draft_seconds(draft, one.speed, one.layout, copies, context)) * 1e3
+    seconds = _seconds(asked, one, np.array([one.sequences]))
+    plain, verify, wait = (1e3 * float(each[0]) for each in seconds)
     by = f" by {draft.draft}" if draft.draft else ""
     yield (
         f"{draft.tokens} drafted{by}, and a step yields {draft.expected:.3g} tokens "
@@ -116,7 +125,7 @@ def _numbers(asked: Deployment, one: Candidate) -> Iterator[str]:
     )
     yield (
         f"{whole(wait)} ms to draft and {whole(verify)} to verify, where a plain step takes {whole(plain)}: "
-        f"{times(draft.expected * plain / (verify + wait))} for each sequence"
+        f"{times(float(speedup(plain, verify, wait, draft.expected)))} for each sequence"
     )
     limit, most = pays_up_to(asked, one), _most(asked, one)
     if limit is not None and limit >= most:

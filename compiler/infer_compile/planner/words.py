@@ -17,6 +17,10 @@ _BROKEN: Mapping[str, str] = {
 }
 
 
+SECONDS_FROM = 10_000
+"""Milliseconds from which on a time is told in seconds."""
+
+
 def broken(limit: str, value: str, allowed: str) -> str:
     """A limit that is broken: what there is, and what was allowed."""
     return _BROKEN.get(limit, f"{limit} {{value}}, limit {{allowed}}").format(value=value, allowed=allowed)
@@ -41,16 +45,15 @@ def times(factor: float) -> str:
     return f"{factor:.2f}x"
 
 
-def milliseconds(time: float, unit: bool = True) -> str:
+def milliseconds(time: float) -> str:
     """A time in milliseconds, or from ten seconds on in seconds."""
-    if time >= 10_000:
-        return f"{whole(time / 1000)}{' s' if unit else ''}"
-    return f"{whole(time)}{' ms' if unit else ''}"
+    return f"{whole(time / 1000)} s" if time >= SECONDS_FROM else f"{whole(time)} ms"
 
 
 def between(low: float, high: float) -> str:
-    """Two times in milliseconds, in one unit if they have one."""
-    return f"{milliseconds(low, unit=(low >= 10_000) != (high >= 10_000))} to {milliseconds(high)}"
+    """Two times in milliseconds, both in the unit of the longer."""
+    shorter = low / 1000 if high >= SECONDS_FROM else low
+    return f"{whole(shorter)} to {milliseconds(high)}"
 
 
 def listed(items: Iterable[str], most: int = 4) -> str:
