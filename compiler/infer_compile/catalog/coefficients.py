@@ -124,21 +124,24 @@ class Spread(Frozen):
 
 
 class Generation(Frozen):
-    """Builds of an engine that are taken to be alike, by patterns of their names (``*`` for anything)."""
+    """Builds of an engine that are taken to be alike, by patterns of their names (``*`` for anything), and how
+    the measured runs were set: ``step_tokens`` tokens of a step."""
 
     engine: str
-    name: str
+    name: str = ""
     builds: tuple[str, ...]
+    admission: Admission
+    step_tokens: int
+    like: str = ""
+    """The generation that its rates are fitted together with."""
+    source: str
 
     def holds(self, build: str) -> bool:
         return any(fnmatchcase(build, pattern) for pattern in self.builds)
 
 
 class Calibration(Frozen):
-    """A generation of an engine on a class of devices, on a family of classes, or (None) on any device.
-
-    ``step_tokens``: tokens of a step that the measured runs were set to.
-    """
+    """A generation of an engine on a class of devices, on a family of classes, or (None) on any device."""
 
     engine: str
     generation: str = ""
@@ -149,8 +152,6 @@ class Calibration(Frozen):
     """The weight formats that were measured."""
     rates: Rates
     waiting: Waiting
-    admission: Admission
-    step_tokens: int
     spread: Spread
     basis: Basis
     source: str
@@ -178,6 +179,13 @@ class Coefficients(Frozen):
         """The generation that ``build`` belongs to; None if it is not known."""
         mine = [each for each in self.generations if each.engine == engine]
         return next((each.name for each in mine if each.holds(build)), None)
+
+    def settings(self, calibration: Calibration) -> Generation:
+        """The generation of ``calibration``; raises KeyError where the file lacks it."""
+        for each in self.generations:
+            if (each.engine, each.name) == (calibration.engine, calibration.generation):
+                return each
+        raise KeyError((calibration.engine, calibration.generation))
 
     def find(
         self, engine: str, target: Target, weights: str, build: str | None = None

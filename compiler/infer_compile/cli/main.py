@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "check": "Hold specs against their locks.",
         "diff": "What two specs, plans or bundles do differently.",
         "probe": "Measure this machine into a target file.",
+        "estimate": "Times of one deployment, or of a table of them.",
         "models": "The models whose geometry is known.",
         "targets": "The devices that can be planned for.",
         "schema": "JSON Schema of the spec, for editors.",

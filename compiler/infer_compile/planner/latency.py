@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..catalog.coefficients import Calibration, Coefficients, Rates, Reach
+from ..catalog.coefficients import Calibration, Coefficients, Generation, Rates, Reach
 from ..catalog.figure import Basis
 from ..catalog.formats import CacheScheme, WeightScheme
 from ..catalog.target import Target
@@ -96,6 +96,7 @@ class Speed:
     peak_bandwidth: float
     peak_rate: float
     calibration: Calibration
+    generation: Generation
     reach: Reach
     widen: float
 
@@ -177,6 +178,7 @@ def speed(
         peak_bandwidth=target.bandwidth_gbs * 1e9,
         peak_rate=max(matrices, plain) * 1e12,
         calibration=found,
+        generation=coefficients.settings(found),
         reach=reach,
         widen=coefficients.widen[reach],
     )
