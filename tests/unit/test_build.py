@@ -158,7 +158,8 @@ def test_a_plan_is_built_as_it_is_or_refused(spec: Path) -> None:
 
 
 def test_what_cannot_be_built_is_refused_before_anything_is_written(spec: Path) -> None:
-    spec.write_text(spec.read_text().replace("./cpu.yaml", "rtx-4090"))
+    text = spec.read_text().replace("./cpu.yaml", "rtx-4090").replace("kv: tq3", "kv: tq3, engine: native")
+    spec.write_text(text)
     refused = run("build", spec)
     assert refused.exit_code == 1 and "IC220" in refused.stderr and "cpu" in refused.stderr
     assert not Path("bundles").exists()

@@ -323,7 +323,7 @@ class Plan(_Frozen):
             raise InferCompileError(
                 Problem(
                     "IC220",
-                    f"a bundle for {self.target.name} cannot be built by this version",
+                    f"a bundle of {self.engine} for {self.target.name} cannot be built by this version",
                     self.name,
                     self.not_buildable,
                     "plan still answers for this target; to build, choose a target of kind cpu",
