@@ -1,18 +1,18 @@
-"""Fits the time coefficients of catalog/coefficients.yaml on measured rows, and tests them on what was left out.
+"""Fits the time coefficients of catalog/coefficients.yaml on measured rows, and tests them on what was left
+out.
 
     python benchmarks/time_coefficients.py CALIBRATION.csv [--check | --markdown FILE]
 
-Rewrites the part of the file below its marker; ``--check`` compares with it instead and exits 1 if it differs.
-``--markdown`` writes the table of the cross-validation. One fit is of engines for one machine (single streams and
-prompts), one of servers (static batches and serving), one of the waiting for first tokens. No coefficient knows a
-model's name: effects are those of the engine, its generation of builds, the family and class of the device, and the
-weight format.
+Rewrites the part of the file below its marker; ``--check`` compares with it instead and exits 1 if it
+differs. ``--markdown`` writes the table of the cross-validation. One fit is of engines for one machine
+(single streams and prompts), one of servers (static batches and serving), one of the waiting for first
+tokens. No coefficient knows a model's name: effects are those of the engine, its generation of builds, the
+family and class of the device, and the weight format.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,112 +20,33 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from time_fit import Effect, Level, Model, fit, group_weights, predict
-from time_rows import EFFICIENCIES, NAMES, WAITS, Row, bounds, features, graph, read_rows, target, waiting_features
-from time_table import Fold, markdown, printed, quantiles
 
 from infer_compile.catalog import facts as shipped
 from infer_compile.catalog.coefficients import Calibration, Coefficients
 from infer_compile.catalog.facts import Facts, load_facts
+from time_fit import Effect, Model, fit, group_weights, predict
+from time_prior import MEANS, ROUTING, USUAL_ROUTING, WAIT_MEANS, Place, model_of, rate_levels, wait_levels
+from time_rows import (
+    EFFICIENCIES,
+    NAMES,
+    WAITS,
+    Row,
+    bounds,
+    features,
+    graph,
+    read_rows,
+    target,
+    waiting_features,
+)
+from time_table import Fold, markdown, printed, quantiles
 
 FILE = Path(shipped.__file__).parent / "coefficients.yaml"
 MARKER = "  # --- fitted by benchmarks/time_coefficients.py; do not edit below this line ---\n"
 LOCAL = ("llama.cpp", "gpt-fast")
 SERVERS = ("tensorrt-llm", "vllm", "sglang")
 
-# Where each coefficient is pulled to: efficiencies as shares, costs in microseconds.
-PRIOR = {
-    "weight": 0.8,
-    "cache": 0.7,
-    "matrix": 0.55,
-    "expert": 0.35,
-    "attention": 0.35,
-    "decode_matrix": 0.4,
-    "decode_attention": 0.1,
-    "link": 0.6,
-    "step": 500,
-    "layer": 20,
-    "mixture": 20,
-    "sequence": 8,
-    "prompt": 100,
-    "prompt_layer": 30,
-    "reduce": 10,
-    "node": 30,
-}
-MEANS = {n: math.log(v / (1 - v)) if n in EFFICIENCIES else math.log(v) for n, v in PRIOR.items()}
-WAIT_PRIOR = {"own": 1.3, "together": 0.15, "queue": 1.0, "steps": 2.0, "queued": 0.02, "request": 15_000}
-WAIT_MEANS = {name: math.log(value) for name, value in WAIT_PRIOR.items()}
-BY_FORMAT = ("weight", "matrix", "expert", "decode_matrix")
-ROUTING = (0.4, 0.6, 0.75, 0.9, 1.0)
-USUAL_ROUTING = 0.9
-
-# Deviations of effects, of all coefficients and of the cost of a layer, chosen by the cross-validation's error.
-DEVIATIONS = {
-    "servers": {
-        "base": (0.7, 0.4),
-        "engine": (0.2, 0.15),
-        "generation": (0.2, 0.2),
-        "family": (0.3, 0.2),
-        "class": (0.3, 0.2),
-        "pair": (0.3, 0.2),
-        "format": (0.5, 0.5),
-        "own format": (0.4, 0.4),
-    },
-    "local": {
-        "base": (0.7, 1.0),
-        "engine": (0.3, 0.5),
-        "generation": (0.3, 0.5),
-        "family": (0.3, 0.8),
-        "class": (0.15, 0.4),
-        "pair": (0.4, 1.0),
-        "format": (0.5, 0.5),
-        "own format": (0.4, 0.4),
-    },
-    "waiting": {
-        "base": (0.5, 0.5),
-        "kind": (0.5, 0.5),
-        "engine": (0.15, 0.15),
-        "generation": (0.3, 0.3),
-        "class": (0.1, 0.1),
-        "pair": (0.1, 0.1),
-    },
-}
-SCALES = {"servers": 0.15, "local": 0.07, "waiting": 0.25}
 DOUBTED = 0.05
 """Weight of a row that cannot be what it says."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a coefficient is asked for."""
-
-    engine: str
-    generation: str
-    like: str
-    """The generation whose rates it shares."""
-    family: str
-    device_class: str
-    weights: str = ""
-    mixture: bool = False
-
-
-def rate_levels(place: Place, name: str) -> list[Level]:
-    levels: list[Level] = [("base",), ("engine", place.engine)]
-    levels.append(("generation", place.engine, place.like))
-    levels += [("family", place.family), ("class", place.device_class)]
-    levels.append(("pair", place.engine, place.like, place.device_class))
-    if name in BY_FORMAT:
-        levels += [("format", place.weights), ("own format", place.engine, place.like, place.weights)]
-    return levels
-
-
-def wait_levels(place: Place, name: str) -> list[Level]:
-    levels: list[Level] = [("base",), ("engine", place.engine)]
-    if name in ("own", "together", "steps"):
-        levels.append(("kind", str(place.mixture)))
-    levels += [("generation", place.engine, place.generation), ("class", place.device_class)]
-    levels.append(("pair", place.engine, place.generation, place.device_class))
-    return levels
 
 
 @dataclass
@@ -148,8 +69,8 @@ class Block:
         kept = np.asarray(members)
         turns = 8 if start else 40
         return fit(
-            self.model, members, self.features[kept], self.offset[kept], self.seconds[kept], self.weights[kept],
-            start, turns,
+            self.model, members, self.features[kept], self.offset[kept], self.seconds[kept],
+            self.weights[kept], start, turns,
         )  # fmt: skip
 
     def predict(self, members: Sequence[int], effects: dict[Effect, float]) -> np.ndarray:
@@ -161,14 +82,18 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("calibration", type=Path)
     arguments.add_argument("--check", action="store_true", help="compare with the file, change nothing")
-    arguments.add_argument("--markdown", type=Path, help="write the table of the cross-validation to this file")
+    arguments.add_argument(
+        "--markdown", type=Path, help="write the table of the cross-validation to this file"
+    )
     given = arguments.parse_args()
     facts = load_facts()
     bare = without_fits(facts)
     rows = read_rows(given.calibration, bare)
     doubts = doubted(rows, bare)
     timed = [row for row, doubt in zip(rows, doubts, strict=True) if row.metric != "ttft_ms" and doubt > 0]
-    weights = [doubt for row, doubt in zip(rows, doubts, strict=True) if row.metric != "ttft_ms" and doubt > 0]
+    weights = [
+        doubt for row, doubt in zip(rows, doubts, strict=True) if row.metric != "ttft_ms" and doubt > 0
+    ]
     first = [row for row, doubt in zip(rows, doubts, strict=True) if row.metric == "ttft_ms" and doubt > 0]
     routing, table = route(timed, weights, bare)
     blocks = [rate_block(name, engines, timed, weights, table, bare) for name, engines in
@@ -184,7 +109,7 @@ def main() -> None:
     head = text[: text.index(MARKER) + len(MARKER)]
     body = yaml.dump(calibrations, sort_keys=False, width=118, default_flow_style=None, allow_unicode=True)
     new = head + "".join(f"  {line}\n" if line else "\n" for line in body.splitlines())
-    print({key: value for key, value in sorted(routing.items())}, file=sys.stderr)
+    print(dict(sorted(routing.items())), file=sys.stderr)
     print(printed(folds))
     if given.markdown:
         given.markdown.write_text(markdown(folds), encoding="utf-8")
@@ -204,8 +129,8 @@ def without_fits(facts: Facts) -> Facts:
 
 
 def doubted(rows: Sequence[Row], facts: Facts) -> list[float]:
-    """0 where the weights do not fit the memory; little where the row is below the physical bound, or where experts
-    are said to be both dealt over all devices and split over all of them; else 1."""
+    """0 where the weights do not fit the memory; little where the row is below the physical bound, or where
+    experts are said to be both dealt over all devices and split over all of them; else 1."""
     limits = bounds(rows, facts)
     found = []
     for row, limit in zip(rows, limits, strict=True):
@@ -219,7 +144,15 @@ def place_of(row: Row, facts: Facts) -> Place:
     held = facts.coefficients.device_class(target(row.asked.target))
     mixture = bool(graph(row.asked.model).totals.mixtures)
     weights = row.asked.weights
-    return Place(row.asked.engine, row.generation, alike(facts, row.asked.engine, row.generation), held.family, held.name, weights, mixture)
+    return Place(
+        row.asked.engine,
+        row.generation,
+        alike(facts, row.asked.engine, row.generation),
+        held.family,
+        held.name,
+        weights,
+        mixture,
+    )
 
 
 def alike(facts: Facts, engine: str, generation: str) -> str:
@@ -229,32 +162,25 @@ def alike(facts: Facts, engine: str, generation: str) -> str:
 
 
 def rate_block(
-    name: str, engines: Sequence[str], rows: Sequence[Row], doubts: Sequence[float], table: np.ndarray, facts: Facts
+    name: str,
+    engines: Sequence[str],
+    rows: Sequence[Row],
+    doubts: Sequence[float],
+    table: np.ndarray,
+    facts: Facts,
 ) -> Block:
     members = [index for index, row in enumerate(rows) if row.asked.engine in engines]
     mine = [rows[index] for index in members]
     places = [place_of(row, facts) for row in mine]
     weights = group_weights([row.group for row in mine]) * np.array([doubts[index] for index in members])
     return Block(
-        name, mine, places, table[members], np.zeros(len(mine)), weights, model_of(name, places, NAMES, MEANS, rate_levels)
-    )
-
-
-def model_of(
-    name: str,
-    places: Sequence[Place],
-    names: tuple[str, ...],
-    means: dict[str, float],
-    levels: Callable[[Place, str], list[Level]],
-) -> Model:
-    deviations = DEVIATIONS[name]
-    return Model(
-        names=names,
-        means=means,
-        shares=frozenset(EFFICIENCIES) & frozenset(names),
-        levels=lambda row, coefficient: levels(places[row], coefficient),
-        deviation=lambda coefficient, kind: deviations[kind][coefficient == "layer"],
-        scale=SCALES[name],
+        name,
+        mine,
+        places,
+        table[members],
+        np.zeros(len(mine)),
+        weights,
+        model_of(name, places, NAMES, MEANS, rate_levels),
     )
 
 
@@ -281,7 +207,9 @@ def route(
                 block.features = merged[members].copy()
                 block.features[mine] = tables[value][members][mine]
                 effects = block.fit(range(len(block.rows)), start)
-                errors[value] = float(np.median(np.abs(np.log(block.predict(mine, effects) / block.seconds[mine]))))
+                errors[value] = float(
+                    np.median(np.abs(np.log(block.predict(mine, effects) / block.seconds[mine])))
+                )
             chosen[key] = min(errors, key=lambda value: errors[value])
             where = np.array(members)[mine]
             merged[where] = tables[chosen[key]][where]
@@ -289,8 +217,8 @@ def route(
 
 
 def leave_out(block: Block, start: dict[Effect, float]) -> list[Fold]:
-    """Each row predicted by a fit without its device (single streams, prompts), its model (static batches) or its
-    group of model, device and engine (serving)."""
+    """Each row predicted by a fit without its device (single streams, prompts), its model (static batches)
+    or its group of model, device and engine (serving)."""
     kinds: dict[str, Callable[[Row], object]] = {
         "single-stream": lambda row: row.asked.target,
         "prefill": lambda row: row.asked.target,
@@ -303,7 +231,9 @@ def leave_out(block: Block, start: dict[Effect, float]) -> list[Fold]:
             left = [i for i, row in enumerate(block.rows) if row.set == kind and key(row) == name]
             rest = [i for i, row in enumerate(block.rows) if key(row) != name]
             effects = block.fit(rest, start)
-            folds.append(Fold.of(kind, str(name), [block.rows[i] for i in left], block.predict(left, effects)))
+            folds.append(
+                Fold.of(kind, str(name), [block.rows[i] for i in left], block.predict(left, effects))
+            )
     return folds
 
 
@@ -314,16 +244,23 @@ def with_rates(
     routing: dict[tuple[str, str], float],
     left: tuple[str, str, str] | None,
 ) -> Facts:
-    """``facts`` with a calibration for each engine and place; those measured without ``left`` are told as such."""
+    """``facts`` with a calibration for each engine and place; those measured without ``left`` are told as
+    such."""
     known = facts.coefficients
     prior = next(each for each in known.calibrations if each.engine == "prior")
     found = [each for each in known.calibrations if each.engine in ("native", "prior")]
     for block in blocks:
         rows = [row for row in block.rows if row.group != left]
         for generation in (each for each in known.generations if each.engine in _engines(block.name)):
-            mine = [row for row in rows if (row.asked.engine, row.generation) == (generation.engine, generation.name)]
+            mine = [
+                row
+                for row in rows
+                if (row.asked.engine, row.generation) == (generation.engine, generation.name)
+            ]
             for family, device_class in _places(generation.engine, rows, known):
-                here = [row for row in mine if known.device_class(target(row.asked.target)).name == device_class]
+                here = [
+                    row for row in mine if known.device_class(target(row.asked.target)).name == device_class
+                ]
                 if device_class and not here:
                     continue
                 like = alike(facts, generation.engine, generation.name)
@@ -366,7 +303,11 @@ def _source(here: Sequence[Row], rows: Sequence[Row], engine: str) -> str:
 
 
 def _rates(
-    model: Model, place: Place, formats: Sequence[str], effects: dict[Effect, float], routing: dict[tuple[str, str], float]
+    model: Model,
+    place: Place,
+    formats: Sequence[str],
+    effects: dict[Effect, float],
+    routing: dict[tuple[str, str], float],
 ) -> object:
     def value(name: str, weights: str = "") -> float:
         at = Place(place.engine, place.generation, place.like, place.family, place.device_class, weights)
@@ -470,8 +411,20 @@ def finished(
         name = held.name if held else ""
         fields["waiting"] = _waiting(wait.model, each, name, effects)
         fields["spread"] = spreads[block]
-        order = ("engine", "generation", "device_class", "devices", "formats", "rates", "waiting", "spread", "basis")
-        cleaned = {key: _listed(fields[key]) for key in (*order, "source") if fields[key] not in (None, (), "")}
+        order = (
+            "engine",
+            "generation",
+            "device_class",
+            "devices",
+            "formats",
+            "rates",
+            "waiting",
+            "spread",
+            "basis",
+        )
+        cleaned = {
+            key: _listed(fields[key]) for key in (*order, "source") if fields[key] not in (None, (), "")
+        }
         result.append(cleaned)
     return result
 

@@ -1,9 +1,10 @@
 """Maximum a posteriori: positive coefficients, each a sum of effects in logarithms, shrunk towards a prior.
 
-The prediction of a row is a sum of features times coefficients. A coefficient's logarithm (of an efficiency the logit)
-is its prior mean plus one effect for each level that the row belongs to (engine, generation, family, class, format):
-Gaussian, of a stated deviation. Residuals are logarithms of predicted over measured, with Student's t of four degrees
-of freedom, so that a broken run pulls little. Gauss-Newton steps with Levenberg's damping.
+The prediction of a row is a sum of features times coefficients. A coefficient's logarithm (of an efficiency
+the logit) is its prior mean plus one effect for each level that the row belongs to (engine, generation,
+family, class, format): Gaussian, of a stated deviation. Residuals are logarithms of predicted over measured,
+with Student's t of four degrees of freedom, so that a broken run pulls little. Gauss-Newton steps with
+Levenberg's damping.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ Effect = tuple[str, Level]
 
 @dataclass(frozen=True)
 class Model:
-    """``means`` by coefficient; ``shares`` are those that are efficiencies; ``levels`` of a row by coefficient;
-    ``deviation`` of an effect; ``scale`` of a residual."""
+    """``means`` by coefficient; ``shares`` are those that are efficiencies; ``levels`` of a row by
+    coefficient; ``deviation`` of an effect; ``scale`` of a residual."""
 
     names: tuple[str, ...]
     means: Mapping[str, float]

@@ -1,7 +1,7 @@
 """Measured rows, and what each coefficient of the time model contributes to their predictions.
 
-Every prediction of a time is linear in the coefficients (an efficiency enters as 1 over it), so a row's features are
-what the planner itself predicts with one coefficient at 1 and all others free of cost.
+Every prediction of a time is linear in the coefficients (an efficiency enters as 1 over it), so a row's
+features are what the planner itself predicts with one coefficient at 1 and all others free of cost.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ def features(rows: Sequence[Row], facts: Facts, routing: float) -> np.ndarray:
 
 
 def bounds(rows: Sequence[Row], facts: Facts) -> np.ndarray:
-    """Seconds of the weights alone over the bandwidth, for a decode step; NaN where they do not fit the memory."""
+    """Seconds of the weights alone over the bandwidth, for a decode step; NaN where they do not fit the
+    memory."""
     table = np.zeros(len(rows))
     for members in groups(rows):
         first = rows[members[0]]

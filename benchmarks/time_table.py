@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from time_rows import Row
 
 DENSE = ("llama-2-7b", "llama-2-70b", "llama-3.1-8b", "llama-3.1-70b", "mistral-7b-v0.1", "qwen3-32b")
@@ -79,7 +80,9 @@ def lines(folds: Sequence[Fold]) -> list[Line]:
         elif kind in ("serving", "first token"):
             found.append(_line("- dense models", mine, ends, lambda row: row.asked.model in DENSE))
             found.append(_line("- models with experts", mine, ends, lambda row: row.asked.model not in DENSE))
-            found += [_line(f"- {fold.name}", [fold], ends, lambda row: True) for fold in mine if len(fold.rows) > 4]
+            found += [
+                _line(f"- {fold.name}", [fold], ends, lambda row: True) for fold in mine if len(fold.rows) > 4
+            ]
     return [line for line in found if len(line.errors)]
 
 
@@ -104,7 +107,9 @@ def _line(name: str, folds: Sequence[Fold], ends: Sequence[float], among: Callab
 def printed(folds: Sequence[Fold]) -> str:
     cells = [HEADINGS, *(line.cells for line in lines(folds))]
     widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells
+    )
 
 
 def markdown(folds: Sequence[Fold]) -> str:

@@ -48,10 +48,10 @@ class DeviceClass(Frozen):
 class Rates(Frozen):
     """One engine, in one build, on one class of devices.
 
-    Efficiencies are shares of the target's bandwidth and dense rate, by weight format or cache level; ``other``
-    stands for those without an entry. ``reduce_us`` is one all-reduce within a machine and ``node_us`` one
-    message between machines, their bytes aside. ``routing`` is the exponent of the tokens that choose experts
-    independently: real tokens of a batch share experts more often than chance does.
+    Efficiencies are shares of the target's bandwidth and dense rate, by weight format or cache level;
+    ``other`` stands for those without an entry. ``reduce_us`` is one all-reduce within a machine and
+    ``node_us`` one message between machines, their bytes aside. ``routing`` is the exponent of the tokens
+    that choose experts independently: real tokens of a batch share experts more often than chance does.
     """
 
     weight_efficiency: dict[str, Share]
@@ -87,9 +87,9 @@ class Rates(Frozen):
 
 
 class Wait(Frozen):
-    """What the first token of one prompt among others takes, in prefills of an idle engine: of ``own`` for the
-    prompt itself, ``together`` for each of half of the other requests in flight (those that start together),
-    ``queue`` times the wait of a queue with that load; and ``steps`` decode steps."""
+    """What the first token of one prompt among others takes, in prefills of an idle engine: of ``own`` for
+    the prompt itself, ``together`` for each of half of the other requests in flight (those that start
+    together), ``queue`` times the wait of a queue with that load; and ``steps`` decode steps."""
 
     own: Ratio
     together: Annotated[float, Field(ge=0)]
@@ -98,8 +98,8 @@ class Wait(Frozen):
 
 
 class Waiting(Frozen):
-    """The wait for a first token, of models with and without experts. ``queued``: requests of a closed load that
-    wait for a slot though there is one for each. ``request_us``: before the engine sees a request."""
+    """The wait for a first token, of models with and without experts. ``queued``: requests of a closed load
+    that wait for a slot though there is one for each. ``request_us``: before the engine sees a request."""
 
     dense: Wait
     mixture: Wait
@@ -108,8 +108,8 @@ class Waiting(Frozen):
 
 
 class Admission(Frozen):
-    """What an engine reserves when it starts a request: this share of its answer; and of each token's cache the
-    share of what the cache level says, by weight format, as far as measured waiting tells."""
+    """What an engine reserves when it starts a request: this share of its answer; and of each token's cache
+    the share of what the cache level says, by weight format, as far as measured waiting tells."""
 
     answer: Share
     kept: dict[str, Share]
@@ -124,8 +124,8 @@ class Spread(Frozen):
 
 
 class Generation(Frozen):
-    """Builds of an engine that are taken to be alike, by patterns of their names (``*`` for anything), and how
-    the measured runs were set: ``step_tokens`` tokens of a step."""
+    """Builds of an engine that are taken to be alike, by patterns of their names (``*`` for anything), and
+    how the measured runs were set: ``step_tokens`` tokens of a step."""
 
     engine: str
     name: str = ""
@@ -158,9 +158,9 @@ class Calibration(Frozen):
 
 
 class Coefficients(Frozen):
-    """``sustained`` is the share of a processor's peak bandwidth that its cores reach, for those that were not
-    probed; the efficiencies of other kinds are shares of the datasheet's peak. ``widen`` is the power that an
-    interval is raised to where figures were carried from afar."""
+    """``sustained`` is the share of a processor's peak bandwidth that its cores reach, for those that were
+    not probed; the efficiencies of other kinds are shares of the datasheet's peak. ``widen`` is the power
+    that an interval is raised to where figures were carried from afar."""
 
     schema_version: Literal[1]
     sustained: Share
@@ -193,8 +193,8 @@ class Coefficients(Frozen):
         """What is known nearest to ``engine`` on ``target`` with ``weights``, and how near that is.
 
         Of the generation of ``build``; without one of the newest that was measured on the class of the device
-        with that weight format, else on the class, on its family, elsewhere. An engine without any entry gets the
-        prior.
+        with that weight format, else on the class, on its family, elsewhere. An engine without any entry
+        gets the prior.
         """
         found = self.device_class(target)
         named = self.generation(engine, build) if build else None

@@ -53,8 +53,12 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @_options
-@click.option("--load", type=click.Choice(LOADS), help="static: all start together; steady: replaced as they end.")
-@click.option("--csv", "table", type=click.Path(path_type=Path), help="Answer every row of this table instead.")
+@click.option(
+    "--load", type=click.Choice(LOADS), help="static: all start together; steady: replaced as they end."
+)
+@click.option(
+    "--csv", "table", type=click.Path(path_type=Path), help="Answer every row of this table instead."
+)
 @click.option("-o", "written", type=click.Path(path_type=Path), help="Write the table to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def estimate(table: Path | None, written: Path | None, as_json: bool, **options: str | None) -> None:
@@ -67,7 +71,9 @@ def estimate(table: Path | None, written: Path | None, as_json: bool, **options:
     if table is not None:
         given = [name for name, value in options.items() if value is not None]
         if given or as_json:
-            raise click.UsageError(f"--csv takes no {' '.join('--' + name for name in (*given, *['json'] * as_json))}")
+            raise click.UsageError(
+                f"--csv takes no {' '.join('--' + name for name in (*given, *['json'] * as_json))}"
+            )
         text = _table(table, catalog)
         if written is None:
             click.echo(text, nl=False)
@@ -112,7 +118,9 @@ def _page(found: Answer, about: Subject) -> None:
     rows = []
     for name in COLUMNS:
         if not name.endswith(("_low", "_high")):
-            rows.append((name, _shown(found[name]), *(_shown(found.get(name + end)) for end in ("_low", "_high"))))
+            rows.append(
+                (name, _shown(found[name]), *(_shown(found.get(name + end)) for end in ("_low", "_high")))
+            )
     print_table(("", "estimate", "low", "high"), rows, right=("estimate", "low", "high"))
     reached = about.speed.reach
     click.echo(f"\nmeasured on: {reached}; {about.speed.source}", err=True)
@@ -137,7 +145,9 @@ def _table(path: Path, catalog: _Catalog) -> str:
         # What one evaluation has in common: see ``planner.estimate.predict``.
         machines = (asked.nodes, asked.count if asked.nodes else None)
         subject_key = (asked.model, asked.target, asked.engine, asked.build, asked.weights, asked.kv)
-        groups.setdefault((*subject_key, asked.load, asked.rate is None, *machines), []).append((index, asked))
+        groups.setdefault((*subject_key, asked.load, asked.rate is None, *machines), []).append(
+            (index, asked)
+        )
     for members in groups.values():
         for index, answer in _answered(catalog, members):
             if isinstance(answer, InferCompileError):
@@ -176,12 +186,16 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
         names = list(reader.fieldnames or ())
         rows = [{name: value for name, value in row.items() if name is not None} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        problem = Problem("IC047", "the table cannot be read", str(path), str(error), "name a CSV file in UTF-8")
+        problem = Problem(
+            "IC047", "the table cannot be read", str(path), str(error), "name a CSV file in UTF-8"
+        )
         raise InferCompileError(problem, Exit.USAGE) from None
     missing = [name for name in ("model", "target") if name not in names]
     if missing:
         because = f"its first line names {', '.join(names) or 'nothing'}"
-        problem = Problem("IC047", f"the table lacks {' and '.join(missing)}", str(path), because, "add the column")
+        problem = Problem(
+            "IC047", f"the table lacks {' and '.join(missing)}", str(path), because, "add the column"
+        )
         raise InferCompileError(problem, Exit.USAGE)
     return names, rows
 

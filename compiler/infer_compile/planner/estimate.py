@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.coefficients import Admission
-from ..catalog.engines import Engine
+from ..catalog.engines import Engine, EngineKind
 from ..catalog.facts import Facts
 from ..catalog.target import Target
 from ..graph.graph import Graph
@@ -56,16 +56,19 @@ class Subject:
     stored: Stored
     cache: Cache
     target: Target
-    engine: Engine | None
-    """None: one that only calibrates a class of devices."""
+    kind: EngineKind | None
+    """The engine on this kind of device; None: one that only calibrates a class of devices."""
+    own: bool
+    """Our own engine, whose memory is counted page by page."""
     serial: bool
     """Of several stages, each waits for the one before it."""
     speed: Speed
 
 
 def subject(graph: Graph, target: Target, asked: Query, facts: Facts) -> Subject:
-    """What ``asked`` is about. Raises, exit 2, IC044 for an unknown engine, IC045 for an unknown weight format,
-    IC046 for an unknown cache level; and what ``speed`` raises."""
+    """What ``asked`` is about. Raises, exit 2, IC044 for an unknown engine, IC045 for an unknown weight
+    format, IC046 for an unknown cache level, IC048 for an engine that does not run on such devices; and
+    what ``speed`` raises."""
     name = asked.engine or ("vllm" if target.kind == "gpu" else "llama.cpp")
     known = {each.engine for each in facts.coefficients.calibrations} - {"prior"}
     names = (*facts.engines.names, *sorted(known - set(facts.engines.names)))
@@ -92,7 +95,8 @@ def subject(graph: Graph, target: Target, asked: Query, facts: Facts) -> Subject
         stored=counted,
         cache=cache,
         target=target,
-        engine=engine,
+        kind=_kind(engine, target),
+        own=own,
         serial=name == "llama.cpp",
         speed=speed(target, facts.coefficients, name, counted.scheme, level, asked.build or None),
     )
@@ -100,7 +104,8 @@ def subject(graph: Graph, target: Target, asked: Query, facts: Facts) -> Subject
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What ``points`` of a subject come to; ``admitted`` are the sequences of a copy that are in flight at once."""
+    """What ``points`` of a subject come to; ``admitted`` are the sequences of a copy that are in flight at
+    once."""
 
     runner: Runner
     layouts: Layout
@@ -109,19 +114,20 @@ class Predicted:
 
 
 def predict(one: Subject, points: Sequence[Query]) -> Predicted:
-    """The forecast of ``points``, which are all about ``one``, of one kind of load and one size of machines."""
+    """The forecast of ``points``, which are all about ``one``, of one kind of load and one size of
+    machines."""
     rated = points[0].rate is not None
     layouts = _layouts(one, points)
     inputs, outputs, batch = (_column(points, name) for name in ("input", "output", "batch"))
     # A layer split gives one device after the other the whole batch, as one device with all the memory would.
     timed = Layout(per_node=layouts.per_node) if one.serial and not np.any(layouts.tensor > 1) else layouts
     runner = Runner(one.shape, one.stored, one.cache, timed, one.speed)
-    admitted = _admitted(one, layouts, batch / layouts.data, inputs, outputs)
+    # Where a rate decides how many are in flight, the memory bounds the search.
+    wanted = np.full_like(batch, _MOST) if rated else batch / layouts.data
+    admitted = _admitted(one, layouts, wanted, inputs, outputs)
     rate = np.array([each.rate or 0.0 for each in points]) if rated else None
-    load = Load(
-        np.maximum(batch, _MOST) if rated else batch, inputs, outputs, rate, points[0].load == "static"
-    )
-    # Where a rate decides how many are in flight, the memory does not hold them back here.
+    concurrency = admitted * layouts.data if rated else batch
+    load = Load(concurrency, inputs, outputs, rate, points[0].load == "static")
     limit = None if rated else admitted
     seen = forecast(runner, load, one.speed.generation.step_tokens, admitted=limit)
     return Predicted(runner, layouts, admitted, seen)
@@ -139,6 +145,16 @@ def estimate(one: Subject, points: Sequence[Query]) -> list[Answer]:
 
 _MOST = 4096.0
 """Requests in flight at most where a rate is given."""
+
+
+def _kind(engine: Engine | None, target: Target) -> EngineKind | None:
+    if engine is None:
+        return None
+    try:
+        return engine.on(target.kind)
+    except KeyError:
+        problem = Problem("IC048", f"{engine.name} does not run on a device of kind {target.kind}")
+        raise InferCompileError(problem, Exit.USAGE) from None
 
 
 def _stored(graph: Graph, weights: str, engine: str, own: bool, facts: Facts) -> Stored:
@@ -191,16 +207,14 @@ def _flat(values: Floats, count: int) -> Array:
 
 
 def _admitted(one: Subject, layout: Layout, sequences: Array, inputs: Array, outputs: Array) -> Array:
-    """Sequences of a copy that are in flight at once; all, where nothing is known of the engine's memory or the
-    weights alone do not fit."""
+    """Sequences of a copy that are in flight at once; all, where nothing is known of the engine's memory or
+    the weights alone do not fit."""
     rule = one.speed.generation.admission
-    if one.engine is None or one.engine.architectures.own:
+    if one.kind is None or one.own:
         return sequences
     reserved = np.ceil(inputs + rule.answer * outputs).astype(np.int64)
     each = kept_bytes(one.shape, one.cache, reserved, layout.tensor) * kept(rule, one.stored.scheme.name)
-    spent = memory(
-        one.shape, one.stored, one.cache, layout, _held(one, 0, 1), one.target, one.engine.on(one.target.kind)
-    )
+    spent = memory(one.shape, one.stored, one.cache, layout, _held(one, 0, 1), one.target, one.kind)
     room = spent.free + spent.kv
     fitting = np.maximum(1.0, np.floor(room * layout.pipeline / each))
     return np.where(room > 0, np.minimum(sequences, fitting), sequences)
@@ -217,11 +231,10 @@ def _held(one: Subject, context: int, sequences: int) -> Held:
 
 
 def _memory(one: Subject, layout: Layout, sequences: Array, inputs: Array, outputs: Array) -> Array:
-    """Bytes of one device: weights, the cache of ``sequences`` sequences at their longest, and what the engine
-    takes beside them."""
+    """Bytes of one device: weights, the cache of ``sequences`` sequences at their longest, and what the
+    engine takes beside them."""
     longest = np.maximum(1, inputs + outputs).astype(np.int64)
-    if one.engine is not None and one.engine.architectures.own:
-        kind = one.engine.on(one.target.kind)
+    if one.kind is not None and one.own:
         one_each = [
             memory(
                 one.shape,
@@ -230,17 +243,15 @@ def _memory(one: Subject, layout: Layout, sequences: Array, inputs: Array, outpu
                 Layout(),
                 _held(one, int(tokens), int(count)),
                 one.target,
-                kind,
+                one.kind,
             )
             for tokens, count in zip(longest, sequences, strict=True)
         ]
         return np.array([float(each.total) for each in one_each])
     cached = sequences * kept_bytes(one.shape, one.cache, longest, layout.tensor) / layout.pipeline
-    if one.engine is None:
+    if one.kind is None:
         return _flat(held_weights(one.stored, one.shape, layout) + cached, len(longest))
-    spent = memory(
-        one.shape, one.stored, one.cache, layout, _held(one, 0, 1), one.target, one.engine.on(one.target.kind)
-    )
+    spent = memory(one.shape, one.stored, one.cache, layout, _held(one, 0, 1), one.target, one.kind)
     return _flat(spent.total - spent.kv + cached, len(longest))
 
 
@@ -278,8 +289,8 @@ def _answers(
     rows: list[Answer] = []
     for index in range(count):
         row: dict[str, float | str | None] = {}
-        for name, values in columns.items():
-            value = float(values[index])
+        for name, found in columns.items():
+            value = float(found[index])
             row[name] = None if np.isnan(value) else value
         row["bottleneck"] = named[index]
         rows.append({name: row[name] for name in COLUMNS})

@@ -26,8 +26,8 @@ _INSTANT = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """``concurrency`` sequences in flight over all copies, each replaced when it ends; with a ``rate`` (requests
-    per second) as many of them as it takes; ``static``: all start together and run to their end."""
+    """``concurrency`` sequences in flight over all copies, each replaced when it ends; with a ``rate``
+    (requests per second) as many of them as it takes; ``static``: all start together and run to their end."""
 
     concurrency: Floats
     input_tokens: Floats
@@ -42,15 +42,15 @@ class Load:
 
 
 Verify = tuple[Floats, Floats, Floats]
-"""Each step verifies so many drafted tokens beside its own, yields so many tokens, and waits so many seconds for the
-draft."""
+"""Each step verifies so many drafted tokens beside its own, yields so many tokens, and waits so many seconds
+for the draft."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds and tokens per second under a load, floats or arrays; ``*_low`` and ``*_high`` hold 80 % of what was
-    measured elsewhere. ``step`` is a decode step, ``prefill`` what the prompts of others add to it; ``ttft`` and
-    ``itl`` are NaN where nothing is generated."""
+    """Seconds and tokens per second under a load, floats or arrays; ``*_low`` and ``*_high`` hold 80 % of
+    what was measured elsewhere. ``step`` is a decode step, ``prefill`` what the prompts of others add to it;
+    ``ttft`` and ``itl`` are NaN where nothing is generated."""
 
     load: Load
     ttft: Floats
@@ -188,8 +188,8 @@ def _steady(
     verify: Verify | None,
     admitted: Floats | None,
 ) -> Forecast:
-    """While a sequence decodes its answer, each of the others computes one prompt: that is what rides along in its
-    steps. Where the token budget leaves less room, prompts wait, and the first token comes later."""
+    """While a sequence decodes its answer, each of the others computes one prompt: that is what rides along
+    in its steps. Where the token budget leaves less room, prompts wait, and the first token comes later."""
     waiting = runner.speed.calibration.waiting
     wait = waiting.mixture if runner.shape.totals.mixtures else waiting.dense
     asked = np.asarray(concurrency) / runner.layout.data
@@ -205,7 +205,8 @@ def _steady(
     mixed, itl = _step(runner, most, load.decode_context, verify, riding, inputs)
     answer = np.maximum(outputs - 1, 0) * itl
     busy = np.minimum(_BUSIEST, others * alone / np.maximum(answer + others * alone, _INSTANT))
-    # Requests of a closed load start together, and some of that stays; those of an open load come as they come.
+    # Requests of a closed load start together, and some of that stays; those of an open load come as they
+    # come.
     together = 0.0 if load.rate is not None else wait.together
     prompts = wait.own + together * others / 2 + wait.queue * busy / (1 - busy) / 2
     late = np.maximum(0.0, wanted / room - 1) * answer
@@ -238,8 +239,8 @@ def _open(
     ``load.concurrency``; then what arrives is more than can be served, and is cut.
 
     More in flight may serve less, once prompts crowd out answers, so the search goes up from what requests
-    that are alone would keep in flight: along secants, which stay below the answer while every further sequence
-    adds less than the one before; then, with the answer between two numbers, along chords.
+    that are alone would keep in flight: along secants, which stay below the answer while every further
+    sequence adds less than the one before; then, with the answer between two numbers, along chords.
     """
     assert load.rate is not None
     rate, most = np.asarray(load.rate, dtype=np.float64), np.asarray(load.concurrency, dtype=np.float64)

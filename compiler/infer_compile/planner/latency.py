@@ -1,7 +1,7 @@
 """Time: fixed cost + bytes / bandwidth + operations / rate + links, one term each, added.
 
-Adding (rather than taking the largest) overlaps nothing, and no efficiency is above one, so a prediction never lies
-below the physical bound. Numbers may be arrays, one entry per candidate.
+Adding (rather than taking the largest) overlaps nothing, and no efficiency is above one, so a prediction
+never lies below the physical bound. Numbers may be arrays, one entry per candidate.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..catalog.coefficients import Calibration, Coefficients, Generation, Rates, Reach
 from ..catalog.figure import Basis
@@ -66,10 +67,10 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What one device does per second for one engine, weight scheme and cache level, efficiencies applied: bytes and
-    operations; and seconds of fixed cost per step, layer, layer with experts, sequence, prompt, layer of a prompt,
-    all-reduce and message between machines. ``link`` and ``network`` (bytes per second and direction within and
-    between machines) are 0 where the target has none.
+    """What one device does per second for one engine, weight scheme and cache level, efficiencies applied:
+    bytes and operations; and seconds of fixed cost per step, layer, layer with experts, sequence, prompt,
+    layer of a prompt, all-reduce and message between machines. ``link`` and ``network`` (bytes per second
+    and direction within and between machines) are 0 where the target has none.
 
     ``peak_*`` are what the target states, for the bound.
     """
@@ -102,7 +103,8 @@ class Speed:
 
     @property
     def basis(self) -> Basis:
-        """What a time is worth as far as the engine is concerned: carried over from elsewhere, it is assumed."""
+        """What a time is worth as far as the engine is concerned: carried over from elsewhere, it is
+        assumed."""
         return self.calibration.basis if self.reach in ("device", "class") else "assumption"
 
     @property
@@ -145,7 +147,8 @@ def speed(
     level: CacheScheme,
     build: str | None = None,
 ) -> Speed:
-    """``target`` as ``engine`` uses it. Raises IC206 where the target does not state the rate of the products."""
+    """``target`` as ``engine`` uses it. Raises IC206 where the target does not state the rate of the
+    products."""
     found, reach = coefficients.find(engine, target, scheme.name, build)
     matrices = matrix_tflops(target, scheme)
     if matrices is None:
@@ -235,8 +238,8 @@ class Runner:
         """One step in which each of ``sequences`` sequences of a copy computes ``tokens`` tokens after about
         ``context`` others, while ``prompt_tokens`` tokens of prompts of ``prompt`` tokens ride along.
 
-        The stages of a pipeline work on a share of the sequences each, so a sequence waits for all layers but for
-        a share of the others.
+        The stages of a pipeline work on a share of the sequences each, so a sequence waits for all layers
+        but for a share of the others.
         """
         stages = np.asarray(self.layout.pipeline)
         sequences = np.maximum(sequences / stages, np.minimum(sequences, 1.0))
@@ -255,7 +258,8 @@ class Runner:
         )
 
     def prefill(self, tokens: Floats, budget: Floats, prompts: Floats = 1) -> Times:
-        """``prompts`` prompts of ``tokens`` tokens, alone, in steps of ``budget`` tokens, to their first tokens.
+        """``prompts`` prompts of ``tokens`` tokens, alone, in steps of ``budget`` tokens, to their first
+        tokens.
 
         Stages of a pipeline work on one chunk after another.
         """
@@ -283,8 +287,8 @@ class Runner:
         prompt_tokens: Floats = 0.0,
         prompt: Floats = 1,
     ) -> Floats:
-        """Seconds that no engine can go below in such a step of ``decode``: bytes over the target's bandwidth, or
-        operations over its rate."""
+        """Seconds that no engine can go below in such a step of ``decode``: bytes over the target's
+        bandwidth, or operations over its rate."""
         stages = np.asarray(self.layout.pipeline)
         sequences = np.maximum(sequences / stages, np.minimum(sequences, 1.0))
         prompt_tokens = prompt_tokens / stages
@@ -302,7 +306,8 @@ class Runner:
         )
 
     def _prompt(self, tokens: Floats, prompts: Floats, each: Floats) -> Floats:
-        """Seconds that one device would compute for ``tokens`` tokens of ``prompts`` prompts, ``each`` so long."""
+        """Seconds that one device would compute for ``tokens`` tokens of ``prompts`` prompts, ``each`` so
+        long."""
         totals, speed = self.shape.totals, self.speed
         routed = tokens * totals.expert_flops_per_token
         shared = self._operations(tokens, prompts) - routed
@@ -323,8 +328,8 @@ class Runner:
         )
 
     def _weight_bytes(self, tokens: Floats) -> Floats:
-        """Bytes that a device reads of all layers for ``tokens`` tokens of each copy; a device of a pipeline reads
-        its own layers, and the others theirs after it."""
+        """Bytes that a device reads of all layers for ``tokens`` tokens of each copy; a device of a pipeline
+        reads its own layers, and the others theirs after it."""
         layout = self.layout
         dealt = np.asarray(layout.expert) > 1
         together = np.where(dealt, layout.data, 1) * np.maximum(tokens, 1)
@@ -355,11 +360,12 @@ class Runner:
         hops = (np.asarray(layout.pipeline) - 1) * np.where(
             np.asarray(layout.devices) > layout.per_node, speed.node, speed.reduce
         )
-        return reduces + np.where(exchanged, dealt, 0.0) + hops
+        seconds: Floats = reduces + np.where(exchanged, dealt, 0.0) + hops
+        return seconds
 
     def _sent(self, tokens: Floats) -> Floats:
-        """Seconds that the bytes of ``tokens`` tokens of a copy take: all-reduces in a ring, exchanges with the
-        experts' devices, boundaries of a pipeline."""
+        """Seconds that the bytes of ``tokens`` tokens of a copy take: all-reduces in a ring, exchanges with
+        the experts' devices, boundaries of a pipeline."""
         layout, speed = self.layout, self.speed
         if speed.link == 0:
             return np.zeros(())
@@ -384,10 +390,11 @@ class Runner:
 def _latency(devices: Floats, per_node: int, speed: Speed) -> Floats:
     """Seconds of one message among ``devices`` devices, its bytes aside."""
     within = np.where(np.asarray(devices) > 1, speed.reduce, 0.0)
-    return within + np.where(np.asarray(devices) > per_node, speed.node, 0.0)
+    seconds: Floats = within + np.where(np.asarray(devices) > per_node, speed.node, 0.0)
+    return seconds
 
 
-def _whole(context: Floats) -> Floats:
+def _whole(context: Floats) -> NDArray[np.int64]:
     return np.maximum(1, np.rint(context)).astype(np.int64)
 
 
@@ -400,8 +407,8 @@ def visible_keys(totals: Totals, context: Floats) -> Floats:
 
 
 def prompt_operations(totals: Totals, tokens: Floats) -> Floats:
-    """Attention operations of a prompt of ``tokens`` tokens, over all layers: those of each token with the keys
-    that it sees, in the form that prompts are computed in."""
+    """Attention operations of a prompt of ``tokens`` tokens, over all layers: those of each token with the
+    keys that it sees, in the form that prompts are computed in."""
     operations: Floats = totals.index_flops_per_token_context * seen_keys(tokens)
     for group in totals.attention:
         per_pair = group.prompt_flops_per_token_context or group.flops_per_token_context
@@ -410,10 +417,11 @@ def prompt_operations(totals: Totals, tokens: Floats) -> Floats:
 
 
 def seen_keys(tokens: Floats, limit: float = np.inf) -> Floats:
-    """Pairs of a token and a key that it sees, itself included, in ``tokens`` tokens from the first on: the sum of
-    min(position, limit)."""
+    """Pairs of a token and a key that it sees, itself included, in ``tokens`` tokens from the first on: the
+    sum of min(position, limit)."""
     rising = np.minimum(tokens, limit)
-    return rising * (rising + 1) / 2 + (tokens - rising) * rising
+    pairs: Floats = rising * (rising + 1) / 2 + (tokens - rising) * rising
+    return pairs
 
 
 def _limit(group: Attention) -> float:

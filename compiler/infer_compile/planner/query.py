@@ -1,4 +1,5 @@
-"""One question to the estimate: the options of the command, or a row of a table with columns named as they are."""
+"""One question to the estimate: the options of the command, or a row of a table with columns named as they
+are."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ DEFAULTS: Mapping[str, str] = {
     "output": "256",
     "load": "steady",
 }
-"""What a missing or empty option means. ``engine``: vllm on a GPU, else llama.cpp. ``tensor``: all devices that
-the other ways leave, of llama.cpp 1. ``nodes``: machines of eight devices."""
+"""What a missing or empty option means. ``engine``: vllm on a GPU, else llama.cpp. ``tensor``: all devices
+that the other ways leave, of llama.cpp 1. ``nodes``: machines of eight devices."""
 LEAST: Mapping[str, int] = {
     "count": 1,
     "nodes": 1,
@@ -39,8 +40,8 @@ OPTIONS = ("model", "target", "engine", "build", "weights", "kv", "load", "rate"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """``tensor`` and ``nodes`` None: to be derived; ``engine`` empty: the device's usual one; ``build`` empty:
-    the newest that was measured."""
+    """``tensor`` and ``nodes`` None: to be derived; ``engine`` empty: the device's usual one; ``build``
+    empty: the newest that was measured."""
 
     model: str
     target: str
