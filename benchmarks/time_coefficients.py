@@ -4,10 +4,10 @@ out.
     python benchmarks/time_coefficients.py CALIBRATION.csv [--check | --markdown FILE]
 
 Rewrites the part of the file below its marker; ``--check`` compares with it instead and exits 1 if it
-differs. ``--markdown`` writes the table of the cross-validation. One fit is of engines for one machine
-(single streams and prompts), one of servers (static batches and serving), one of the waiting for first
-tokens. No coefficient knows a model's name: effects are those of the engine, its generation of builds, the
-family and class of the device, and the weight format.
+differs. ``--markdown`` writes the tables of docs/accuracy.md, its small one from tests/unit/measured.csv.
+One fit is of engines for one machine (single streams and prompts), one of servers (static batches and
+serving), one of the waiting for first tokens. No coefficient knows a model's name: effects are those of the
+engine, its generation of builds, the family and class of the device, and the weight format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from infer_compile.catalog import facts as shipped
+from infer_compile.catalog import facts as module
 from infer_compile.catalog.coefficients import Calibration, Coefficients
 from infer_compile.catalog.facts import Facts, load_facts
 from time_fit import Effect, Model, fit, group_weights, predict
@@ -35,12 +35,14 @@ from time_rows import (
     features,
     graph,
     read_rows,
+    seconds,
     target,
     waiting_features,
 )
-from time_table import Fold, markdown, printed, quantiles
+from time_table import Fold, between, markdown, printed, quantiles, shipped
 
-FILE = Path(shipped.__file__).parent / "coefficients.yaml"
+MEASURED = Path(__file__).parents[1] / "tests" / "unit" / "measured.csv"
+FILE = Path(module.__file__).parent / "coefficients.yaml"
 MARKER = "  # --- fitted by benchmarks/time_coefficients.py; do not edit below this line ---\n"
 LOCAL = ("llama.cpp", "gpt-fast")
 SERVERS = ("tensorrt-llm", "vllm", "sglang")
@@ -82,9 +84,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("calibration", type=Path)
     arguments.add_argument("--check", action="store_true", help="compare with the file, change nothing")
-    arguments.add_argument(
-        "--markdown", type=Path, help="write the table of the cross-validation to this file"
-    )
+    arguments.add_argument("--markdown", type=Path, help="write the tables into this page")
     given = arguments.parse_args()
     facts = load_facts()
     bare = without_fits(facts)
@@ -112,10 +112,30 @@ def main() -> None:
     print(dict(sorted(routing.items())), file=sys.stderr)
     print(printed(folds))
     if given.markdown:
-        given.markdown.write_text(markdown(folds), encoding="utf-8")
+        document(given.markdown, rows, folds, facts, calibrations)
     if given.check:
         sys.exit(0 if new == text else "coefficients.yaml is not what these rows give: run without --check")
     FILE.write_text(new, encoding="utf-8")
+
+
+def document(
+    page: Path,
+    rows: Sequence[Row],
+    folds: Sequence[Fold],
+    facts: Facts,
+    calibrations: Sequence[dict[str, object]],
+) -> None:
+    """The tables of ``page``: what was left out, all rows, and the small table of the tests."""
+    known = facts.coefficients
+    kept = [each for each in known.calibrations if each.engine in ("native", "prior")]
+    kept += [Calibration.model_validate(each) for each in calibrations]
+    new = facts.model_copy(update={"coefficients": known.model_copy(update={"calibrations": tuple(kept)})})
+    small = read_rows(MEASURED, new)
+    text = page.read_text(encoding="utf-8")
+    text = between(text, "left out", markdown(folds))
+    text = between(text, "all rows", shipped(rows, seconds(rows, new)))
+    text = between(text, "cited figures", shipped(small, seconds(small, new)))
+    page.write_text(text, encoding="utf-8")
 
 
 def without_fits(facts: Facts) -> Facts:

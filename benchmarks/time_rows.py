@@ -152,8 +152,20 @@ def features(rows: Sequence[Row], facts: Facts, routing: float) -> np.ndarray:
         for column, name in enumerate(NAMES):
             unit = unit_speed(one, name, routing)
             unit = dataclasses.replace(unit, calibration=idle(unit.calibration, {"own": 1.0}))
-            found = predict(dataclasses.replace(one, speed=unit), points)
+            # Rates and shares of nothing are not asked for.
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found = predict(dataclasses.replace(one, speed=unit), points)
             table[members, column] = predicted_seconds(found, first.metric)
+    return table
+
+
+def seconds(rows: Sequence[Row], facts: Facts) -> np.ndarray:
+    """What the planner predicts for each row."""
+    table = np.zeros(len(rows))
+    for members in groups(rows):
+        first = rows[members[0]]
+        one = subject(graph(first.asked.model), target(first.asked.target), first.asked, facts)
+        table[members] = predicted_seconds(predict(one, [rows[i].asked for i in members]), first.metric)
     return table
 
 
@@ -181,12 +193,14 @@ def waiting_features(rows: Sequence[Row], facts: Facts) -> np.ndarray:
         points, first = [rows[index].asked for index in members], rows[members[0]]
         one = subject(graph(first.asked.model), target(first.asked.target), first.asked, facts)
 
-        def seconds(waits: dict[str, float], one: Subject = one, points: list[Query] = points) -> np.ndarray:
+        def waited(waits: dict[str, float], one: Subject = one, points: list[Query] = points) -> np.ndarray:
             bare = dataclasses.replace(one.speed, calibration=idle(one.speed.calibration, waits))
-            return predicted_seconds(predict(dataclasses.replace(one, speed=bare), points), "ttft_ms")
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found = predict(dataclasses.replace(one, speed=bare), points)
+            return predicted_seconds(found, "ttft_ms")
 
-        nothing = seconds({})
+        nothing = waited({})
         table[members, -1] = nothing
         for column, name in enumerate(WAITS):
-            table[members, column] = seconds({name: 1.0}) - nothing
+            table[members, column] = waited({name: 1.0}) - nothing
     return table

@@ -104,6 +104,39 @@ def _line(name: str, folds: Sequence[Fold], ends: Sequence[float], among: Callab
     return Line(name, errors, inside)
 
 
+SETS = {
+    ("single-stream", "decode_tps"): "single stream",
+    ("single-stream", "decode_tps_total"): "streams of one batch",
+    ("prefill", "prefill_tps"): "prompt alone",
+    ("static-batch", "e2e_s"): "static batch, whole time",
+    ("static-batch", "output_tps_per_gpu"): "static batch, tokens per second and device",
+    ("static-batch", "ttft"): "static batch, first token",
+    ("serving", "itl_ms"): "serving, time between tokens",
+    ("serving", "ttft_ms"): "serving, time to first token",
+}
+
+
+def shipped(rows: Sequence[Row], predicted: np.ndarray) -> str:
+    """The table of the rows that the coefficients were fitted on."""
+    lines = ["| rows | n | mean % | median % | bias % |", "|---|---:|---:|---:|---:|"]
+    for (name, metric), title in SETS.items():
+        among = [i for i, row in enumerate(rows) if (row.set, row.metric) == (name, metric)]
+        if not among:
+            continue
+        ratio = predicted[among] / np.array([rows[i].seconds for i in among]) - 1
+        cells = (100 * np.abs(ratio).mean(), 100 * np.median(np.abs(ratio)))
+        bias = f"{100 * np.median(ratio):+.1f}"
+        lines.append(f"| {title} | {len(among)} | {cells[0]:.1f} | {cells[1]:.1f} | {bias} |")
+    return "\n".join(lines) + "\n"
+
+
+def between(text: str, name: str, table: str) -> str:
+    """``text`` with ``table`` between the marks of ``name``."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    head, rest = text.split(start)
+    return head + start + table + end + rest.split(end)[1]
+
+
 def printed(folds: Sequence[Fold]) -> str:
     cells = [HEADINGS, *(line.cells for line in lines(folds))]
     widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]

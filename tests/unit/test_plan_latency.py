@@ -2,223 +2,330 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning import LAYERS, NORMS, TABLE, card, coefficients, cpu, gpu, tiny
+from planning import LAYERS, NORMS, TABLE, card, cpu, tiny
 
-from infer_compile.catalog.coefficients import load_facts
-from infer_compile.catalog.target import Target, load_target, target_names
+from infer_compile.catalog.coefficients import Coefficients
+from infer_compile.catalog.facts import load_facts
+from infer_compile.catalog.target import Target, load_target
 from infer_compile.graph.graph import Graph
-from infer_compile.planner.forecast import Load, forecast, queue_factor
-from infer_compile.planner.latency import Runner, link_gbs, machine, matrix_tflops, seen_keys
-from infer_compile.planner.shape import shape
-from infer_compile.runtime.formats.kv import CacheLayout
-from infer_compile.runtime.formats.weights import BF16, WeightFormat, weight_format
+from infer_compile.planner.cache import Cache
+from infer_compile.planner.forecast import Load, forecast
+from infer_compile.planner.latency import (
+    Runner,
+    matrix_tflops,
+    network_gbs,
+    prompt_operations,
+    seen_keys,
+    speed,
+    visible_keys,
+)
+from infer_compile.planner.layout import Layout
+from infer_compile.planner.shape import shape, stored
+from infer_compile.runtime.errors import InferCompileError
 
-INT8, INT4 = weight_format("int8", 64), weight_format("int4-rtn", 64)
 FACTS = load_facts()
-QUEUEING = FACTS.coefficients.queueing
-LLAMA, MISTRAL = card("llama-3.1-8b"), card("mistral-7b-v0.1")
-SHAPES = {id(graph): shape(graph) for graph in (LLAMA, MISTRAL)}
+NO_COST = dict.fromkeys(
+    (
+        "step_us",
+        "layer_us",
+        "mixture_us",
+        "sequence_us",
+        "prompt_us",
+        "prompt_layer_us",
+        "reduce_us",
+        "node_us",
+    ),
+    0.0,
+)
+PERFECT: dict[str, Any] = {
+    **{
+        name: {"other": 1.0}
+        for name in (
+            "weight_efficiency",
+            "cache_efficiency",
+            "matrix_efficiency",
+            "expert_efficiency",
+            "decode_matrix_efficiency",
+        )
+    },
+    "attention_efficiency": 1.0,
+    "decode_attention_efficiency": 1.0,
+    "link_efficiency": 1.0,
+    "routing": 1.0,
+    **NO_COST,
+}
 
 
-def layout(graph: Graph, level: str = "bf16") -> CacheLayout:
-    compressed = level != "bf16"
-    return CacheLayout.model_validate(
-        {
-            "level": level,
-            "page_tokens": 32,
-            "sink_pages": 1 if compressed else 0,
-            "recent_pages": 4 if compressed else 0,
-            "kv_heads": graph.kv_heads,
-            "head_dim": graph.head_dim,
-            "layers": graph.cache_layers,
+def coefficients(**rates: Any) -> Coefficients:
+    """One engine, ``round``, that reaches every peak and costs nothing, but for ``rates``."""
+    known = FACTS.coefficients
+    prior = next(each for each in known.calibrations if each.engine == "prior")
+    generation = known.settings(prior).model_copy(update={"engine": "round"})
+    fields = {**prior.model_dump(), "engine": "round", "rates": PERFECT | rates}
+    one = type(prior).model_validate(fields)
+    return known.model_copy(
+        update={
+            "calibrations": (*known.calibrations, one),
+            "generations": (*known.generations, generation),
         }
     )
 
 
-def runner(
-    graph: Graph,
-    weights: WeightFormat = BF16,
-    level: str = "bf16",
-    target: Target | None = None,
-    tensor: int = 1,
-    **figures: float,
-) -> Runner:
-    summed = SHAPES.get(id(graph)) or shape(graph)
-    speed = machine(
-        target or cpu(),
-        weights,
-        "tq3" if level == "tq3" else "bf16",
-        coefficients(**figures),
-        tensor,
-    )
-    return Runner(summed, summed.stored[weights], layout(graph, level), speed)
+def runner(graph: Graph, target: Target | None = None, layout: Layout | None = None, **rates: Any) -> Runner:
+    scheme, level = FACTS.formats.of_weights("bf16"), FACTS.formats.of_kv("bf16")
+    fast = speed(target or cpu(), coefficients(**rates), "round", scheme, level)
+    return Runner(shape(graph), stored(graph, scheme), Cache(level, 16), layout or Layout(), fast)
+
+
+def engine(graph: Graph, name: str, target: str, weights: str = "fp8", **layout: Any) -> Runner:
+    scheme = FACTS.formats.of_weights(weights, graph.architecture, name)
+    level = FACTS.formats.of_kv("bf16")
+    fast = speed(load_target(target, Path()), FACTS.coefficients, name, scheme, level)
+    return Runner(shape(graph), stored(graph, scheme), Cache(level, 16), Layout(**layout), fast)
 
 
 def test_a_decode_step_by_hand() -> None:
-    """A byte and an operation take a nanosecond each: 1 GB/s, 1 GFLOPS."""
-    step = runner(tiny(), step_us=3, layer_us=2, sequence_us=1).decode(sequences=5, context=100)
-    row = 2 * 64
-    assert step.weights == pytest.approx(1e-9 * (2 * (LAYERS + TABLE + NORMS) + 5 * row))
-    # Keys and values of 64 elements in bf16, two layers, 100 tokens, five sequences.
-    assert step.cache == pytest.approx(1e-9 * 5 * 100 * 2 * 2 * 64 * 2)
-    # Two operations per weight; two products of 64 elements with 100 keys for 2 heads in 2 layers.
-    products, attention = 2 * (LAYERS + TABLE), 100 * 2 * 2 * 2 * 64 * 2
-    assert step.compute == pytest.approx(1e-9 * 5 * (products + attention))
-    assert step.fixed == pytest.approx(1e-6 * (3 + 2 * 2 + 5 * 1))
-    assert step.links == 0
-    assert step.total == pytest.approx(step.weights + step.cache + step.compute + step.fixed)
+    """A byte takes a nanosecond, an operation too."""
+    found = runner(tiny()).decode(sequences=3, context=10)
+    streamed = 2 * (LAYERS + TABLE + NORMS) + 3 * 2 * 64
+    cached = 3 * 10 * 2 * 64 * 2 * 2
+    products = 3 * 2 * (LAYERS + TABLE)
+    attention = 3 * 10 * 2 * 2 * 2 * 64 * 2
+    assert found.weights == pytest.approx(streamed * 1e-9)
+    assert found.cache == pytest.approx(cached * 1e-9)
+    assert found.compute == pytest.approx((products + attention) * 1e-9)
+    assert found.fixed == found.links == 0
 
 
-def test_a_compressed_cache_by_hand() -> None:
-    exact = 32 + 1000 - 27 * 32
-    step = runner(tiny(), level="tq3").decode(1, 1000)
-    assert step.cache == pytest.approx(1e-9 * 2 * (exact * 256 + (1000 - exact) * 52))
+def test_fixed_costs_by_hand() -> None:
+    found = runner(tiny(), step_us=100, layer_us=10, sequence_us=3).decode(4, 10)
+    assert found.fixed == pytest.approx((100 + 2 * 10 + 4 * 3) * 1e-6)
+    riding = runner(tiny(), prompt_us=7, prompt_layer_us=2).decode(1, 10, prompt_tokens=50, prompt=100)
+    assert riding.fixed == pytest.approx((7 + 2 * 2) * 1e-6 / 2)
 
 
-def test_a_prompt_by_hand() -> None:
-    whole = runner(tiny(), step_us=3).prefill(tokens=100, chunk=64)
-    streamed = 2 * (LAYERS + TABLE + NORMS)
-    assert whole.weights == pytest.approx(1e-9 * (2 * streamed + 100 * 128))
-    assert whole.fixed == pytest.approx(2 * 3e-6)
-    # Only the last token has logits; a token sees those before it and itself.
-    assert whole.compute == pytest.approx(
-        1e-9 * (100 * 2 * LAYERS + 2 * TABLE + 100 * 101 // 2 * 2 * 2 * 2 * 64 * 2)
+def test_an_efficiency_slows_its_own_term_alone() -> None:
+    full = runner(tiny()).decode(2, 50)
+    half = runner(tiny(), cache_efficiency={"other": 0.5}).decode(2, 50)
+    assert half.cache == pytest.approx(2 * full.cache)
+    assert (half.weights, half.compute) == (full.weights, full.compute)
+
+
+@pytest.mark.parametrize("budget", [16, 64, 1000])
+def test_prefill_reads_the_weights_once_per_chunk(budget: int) -> None:
+    one = runner(tiny())
+    found = one.prefill(128, budget)
+    chunks = -(-128 // budget)
+    stream = 2 * (LAYERS + TABLE + NORMS)
+    assert found.weights == pytest.approx((chunks * stream + 128 * 2 * 64) * 1e-9)
+    assert found.compute == one.prefill(128, 16).compute
+
+
+def test_seen_keys_are_the_sum_of_min_position_and_limit() -> None:
+    for tokens in (1, 5, 40):
+        for limit in (3, 5, 100):
+            assert seen_keys(tokens, limit) == sum(min(position, limit) for position in range(1, tokens + 1))
+
+
+def test_a_prompt_costs_the_attention_of_its_tokens() -> None:
+    """Over a whole prompt as much as its tokens one by one, where prompts are computed in the same form."""
+    for name in ("llama-3.1-8b", "gemma-3-12b", "gpt-oss-20b"):
+        totals = shape(card(name)).totals
+        each = sum(float(visible_keys(totals, position)) for position in range(1, 3001))
+        assert prompt_operations(totals, 3000) == pytest.approx(each)
+
+
+def test_devices_that_share_a_layer_divide_its_work_and_send_sums() -> None:
+    linked = load_target("h100-sxm", Path())
+    alone, shared = (runner(card("llama-3.1-8b"), linked, Layout(tensor=t), reduce_us=5) for t in (1, 4))
+    one, four = alone.decode(8, 500), shared.decode(8, 500)
+    assert four.cache == pytest.approx(float(one.cache) / 4)
+    assert four.compute == pytest.approx(float(one.compute) / 4)
+    message = 8 * 4096 * 2
+    assert one.links == 0
+    assert four.links == pytest.approx(2 * 32 * (5e-6 + 2 * 3 / 4 * message / 450e9))
+
+
+def test_between_machines_the_network_counts() -> None:
+    linked = load_target("h100-sxm", Path())
+    within, across = (
+        runner(card("llama-3.1-70b"), linked, Layout(tensor=8, per_node=n), node_us=30) for n in (8, 4)
     )
-    # The first chunk reads the cache of 64 tokens, the second of 100.
-    assert whole.cache == pytest.approx(1e-9 * 164 * 512)
+    assert network_gbs(linked) is not None
+    assert float(across.decode(1, 100).links) > float(within.decode(1, 100).links) + 2 * 80 * 30e-6
 
 
-def test_several_devices_by_hand() -> None:
-    plain = runner(tiny(), target=gpu(), tensor=1).decode(4, 100)
-    shared = runner(tiny(), target=gpu(), tensor=2, reduce_us=7).decode(4, 100)
-    # Two key heads' worth of cache would divide; one is copied to both devices.
-    assert shared.cache == plain.cache
-    assert shared.compute == pytest.approx(plain.compute / 2)
-    # Two sums per layer of 4 rows of 64 bf16 numbers, half of them twice over a wire of 100 GB/s.
-    message = 4 * 64 * 2
-    assert shared.links == pytest.approx(2 * 2 * (7e-6 + 2 * (1 / 2) * message / 100e9))
+def test_a_pipeline_waits_for_all_stages_and_shares_its_sequences() -> None:
+    linked = load_target("h100-sxm", Path())
+    graph = card("llama-3.1-70b")
+    plain, staged = (runner(graph, linked, Layout(pipeline=p)) for p in (1, 4))
+    alone, split = plain.decode(1, 100), staged.decode(1, 100)
+    assert split.weights == pytest.approx(float(alone.weights))
+    assert staged.decode(8, 100).cache == pytest.approx(float(plain.decode(2, 100).cache))
+    whole, chunked = plain.prefill(4096, 1024), staged.prefill(4096, 1024)
+    assert float(whole.total) / 4 < float(chunked.total) < float(whole.total)
 
 
-def test_efficiencies_and_peaks() -> None:
-    fast = runner(tiny()).decode(1, 10)
-    slow = runner(tiny(), weight_efficiency=0.5, matrix_efficiency=0.25, attention_efficiency=0.25).decode(
-        1, 10
-    )
-    assert slow.weights == pytest.approx(2 * fast.weights)
-    assert slow.compute == pytest.approx(4 * fast.compute)
-    # A bandwidth that is a peak and no measurement is not reached.
-    peak = runner(tiny(), target=cpu(measured=False), unmeasured_bandwidth=0.8).decode(1, 10)
-    assert peak.weights == pytest.approx(fast.weights / 0.8)
-    assert peak.cache == pytest.approx(fast.cache / 0.8)
+def test_experts_are_read_as_they_are_hit() -> None:
+    graph, linked = card("mixtral-8x7b"), load_target("h100-sxm", Path())
+    one = runner(graph, linked)
+    totals, kept = one.shape.totals, one.stored
+    group = totals.mixtures[0]
+    read = float(one.decode(1, 1).weights) * 3350e9 - 2 * 4096
+    assert read == pytest.approx(kept.shared_bytes + group.layers * 2 * kept.expert_bytes[0])
+    all_of_them = kept.shared_bytes + group.layers * 8 * kept.expert_bytes[0]
+    assert float(one.decode(500, 1).weights) * 3350e9 == pytest.approx(all_of_them + 500 * 2 * 4096)
+    slower = runner(graph, linked, routing=0.5)
+    assert float(slower.decode(16, 1).weights) < float(one.decode(16, 1).weights)
 
 
-def test_rates_of_a_target() -> None:
-    both = cpu(rates={"bf16_tflops": 1.0, "int8_tops": 4.0})
-    assert (matrix_tflops(both, BF16), matrix_tflops(both, INT8), matrix_tflops(both, INT4)) == (1, 4, 4)
-    assert matrix_tflops(cpu(), INT8) == 0.001
-    assert link_gbs(gpu()) == 100
-    assert link_gbs(gpu(interconnect=None, host_link={"name": "a bus", "gbs_per_direction": 32.0})) == 32
-    assert link_gbs(cpu()) is None
-    with pytest.raises(ValueError, match="link"):
-        machine(cpu(), BF16, "bf16", coefficients(), tensor=2)
+def test_copies_of_the_attention_share_dealt_experts() -> None:
+    graph, linked = card("deepseek-v3"), load_target("h200-sxm", Path())
+    whole = runner(graph, linked, Layout(tensor=8))
+    dealt = runner(graph, linked, Layout(data=8, expert=8), reduce_us=5)
+    assert float(dealt.decode(16, 100).weights) < 8 * float(whole.decode(128, 100).weights)
+    assert float(dealt.decode(16, 100).links) > 2 * 58 * 5e-6
+    alone = runner(graph, linked, Layout(data=8))
+    assert alone.decode(16, 100).links == 0
 
 
-@given(start=st.integers(0, 50), tokens=st.integers(1, 50), window=st.none() | st.integers(1, 60))
-def test_pairs_of_tokens_and_keys(start: int, tokens: int, window: int | None) -> None:
-    seen = (position + 1 for position in range(start, start + tokens))
-    assert seen_keys(start, tokens, window) == sum(min(keys, window or keys) for keys in seen)
+def test_a_verify_step_reads_the_cache_once() -> None:
+    one = runner(card("llama-3.1-8b"), load_target("h100-sxm", Path()))
+    plain, verify = one.decode(4, 1000), one.decode(4, 1000, tokens=4)
+    assert verify.cache == plain.cache
+    assert verify.compute == pytest.approx(4 * float(plain.compute))
 
 
-def test_a_window_bounds_what_is_read() -> None:
-    inside, outside, far = (runner(MISTRAL).decode(1, n).cache for n in (4000, 5000, 30000))
-    assert inside < outside == far
+def test_a_device_without_a_rate_or_a_link_is_refused() -> None:
+    scheme, level = FACTS.formats.of_weights("bf16"), FACTS.formats.of_kv("bf16")
+    with pytest.raises(InferCompileError, match="IC206"):
+        speed(cpu(rates={}), FACTS.coefficients, "native", scheme, level)
+    with pytest.raises(InferCompileError, match="IC206"):
+        runner(tiny(), layout=Layout(tensor=2))
 
 
-def test_queueing_is_the_table_and_between() -> None:
-    assert [queue_factor(n, QUEUEING) for n in QUEUEING.concurrency] == list(QUEUEING.factor)
-    factors = [queue_factor(n, QUEUEING) for n in range(1, 300)]
-    assert factors == sorted(factors)
-    assert queue_factor(256, QUEUEING) == 2 * QUEUEING.factor[-1]
+def test_products_run_at_the_rate_of_their_inputs_where_there_is_one() -> None:
+    fp8 = FACTS.formats.of_weights("fp8")
+    assert matrix_tflops(load_target("h100-sxm", Path()), fp8) == 1978
+    assert matrix_tflops(load_target("a100-sxm-80gb", Path()), fp8) == 312
 
 
-def test_a_single_user_waits_for_nobody() -> None:
-    seen = forecast(runner(tiny()), Load(1, 100, 50), 64, QUEUEING)
-    assert seen.ttft == pytest.approx(runner(tiny()).prefill(100, 64).total)
-    assert seen.itl == pytest.approx(runner(tiny()).decode(1, 125).total)
-    assert seen.tokens_per_second == pytest.approx(50 / (seen.ttft + 49 * seen.itl))
-
-
-def test_prompts_of_others_ride_along() -> None:
-    seen = forecast(runner(tiny()), Load(5, 100, 50), 512, QUEUEING)
-    # Four others compute 100 tokens each while one writes its 50.
-    assert seen.prefill == runner(tiny()).interleaved(8, 100)
-    assert seen.itl == pytest.approx(seen.step.total + seen.prefill.total)
-    # With room for one token a step, the rest of them makes prompts wait.
-    narrow = forecast(runner(tiny()), Load(5, 100, 50), 6, QUEUEING)
-    assert narrow.ttft > seen.ttft
-    assert narrow.prefill == runner(tiny()).interleaved(1, 100)
-
-
-def test_an_arrival_rate_bounds_what_is_generated() -> None:
-    free = forecast(runner(tiny()), Load(4, 100, 50), 64, QUEUEING)
-    held = forecast(runner(tiny()), Load(4, 100, 50, rate=free.requests_per_second / 2), 64, QUEUEING)
-    assert held.tokens_per_second == pytest.approx(free.tokens_per_second / 2)
-
-
-TARGETS = [target for name in target_names() if (target := load_target(name, Path())).rates.bf16_tflops]
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    target=st.sampled_from(TARGETS),
-    graph=st.sampled_from([LLAMA, MISTRAL]),
-    weights=st.sampled_from([BF16, INT8, INT4]),
-    level=st.sampled_from(["bf16", "tq3"]),
-    sequences=st.integers(1, 200),
-    context=st.integers(1, 30_000),
-    tensor=st.sampled_from([1, 2, 8]),
-)
-def test_no_prediction_lies_below_the_physical_bound(
-    target: Target,
-    graph: Graph,
-    weights: WeightFormat,
-    level: str,
-    sequences: int,
-    context: int,
-    tensor: int,
-) -> None:
-    """Weights and cache once over the peak bandwidth, operations over the dense peak; all devices."""
-    if tensor > 1 and link_gbs(target) is None:
-        return
-    engine = FACTS.coefficients.of("native", target.kind)
-    stored = SHAPES[id(graph)].stored[weights]
-    pages = layout(graph, level)
-    speed = machine(target, weights, "tq3" if level == "tq3" else "bf16", engine, tensor)
-    step = Runner(SHAPES[id(graph)], stored, pages, speed).decode(sequences, context)
-    peak = target.bandwidth_gbs * 1e9 * tensor
-    read = min(context, 4096) if graph is MISTRAL else context
-    cache = sequences * read * pages.token_bytes
-    assert step.total >= (stored.streamed_bytes + cache) / peak
-    rate = max(filter(None, (matrix_tflops(target, weights), target.rates.bf16_tflops))) * 1e12 * tensor
-    totals = SHAPES[id(graph)].totals
-    assert step.total >= sequences * (totals.flops_per_token + totals.flops_per_output) / rate
+ENGINES = ("vllm", "tensorrt-llm", "sglang", "llama.cpp", "native", "gpt-fast", "nobody")
+MODELS = {name: card(name) for name in ("llama-3.1-8b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-20b")}
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    level=st.sampled_from(["bf16", "tq3"]),
-    weights=st.sampled_from([BF16, INT8, INT4]),
-    sequences=st.integers(1, 64),
-    context=st.integers(2, 20_000),
+    name=st.sampled_from(sorted(MODELS)),
+    maker=st.sampled_from(ENGINES),
+    target=st.sampled_from(("h100-sxm", "b200-sxm", "rtx-4090", "mi300x", "a100-sxm-40gb")),
+    weights=st.sampled_from(("bf16", "fp8", "nvfp4", "q4_k_m")),
+    tensor=st.sampled_from((1, 2, 8)),
+    sequences=st.integers(1, 512),
+    context=st.integers(1, 100_000),
+    prompt=st.sampled_from((0, 1000)),
 )
-def test_more_work_is_never_faster(level: str, weights: WeightFormat, sequences: int, context: int) -> None:
-    run = runner(LLAMA, weights, level)
-    once = run.decode(sequences, context).total
-    assert run.decode(sequences + 1, context).total >= once
-    assert run.decode(sequences, context + 2000).total >= once
-    assert run.prefill(context + 1, 512).total >= run.prefill(context, 512).total
+def test_nothing_is_faster_than_bandwidth_and_arithmetic(
+    name: str, maker: str, target: str, weights: str, tensor: int, sequences: int, context: int, prompt: int
+) -> None:
+    one = engine(MODELS[name], maker, target, weights, tensor=tensor)
+    asked = {"prompt_tokens": float(prompt), "prompt": 2000}
+    bound = float(one.bound(sequences, context, 1, **asked))
+    assert 0 < bound <= float(one.decode(sequences, context, 1, **asked).total) * (1 + 1e-12)
+
+
+def test_arrays_are_many_numbers() -> None:
+    tensor, batch, inputs, outputs = (
+        np.array(v) for v in ((1, 2, 8), (1, 30, 200), (100, 5000, 0), (9, 0, 50))
+    )
+    graph = MODELS["mixtral-8x7b"]
+    for load in ({"static": True}, {}, {"rate": np.array([0.1, 1.0, 3.0])}):
+        many = engine(graph, "vllm", "h100-sxm", tensor=tensor)
+        found = forecast(many, Load(batch.astype(float), inputs, outputs, **load), 2048)
+        for i in range(3):
+            each = {key: value[i] if key == "rate" else value for key, value in load.items()}
+            one = engine(graph, "vllm", "h100-sxm", tensor=int(tensor[i]))
+            alone = forecast(one, Load(float(batch[i]), int(inputs[i]), int(outputs[i]), **each), 2048)
+            for name in ("ttft", "itl", "e2e", "requests_per_second"):
+                both = np.asarray(getattr(found, name))[i], float(getattr(alone, name))
+                assert both[0] == pytest.approx(both[1], rel=1e-6, nan_ok=True), (name, i, load)
+
+
+def test_more_in_flight_take_longer_and_yield_more() -> None:
+    one = engine(MODELS["llama-3.1-8b"], "vllm", "h100-sxm")
+    found = forecast(one, Load(np.array([1.0, 4, 16, 64, 256]), 1000, 500), 8192)
+    for name in ("ttft", "itl", "tokens_per_second"):
+        assert np.all(np.diff(np.asarray(getattr(found, name))) > 0), name
+
+
+def test_littles_law_and_what_arrives_is_served() -> None:
+    one = engine(MODELS["llama-3.1-8b"], "vllm", "h100-sxm")
+    rate = np.array([0.5, 5.0, 20.0])
+    found = forecast(one, Load(np.full(3, 1000.0), 1000, 200, rate), 8192)
+    assert np.asarray(found.requests_per_second) == pytest.approx(rate, rel=1e-3)
+    assert np.asarray(found.concurrency) == pytest.approx(rate * np.asarray(found.e2e), rel=1e-3)
+
+
+def test_what_the_memory_does_not_hold_waits() -> None:
+    one = engine(MODELS["llama-3.1-8b"], "vllm", "h100-sxm")
+    free, tight = (forecast(one, Load(64.0, 1000, 500), 8192, admitted=most) for most in (None, 16.0))
+    assert float(tight.itl) < float(free.itl)
+    assert float(tight.ttft) > 10 * float(free.ttft)
+    assert float(tight.tokens_per_second) < float(free.tokens_per_second)
+    whole, rounds = (
+        forecast(one, Load(64.0, 1000, 500, static=True), 8192, admitted=most) for most in (None, 16.0)
+    )
+    assert float(rounds.e2e) > float(whole.e2e)
+
+
+def test_drafts_shorten_the_time_between_tokens() -> None:
+    one = engine(MODELS["llama-3.1-8b"], "vllm", "h100-sxm")
+    plain = forecast(one, Load(1.0, 1000, 500), 8192)
+    drafted = forecast(one, Load(1.0, 1000, 500), 8192, verify=(3.0, 2.5, 0.0005))
+    step = float(one.decode(1, 1250, tokens=4).total) + 0.0005
+    assert float(drafted.itl) == pytest.approx(step / 2.5)
+    assert float(drafted.itl) < float(plain.itl)
+
+
+def test_intervals_widen_with_distance() -> None:
+    graph = MODELS["llama-3.1-8b"]
+    reached = {}
+    for name, target in (
+        ("vllm", "h200-sxm"),
+        ("vllm", "h20-96gb"),
+        ("vllm", "v100-pcie-16gb"),
+        ("nobody", "l4"),
+    ):
+        one = engine(graph, name, target)
+        seen = forecast(one, Load(4.0, 1000, 100), 8192)
+        reached[one.speed.reach] = float(seen.itl_high / seen.itl_low)
+        assert float(seen.itl_low) < float(seen.itl) < float(seen.itl_high)
+    assert list(reached) == ["device", "class", "family", "prior"]
+    assert reached["device"] <= reached["class"] <= reached["family"]
+
+
+def test_a_build_finds_its_generation() -> None:
+    known, target = FACTS.coefficients, load_target("h100-sxm", Path())
+    old, _ = known.find("vllm", target, "bf16", "vLLM (2024)")
+    new, _ = known.find("vllm", target, "bf16", "vllm 0.21.3")
+    assert (old.generation, new.generation) == ("2024", "v1")
+    apple = load_target("m3-max-40-core", Path())
+    assert known.find("llama.cpp", apple, "q4_0")[0].generation == "metal"
+    assert known.find("llama.cpp", apple, "q4_k_m", "llama.cpp (May 2024)")[0].generation == "2024"
+    ampere = load_target("rtx-3090", Path())
+    assert known.find("llama.cpp", ampere, "q4_k_m")[0].generation == "2024", "the newest with that format"
+
+
+def test_the_bottleneck_is_the_largest_term() -> None:
+    one = engine(MODELS["llama-3.1-8b"], "llama.cpp", "rtx-4090", "q4_k_m")
+    assert forecast(one, Load(1.0, 0, 100), 512).bottleneck == "weight bandwidth"
+    slow = dataclasses.replace(one, speed=dataclasses.replace(one.speed, step=1.0))
+    assert forecast(slow, Load(1.0, 0, 100), 512).bottleneck == "fixed cost"
