@@ -3,10 +3,10 @@
     python benchmarks/cpu_coefficients.py BUNDLE... [--rounds N]
 
 Bundles of one model, one per weight format and cache level, large enough that their weights do not fit the
-caches. Prints what catalog/coefficients.yaml holds for ``native`` on ``cpu``. Of each step the fastest of all
-rounds counts, for other programs only ever slow one down; rounds go over all bundles in turn, so that a busy
-spell spoils no bundle alone. Efficiencies are shares of the bandwidth and the float32 rate that
-``infer-compile probe`` measures.
+caches. Prints what catalog/coefficients.yaml holds for ``native`` on ``cpu``, whose steps have one rate for
+prompts and decoding. Of each step the fastest of all rounds counts, for other programs only ever slow one
+down; rounds go over all bundles in turn, so that a busy spell spoils no bundle alone. Efficiencies are shares
+of the bandwidth and the float32 rate that ``infer-compile probe`` measures.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
+from infer_compile.catalog.facts import load_facts
 from infer_compile.catalog.target import Target, load_target
 from infer_compile.graph.build import build
-from infer_compile.planner.latency import attention_operations
-from infer_compile.planner.memory import read_bytes
-from infer_compile.planner.shape import Shape, shape
+from infer_compile.planner.cache import Cache, read_bytes
+from infer_compile.planner.latency import prompt_operations
+from infer_compile.planner.shape import Shape, Stored, native_stored, shape
 from infer_compile.probe.machine import this_machine
 from infer_compile.runtime.engines.cpu import CpuEngine
-from infer_compile.runtime.formats.kv import CacheLayout
 from infer_compile.runtime.formats.program import Program
 from infer_compile.runtime.formats.weights import NAMES, WeightFormat
 from infer_compile.runtime.step import SequenceStep
@@ -41,11 +41,9 @@ class Bundle:
     name: str
     engine: CpuEngine
     shape: Shape
+    stored: Stored
     weights: WeightFormat
-
-    @property
-    def layout(self) -> CacheLayout:
-        return self.engine.program.cache
+    cache: Cache
 
 
 def main() -> None:
@@ -72,7 +70,11 @@ def load(path: Path) -> Bundle:
     program = Program.from_json((path / "engine" / "program.json").read_text())
     graph = build(json.loads((path / "model" / "config.json").read_text()), path.name)
     weights = next(tensor.format for tensor in program.tensors if tensor.name == "layers.0.mlp.down")
-    return Bundle(path.name, CpuEngine(path / "engine"), shape(graph), weights)
+    layout = program.cache
+    scheme = load_facts().formats.of_kv(layout.level)
+    cache = Cache(scheme, layout.page_tokens, layout.sink_pages, layout.recent_pages)
+    engine = CpuEngine(path / "engine")
+    return Bundle(path.name, engine, shape(graph), native_stored(graph, weights), weights, cache)
 
 
 def timed(bundle: Bundle, case: tuple[int, int, int]) -> float:
@@ -124,17 +126,17 @@ def fit(
         totals = bundle.shape.totals
         for case in CASES:
             sequences, tokens, before = case
-            layout, context = bundle.layout, before + tokens
-            exact, packed = read_bytes(layout, context)
+            context = before + tokens
+            read = read_bytes(bundle.shape, bundle.cache, context)
+            operations = prompt_operations(totals, context) - prompt_operations(totals, before)
             terms = {
-                f"weight_efficiency {bundle.weights.name}": bundle.shape.stored[bundle.weights].streamed_bytes
-                / bandwidth,
+                f"weight_efficiency {bundle.weights.name}": bundle.stored.shared_bytes / bandwidth,
                 f"matrix_efficiency {bundle.weights.name}": sequences
                 * (tokens * totals.flops_per_token + totals.flops_per_output)
                 / rate,
-                "cache_efficiency bf16": sequences * exact / bandwidth,
-                "cache_efficiency tq3": sequences * packed / bandwidth,
-                "attention_efficiency": sequences * attention_operations(totals, before, tokens) / rate,
+                "cache_efficiency bf16": sequences * float(read.exact) / bandwidth,
+                "cache_efficiency tq3": sequences * float(read.packed) / bandwidth,
+                "attention_efficiency": sequences * float(operations) / rate,
                 "layer_us": bundle.shape.layers * 1e-6,
                 "sequence_us": sequences * 1e-6,
             }

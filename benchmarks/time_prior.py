@@ -42,7 +42,7 @@ DEVIATIONS = {
     "servers": {
         "base": (0.7, 0.4),
         "engine": (0.2, 0.15),
-        "generation": (0.2, 0.2),
+        "generation": (0.4, 0.3),
         "family": (0.3, 0.2),
         "class": (0.3, 0.2),
         "pair": (0.3, 0.2),
@@ -63,7 +63,7 @@ DEVIATIONS = {
         "base": (0.5, 0.5),
         "kind": (0.5, 0.5),
         "engine": (0.15, 0.15),
-        "generation": (0.3, 0.3),
+        "generation": (0.2, 0.2),
         "class": (0.1, 0.1),
         "pair": (0.1, 0.1),
     },
