@@ -60,6 +60,8 @@ def gpu(**fields: Any) -> Target:
     base = {
         "id": "round-gpu",
         "name": "a round card",
+        "vendor": "NVIDIA",
+        "compute_capability": "8.9",
         "kind": "gpu",
         "cpu": None,
         "memory_gb": 24.0,
