@@ -460,7 +460,7 @@ def _waiting(model: Model, each: Calibration, name: str, effects: dict[Effect, f
 
     def value(wait: str, mixture: bool) -> float:
         place = Place(each.engine, each.generation, "", "", name, mixture=mixture)
-        return rounded(model.coefficient(wait, wait_levels(place, wait), effects))
+        return rounded((wait == "own") + model.coefficient(wait, wait_levels(place, wait), effects))
 
     names = ("own", "together", "queue", "steps")
     return {

@@ -30,7 +30,7 @@ PRIOR = {
     "node": 30,
 }
 MEANS = {n: math.log(v / (1 - v)) if n in EFFICIENCIES else math.log(v) for n, v in PRIOR.items()}
-WAIT_PRIOR = {"own": 1.3, "together": 0.15, "queue": 1.0, "steps": 2.0, "queued": 0.02, "request": 15_000}
+WAIT_PRIOR = {"own": 0.5, "together": 0.15, "queue": 1.0, "steps": 2.0, "queued": 0.05, "request": 15_000}
 WAIT_MEANS = {name: math.log(value) for name, value in WAIT_PRIOR.items()}
 BY_FORMAT = ("weight", "matrix", "expert", "decode_matrix")
 ROUTING = (0.4, 0.6, 0.75, 0.9, 1.0)
@@ -68,6 +68,8 @@ DEVIATIONS = {
         "pair": (0.1, 0.1),
     },
 }
+QUEUED = {"base": 1.0, "engine": 0.3, "generation": 2.0, "class": 0.1, "pair": 0.1}
+"""Of the requests that wait for a slot: one benchmark keeps one waiting, most none."""
 SCALES = {"servers": 0.15, "local": 0.07, "waiting": 0.25}
 
 
@@ -117,6 +119,8 @@ def model_of(
         means=means,
         shares=frozenset(EFFICIENCIES) & frozenset(names),
         levels=lambda row, coefficient: levels(places[row], coefficient),
-        deviation=lambda coefficient, kind: deviations[kind][coefficient == "layer"],
+        deviation=lambda coefficient, kind: (
+            QUEUED[kind] if coefficient == "queued" else deviations[kind][coefficient == "layer"]
+        ),
         scale=SCALES[name],
     )

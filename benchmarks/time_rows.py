@@ -187,7 +187,8 @@ def bounds(rows: Sequence[Row], facts: Facts) -> np.ndarray:
 
 
 def waiting_features(rows: Sequence[Row], facts: Facts) -> np.ndarray:
-    """Seconds of each first token for each of ``WAITS``, and last what comes on top whatever they are."""
+    """Seconds of each first token for each of ``WAITS`` (of ``own`` what is above 1), and last for its own
+    prompt and what memory and budget make it wait."""
     table = np.zeros((len(rows), len(WAITS) + 1))
     for members in groups(rows):
         points, first = [rows[index].asked for index in members], rows[members[0]]
@@ -199,8 +200,8 @@ def waiting_features(rows: Sequence[Row], facts: Facts) -> np.ndarray:
                 found = predict(dataclasses.replace(one, speed=bare), points)
             return predicted_seconds(found, "ttft_ms")
 
-        nothing = waited({})
-        table[members, -1] = nothing
+        least = waited({"own": 1.0})
+        table[members, -1] = least
         for column, name in enumerate(WAITS):
-            table[members, column] = waited({name: 1.0}) - nothing
+            table[members, column] = waited({"own": 1.0} | {name: 2.0 if name == "own" else 1.0}) - least
     return table

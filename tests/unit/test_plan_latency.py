@@ -329,3 +329,20 @@ def test_the_bottleneck_is_the_largest_term() -> None:
     assert forecast(one, Load(1.0, 0, 100), 512).bottleneck == "weight bandwidth"
     slow = dataclasses.replace(one, speed=dataclasses.replace(one.speed, step=1.0))
     assert forecast(slow, Load(1.0, 0, 100), 512).bottleneck == "fixed cost"
+
+
+def test_only_a_named_build_keeps_a_request_waiting_for_a_free_slot() -> None:
+    scheme, level = FACTS.formats.of_weights("bf16"), FACTS.formats.of_kv("bf16")
+    target = load_target("h100-sxm", Path())
+    measured, planned = (
+        speed(target, FACTS.coefficients, "tensorrt-llm", scheme, level, build)
+        for build in ("trtllm 1.0.0rc3", None)
+    )
+    assert measured.calibration.waiting.queued > 0.5
+    assert planned.calibration.waiting.queued == 0
+
+
+def test_an_engine_without_rows_has_a_stand_in() -> None:
+    apple, known = load_target("m3-max-40-core", Path()), FACTS.coefficients
+    found, reach = known.find("mlx", apple, "int4-rtn")
+    assert (found.engine, reach) == ("llama.cpp", "engine")

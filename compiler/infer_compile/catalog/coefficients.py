@@ -6,6 +6,7 @@ engine elsewhere speaks, and at last a prior; how far a figure was carried is to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
@@ -167,6 +168,8 @@ class Coefficients(Frozen):
     sustained_source: str
     widen: dict[Reach, Annotated[float, Field(ge=1)]]
     classes: tuple[DeviceClass, ...]
+    stand_ins: Mapping[str, str] = {}
+    """Engines without measurements to those whose figures speak for them."""
     generations: tuple[Generation, ...]
     """Of each engine the oldest first."""
     calibrations: tuple[Calibration, ...]
@@ -196,6 +199,8 @@ class Coefficients(Frozen):
         with that weight format, else on the class, on its family, elsewhere. An engine without any entry
         gets the prior.
         """
+        stands = engine in self.stand_ins
+        engine = self.stand_ins.get(engine, engine)
         found = self.device_class(target)
         named = self.generation(engine, build) if build else None
         mine = [each for each in self.calibrations if each.engine == engine]
@@ -216,4 +221,6 @@ class Coefficients(Frozen):
         entries, reach = next(each for each in order if each[0])
         # Entries stand in the order of their generations.
         newest = entries[-1]
+        if stands:
+            return newest, "engine"
         return newest, "device" if target.id in newest.devices else reach

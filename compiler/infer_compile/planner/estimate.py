@@ -71,6 +71,7 @@ def subject(graph: Graph, target: Target, asked: Query, facts: Facts) -> Subject
     what ``speed`` raises."""
     name = asked.engine or ("vllm" if target.kind == "gpu" else "llama.cpp")
     known = {each.engine for each in facts.coefficients.calibrations} - {"prior"}
+    known |= set(facts.coefficients.stand_ins)
     names = (*facts.engines.names, *sorted(known - set(facts.engines.names)))
     if name not in names:
         raise _unknown("IC044", "engine", name, names)
@@ -98,7 +99,7 @@ def subject(graph: Graph, target: Target, asked: Query, facts: Facts) -> Subject
         kind=_kind(engine, target),
         own=own,
         serial=name == "llama.cpp",
-        speed=speed(target, facts.coefficients, name, counted.scheme, level, asked.build or None),
+        speed=speed(target, facts.coefficients, name, counted.scheme, level, asked.build),
     )
 
 

@@ -147,9 +147,14 @@ def speed(
     level: CacheScheme,
     build: str | None = None,
 ) -> Speed:
-    """``target`` as ``engine`` uses it. Raises IC206 where the target does not state the rate of the
+    """``target`` as ``engine`` uses it. ``build``: a version, or empty for the newest that was measured, as
+    its benchmark ran it; None: as one would run it, no request kept waiting for a slot that is free.
+
+    Raises IC206 where the target does not state the rate of the
     products."""
     found, reach = coefficients.find(engine, target, scheme.name, build)
+    if build is None and found.waiting.queued:
+        found = found.model_copy(update={"waiting": found.waiting.model_copy(update={"queued": 0.0})})
     matrices = matrix_tflops(target, scheme)
     if matrices is None:
         raise InferCompileError(

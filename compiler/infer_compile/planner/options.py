@@ -126,7 +126,8 @@ def _weights(asked: Deployment, engine: Engine) -> Iterator[tuple[Stored, Weight
     names = (pinned,) if pinned else support.weights(engine, asked.graph, asked.target)
     for name in names:
         if not engine.architectures.own:
-            yield stored(asked.graph, asked.facts.formats.of_weights(name, asked.graph.architecture, engine.name)), None
+            scheme = asked.facts.formats.of_weights(name, asked.graph.architecture, engine.name)
+            yield stored(asked.graph, scheme), None
         else:
             form = _native_format(asked, name)
             if form is not None:
