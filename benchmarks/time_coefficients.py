@@ -257,6 +257,10 @@ def leave_out(block: Block, start: dict[Effect, float]) -> list[Fold]:
     return folds
 
 
+def titled(name: object) -> str:
+    return ", ".join(map(str, name)) if isinstance(name, tuple) else str(name)
+
+
 def with_rates(
     facts: Facts,
     blocks: Sequence[Block],
@@ -399,7 +403,7 @@ def leave_out_first(
         left = [i for i, row in enumerate(block.rows) if row.group == group]
         other = [i for i, row in enumerate(block.rows) if row.group != group]
         found = block.predict(left, block.fit(other, effects["waiting"]))
-        folds.append(Fold.of("first token", str(group), [block.rows[i] for i in left], found))
+        folds.append(Fold.of("first token", titled(group), [block.rows[i] for i in left], found))
     return folds
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from time_rows import Row
+from infer_compile.catalog.facts import load_facts
+from time_rows import Row, target
 
 DENSE = ("llama-2-7b", "llama-2-70b", "llama-3.1-8b", "llama-3.1-70b", "mistral-7b-v0.1", "qwen3-32b")
 
@@ -72,6 +73,8 @@ def lines(folds: Sequence[Fold]) -> list[Line]:
         found.append(_line(title, mine, ends, lambda row: True))
         if kind == "single-stream":
             found.append(_line("- one stream", mine, ends, lambda row: row.metric == "decode_tps"))
+            kin = _kin(mine)
+            found.append(_line("- one stream, another device of the class measured", mine, ends, kin))
             for name in ("2024", "metal", "cuda", "vulkan"):
                 found.append(_line(f"- one stream, llama.cpp {name}", mine, ends, _of(name)))
         elif kind == "static-batch":
@@ -84,6 +87,20 @@ def lines(folds: Sequence[Fold]) -> list[Line]:
                 _line(f"- {fold.name}", [fold], ends, lambda row: True) for fold in mine if len(fold.rows) > 4
             ]
     return [line for line in found if len(line.errors)]
+
+
+def _kin(folds: Sequence[Fold]) -> Callable[[Row], bool]:
+    """Rows of one stream on devices that are not the only ones of their class and generation."""
+    known = load_facts().coefficients
+    rows = [row for fold in folds for row in fold.rows if row.metric == "decode_tps"]
+
+    def place(row: Row) -> tuple[str, str, str]:
+        return row.asked.engine, row.generation, known.device_class(target(row.asked.target)).name
+
+    devices: dict[tuple[str, str, str], set[str]] = {}
+    for row in rows:
+        devices.setdefault(place(row), set()).add(row.asked.target)
+    return lambda row: row.metric == "decode_tps" and len(devices[place(row)]) > 1
 
 
 def _of(generation: str) -> Callable[[Row], bool]:
