@@ -81,8 +81,11 @@ def lines(folds: Sequence[Fold]) -> list[Line]:
             for name in ("tensorrt-llm", "vllm"):
                 found.append(_line(f"- {name}, without the MI300X", mine, ends, _engine_off(name, "mi300x")))
         elif kind in ("serving", "first token"):
-            found.append(_line("- dense models", mine, ends, lambda row: row.asked.model in DENSE))
-            found.append(_line("- models with experts", mine, ends, lambda row: row.asked.model not in DENSE))
+            what = "time between tokens" if kind == "serving" else "first token"
+            found.append(_line(f"- {what}, dense models", mine, ends, lambda row: row.asked.model in DENSE))
+            found.append(
+                _line(f"- {what}, models with experts", mine, ends, lambda row: row.asked.model not in DENSE)
+            )
             found += [
                 _line(f"- {fold.name}", [fold], ends, lambda row: True) for fold in mine if len(fold.rows) > 4
             ]
