@@ -158,9 +158,9 @@ def _table(path: Path, catalog: _Catalog) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*(name for name in names if name not in added), *added])
-    for row, answer, error in zip(rows, found, errors, strict=True):
+    for row, answer, reason in zip(rows, found, errors, strict=True):
         kept = [row.get(name) or "" for name in names if name not in added]
-        writer.writerow([*kept, *(_cell(answer.get(name)) for name in COLUMNS), error])
+        writer.writerow([*kept, *(_cell(answer.get(name)) for name in COLUMNS), reason])
     return out.getvalue()
 
 
@@ -184,7 +184,7 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
         reader = csv.DictReader(io.StringIO(text), restkey=None)
         names = list(reader.fieldnames or ())
-        rows = [{name: value for name, value in row.items() if name is not None} for row in reader]
+        rows: list[Row] = [{name: row[name] for name in names} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         problem = Problem(
             "IC047", "the table cannot be read", str(path), str(error), "name a CSV file in UTF-8"
