@@ -125,7 +125,9 @@ class Totals:
     @property
     def expert_flops_per_token(self) -> int:
         """Operations of the experts that one token is sent to, part of ``flops_per_token``."""
-        return sum(group.layers * group.experts_per_token * 2 * group.expert_elements for group in self.mixtures)
+        return sum(
+            group.layers * group.experts_per_token * 2 * group.expert_elements for group in self.mixtures
+        )
 
     @property
     def expert_vector_elements(self) -> int:

@@ -17,7 +17,8 @@ MOST = 12
 
 
 def alternatives(asked: Deployment, chosen: Candidate, survey: Survey) -> tuple[Alternative, ...]:
-    """The feasible candidates that no other one beats in everything, the best by objective first.
+    """The feasible candidates that no other one beats in everything and that give more than the chosen one of
+    something, the best by objective first.
 
     Of those that differ in layout, draft length and token budget alone, the best by objective stands for all.
     """
@@ -27,7 +28,7 @@ def alternatives(asked: Deployment, chosen: Candidate, survey: Survey) -> tuple[
     mine = choice(asked, chosen)
     for index in ranked:
         one = survey.candidate(int(index))
-        if choice(asked, one) != mine and len(found) < MOST:
+        if choice(asked, one) != mine and _gives_more(one, chosen) and len(found) < MOST:
             found.append(_alternative(asked, one, chosen))
     return tuple(found)
 
@@ -118,6 +119,19 @@ def _alternative(asked: Deployment, one: Candidate, chosen: Candidate) -> Altern
         usd_per_million_tokens=cost(asked, one).usd_per_million_tokens,
         gives_up=_gives_up(one, chosen),
     )
+
+
+def _gives_more(one: Candidate, chosen: Candidate) -> bool:
+    """Whether ``one`` is better than ``chosen`` in something, by more than rounding."""
+    pairs = zip(_measures(one), _measures(chosen), strict=True)
+    return any(mine < 0.999 * other for mine, other in pairs)
+
+
+def _measures(one: Candidate) -> tuple[float, ...]:
+    """What one wants less of: as the rows of ``_front``."""
+    seen = one.forecast
+    figures = (seen.ttft, seen.itl, 1 / seen.tokens_per_second, one.memory.total)
+    return (*map(float, figures), one.loss.expected)
 
 
 def _gives_up(one: Candidate, chosen: Candidate) -> str:
