@@ -54,6 +54,9 @@ def test_experts_are_dealt_evenly_and_as_the_engine_deals_them() -> None:
     assert all(256 % sizes[2] == 0 and (sizes[0] * sizes[3]) % sizes[2] == 0 for sizes in found)
     whole = layouts(DEEPSEEK, ENGINES.of("vllm"), 8, 2)
     assert all(sizes[2] in (1, sizes[0] * sizes[3]) for sizes in whole)
+    alone = layouts(DEEPSEEK, ENGINES.of("tensorrt-llm"), 8, 1)
+    assert all(sizes[2] == 1 or 1 in (sizes[0], sizes[3]) for sizes in alone)
+    assert (2, 1, 1, 4) in alone and (1, 1, 8, 8) in alone
     assert all(sizes[2] == 1 for sizes in layouts(LLAMA, ENGINES.of("sglang"), 8, 1))
     assert len(set(found)) == len(found)
     assert all(sizes[0] * sizes[1] * sizes[3] == 16 for sizes in found)

@@ -126,9 +126,10 @@ class Engine(Frozen):
     """One engine in one version: what it runs on, what it serves, how it splits a model.
 
     ``nodes``: it runs over several machines. ``experts_whole``: experts that are dealt go over all devices of
-    a stage, never over parts of it. ``windows_freed``: it gives pages back that no query sees again.
-    ``vocabulary_slack``: by how many tokens the vocabulary of a drafting model may differ. ``builds``: kinds
-    of devices for which this version compiles a bundle.
+    a stage, never over parts of it. ``copies_whole``: copies of the attention that share dealt experts are
+    one per device. ``windows_freed``: it gives pages back that no query sees again. ``vocabulary_slack``: by
+    how many tokens the vocabulary of a drafting model may differ. ``builds``: kinds of devices for which this
+    version compiles a bundle.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Engine(Frozen):
     nodes: bool
     parallelism: tuple[Way, ...]
     experts_whole: bool = False
+    copies_whole: bool = False
     architectures: Architectures
     weights: Mapping[str, Needs]
     kv: Mapping[str, Needs]

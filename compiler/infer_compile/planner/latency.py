@@ -377,7 +377,9 @@ class Runner:
         tensor, data = np.asarray(layout.tensor), np.asarray(layout.data)
         message = tokens * self.shape.hidden * SENT_ELEMENT_BYTES
         ring = REDUCES_PER_LAYER * self.shape.layers * 2 * (tensor - 1) / tensor * message
-        seconds: Floats = ring / np.where(tensor > layout.per_node, speed.network, speed.link)
+        # Rings between machines run side by side, one over the network of each device.
+        rings = min(speed.link, layout.per_node * speed.network)
+        seconds: Floats = ring / np.where(tensor > layout.per_node, rings, speed.link)
         group = tensor * data
         away = 1 - 1 / np.maximum(data, 1)
         for mixture in self.shape.totals.mixtures:

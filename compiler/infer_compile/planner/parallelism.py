@@ -64,7 +64,9 @@ def _experts(shape: Shape, engine: Engine, tensor: int, pipeline: int, data: int
         return
     stage = tensor * data
     for expert in divisors(stage)[1:]:
-        if shape.experts % expert == 0 and (expert == stage or not engine.experts_whole):
+        parted = expert < stage and engine.experts_whole
+        shared = tensor > 1 and data > 1 and engine.copies_whole
+        if shape.experts % expert == 0 and not parted and not shared:
             yield tensor, pipeline, expert, data
 
 
