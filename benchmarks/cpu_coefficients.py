@@ -23,9 +23,9 @@ import numpy as np
 from infer_compile.catalog.facts import load_facts
 from infer_compile.catalog.target import Target, load_target
 from infer_compile.graph.build import build
-from infer_compile.planner.cache import Cache, read_bytes
-from infer_compile.planner.latency import prompt_operations
-from infer_compile.planner.shape import Shape, Stored, native_stored, shape
+from infer_compile.planner.performance.cache import Cache, read_bytes
+from infer_compile.planner.performance.latency import prompt_operations
+from infer_compile.planner.performance.shape import Shape, Stored, native_stored, shape
 from infer_compile.probe.machine import this_machine
 from infer_compile.runtime.engines.cpu import CpuEngine
 from infer_compile.runtime.formats.program import Program

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from infer_compile.build.resolve import plan_of, resolve
-from infer_compile.planner.render import table
+from infer_compile.planner.explain.render import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "planner.md"

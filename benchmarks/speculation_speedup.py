@@ -25,11 +25,11 @@ from infer_compile.catalog.speculation import DEPTH, Kind, Method
 from infer_compile.catalog.target import load_target
 from infer_compile.graph.build import build
 from infer_compile.graph.graph import Graph
-from infer_compile.planner.cache import Cache
 from infer_compile.planner.draft_time import draft_seconds
-from infer_compile.planner.latency import Runner, speed
-from infer_compile.planner.layout import Layout
-from infer_compile.planner.shape import shape, stored
+from infer_compile.planner.performance.cache import Cache
+from infer_compile.planner.performance.latency import Runner, speed
+from infer_compile.planner.performance.layout import Layout
+from infer_compile.planner.performance.shape import shape, stored
 from infer_compile.planner.speculation import Drafting, break_even_batch, choices, expected_tokens, speedup
 from speculation_acceptance import Run, Series, measured, published, series, table
 

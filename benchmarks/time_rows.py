@@ -21,9 +21,9 @@ from infer_compile.catalog.model import load_card
 from infer_compile.catalog.target import Target, load_target
 from infer_compile.graph.build import build
 from infer_compile.graph.graph import Graph
-from infer_compile.planner.estimate import Predicted, Subject, predict, subject
-from infer_compile.planner.latency import Speed, link_gbs, matrix_tflops, network_gbs
-from infer_compile.planner.query import Query, query
+from infer_compile.planner.performance.estimate import Predicted, Subject, predict, subject
+from infer_compile.planner.performance.latency import Speed, link_gbs, matrix_tflops, network_gbs
+from infer_compile.planner.performance.query import Query, query
 
 EFFICIENCIES = {
     "weight": ("weight_bandwidth",),

@@ -17,9 +17,9 @@ from infer_compile.bundle import layout
 from infer_compile.bundle.diff import files
 from infer_compile.bundle.files import describe, entries
 from infer_compile.cli.main import main
-from infer_compile.planner.diff import Change, compare, diff, fields_of, flat
-from infer_compile.planner.diff_text import phrase, text
-from infer_compile.planner.meaning import meaning_of
+from infer_compile.planner.diff.diff import Change, compare, diff, fields_of, flat
+from infer_compile.planner.diff.meaning import meaning_of
+from infer_compile.planner.diff.text import phrase, text
 from infer_compile.runtime.errors import Exit
 from infer_compile.runtime.formats.manifest import Engine, Manifest, Serving, Source
 

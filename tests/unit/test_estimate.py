@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from infer_compile.cli.main import main
-from infer_compile.planner.estimate import COLUMNS
-from infer_compile.planner.query import query
+from infer_compile.planner.performance.estimate import COLUMNS
+from infer_compile.planner.performance.query import query
 from infer_compile.runtime.errors import InferCompileError
 
 POINT = ("--model", "llama-3.1-8b", "--target", "h100-sxm", "--engine", "vllm")

@@ -10,8 +10,8 @@ from planning import card, tiny
 
 from infer_compile.catalog.facts import load_facts
 from infer_compile.graph.cost import Attention
-from infer_compile.planner.cache import Cache, kept_bytes, read_bytes, visible
-from infer_compile.planner.shape import shape
+from infer_compile.planner.performance.cache import Cache, kept_bytes, read_bytes, visible
+from infer_compile.planner.performance.shape import shape
 from infer_compile.runtime.formats.kv import CacheLayout
 
 FORMATS = load_facts().formats

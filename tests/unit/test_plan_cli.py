@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from infer_compile.build.resolve import plan_of, resolve
 from infer_compile.cli.main import main
-from infer_compile.planner.markdown import markdown
+from infer_compile.planner.explain.markdown import markdown
 from infer_compile.planner.plan import Plan
 from infer_compile.runtime.errors import InferCompileError
 

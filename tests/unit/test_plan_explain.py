@@ -16,11 +16,11 @@ from rich.console import Console
 
 from infer_compile.build.resolve import plan_of, resolve
 from infer_compile.catalog.facts import load_facts
-from infer_compile.planner import explain, words
-from infer_compile.planner.bill import bill
-from infer_compile.planner.markdown import markdown
+from infer_compile.planner.explain import note, words
+from infer_compile.planner.explain.bill import bill
+from infer_compile.planner.explain.markdown import markdown
+from infer_compile.planner.explain.render import BAR_CELLS, cells, table
 from infer_compile.planner.plan import Parallelism, Plan, Reason
-from infer_compile.planner.render import BAR_CELLS, cells, table
 from infer_compile.planner.search import plan
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.spec.spec import Spec
@@ -110,7 +110,7 @@ def test_a_number_is_worth_no_more_than_what_it_was_made_of() -> None:
 
 @PLANS
 def test_the_bar_is_as_wide_as_what_is_held(made: Any) -> None:
-    parts, held = explain.memory(made()), made().predicted.memory_gib
+    parts, held = note.memory(made()), made().predicted.memory_gib
     counts = cells(parts)
     assert sum(counts) <= BAR_CELLS and min(counts) >= 1
     assert [part.key for part in parts].count("draft") == (held.draft > 0)
@@ -122,9 +122,9 @@ def test_the_bar_is_as_wide_as_what_is_held(made: Any) -> None:
 
 @PLANS
 def test_the_parts_of_a_step_make_it_up(made: Any) -> None:
-    shares = sum(part.share for part in explain.step(made()))
+    shares = sum(part.share for part in note.step(made()))
     assert shares == pytest.approx(1, abs=2e-3)
-    assert any(part.key == "draft" for part in explain.step(made())) == bool(made().speculation.tokens)
+    assert any(part.key == "draft" for part in note.step(made())) == bool(made().speculation.tokens)
 
 
 @PLANS
@@ -188,10 +188,10 @@ ONE = {"context_tokens": 64, "input_tokens": 1, "output_tokens": 60, "concurrenc
 def test_the_bottleneck_is_what_takes_longest(figures: Any, workload: Any, said: str) -> None:
     pins = {"weights": "bf16", "kv": "bf16"}
     made = plan(spec(workload=workload, pin=pins), tiny(), cpu(**figures))
-    longest = max(explain.step(made), key=lambda part: part.share)
-    sentence = explain.limited(made)
+    longest = max(note.step(made), key=lambda part: part.share)
+    sentence = note.limited(made)
     assert f"Limited by {said}: " in sentence
-    assert f"{longest.value} of the {words.milliseconds(explain.step_ms(made))}" in sentence
+    assert f"{longest.value} of the {words.milliseconds(note.step_ms(made))}" in sentence
 
 
 def test_a_slow_wire_is_named() -> None:
@@ -199,15 +199,15 @@ def test_a_slow_wire_is_named() -> None:
     pins = {"parallelism": {"tensor": 4}, "weights": "bf16"}
     asked = spec(target={"device": "round-gpu", "count": 4}, pin=pins, workload=ONE)
     made = plan(asked, LLAMA, gpu(interconnect=wire))
-    assert "Limited by the interconnect: " in explain.limited(made)
+    assert "Limited by the interconnect: " in note.limited(made)
     assert "over a wire at 0.01 GB/s" in reason(made, "parallelism").why
 
 
 def test_memory_that_is_full_limits_the_sequences() -> None:
     made = on_card(objective="capacity", pin={"engine": "vllm", "weights": "bf16"})
-    assert "Capacity limits the number of sequences" in explain.capacity(made)
+    assert "Capacity limits the number of sequences" in note.capacity(made)
     assert "there is no room for another" in reason(made, "limits.max_sequences").why
-    assert explain.capacity(on_card()) == ""
+    assert note.capacity(on_card()) == ""
 
 
 def test_the_runner_up_is_what_a_pin_would_give() -> None:
@@ -375,7 +375,7 @@ def test_the_page_on_the_planner_names_what_there_is() -> None:
     text = (ROOT / "docs" / "planner.md").read_text(encoding="utf-8")
     prose, _, example = text.partition("```text\n")
     package = ROOT / "compiler" / "infer_compile"
-    for name in re.findall(r"`(\w+\.py)`", prose):
+    for name in re.findall(r"`((?:\w+/)?\w+\.py)`", prose):
         assert (package / "planner" / name).is_file(), name
     for name in re.findall(r"`(catalog/\S+)`", prose):
         assert (package / name).is_file(), name

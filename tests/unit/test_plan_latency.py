@@ -16,9 +16,9 @@ from infer_compile.catalog.coefficients import Coefficients
 from infer_compile.catalog.facts import load_facts
 from infer_compile.catalog.target import Target, load_target
 from infer_compile.graph.graph import Graph
-from infer_compile.planner.cache import Cache
-from infer_compile.planner.forecast import Load, forecast
-from infer_compile.planner.latency import (
+from infer_compile.planner.performance.cache import Cache
+from infer_compile.planner.performance.forecast import Load, forecast
+from infer_compile.planner.performance.latency import (
     Runner,
     matrix_tflops,
     network_gbs,
@@ -27,8 +27,8 @@ from infer_compile.planner.latency import (
     speed,
     visible_keys,
 )
-from infer_compile.planner.layout import Layout
-from infer_compile.planner.shape import shape, stored
+from infer_compile.planner.performance.layout import Layout
+from infer_compile.planner.performance.shape import shape, stored
 from infer_compile.runtime.errors import InferCompileError
 
 FACTS = load_facts()

@@ -10,9 +10,9 @@ from planning import LAYERS, NORMS, TABLE, card, cpu, engine_kind, tiny
 
 from infer_compile.catalog.engines import Activations
 from infer_compile.catalog.facts import load_facts
-from infer_compile.planner.cache import Cache
-from infer_compile.planner.layout import Layout
-from infer_compile.planner.memory import (
+from infer_compile.planner.performance.cache import Cache
+from infer_compile.planner.performance.layout import Layout
+from infer_compile.planner.performance.memory import (
     Held,
     activation_bytes,
     buffer_bytes,
@@ -21,7 +21,7 @@ from infer_compile.planner.memory import (
     pool_bytes,
     pool_limits,
 )
-from infer_compile.planner.shape import native_stored, shape, stored
+from infer_compile.planner.performance.shape import native_stored, shape, stored
 from infer_compile.runtime.formats.kv import CacheLayout
 from infer_compile.runtime.formats.weights import BF16, WeightFormat, weight_format
 from infer_compile.runtime.pages import Pages

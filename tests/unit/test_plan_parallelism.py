@@ -7,7 +7,7 @@ from planning import card
 
 from infer_compile.catalog.engines import load_engines
 from infer_compile.planner.parallelism import divisors, layouts
-from infer_compile.planner.shape import shape
+from infer_compile.planner.performance.shape import shape
 from infer_compile.spec.pin import Parallelism
 
 ENGINES = load_engines()

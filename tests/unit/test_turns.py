@@ -15,10 +15,10 @@ from infer_compile.build.resolve import draftings_of, resolve
 from infer_compile.catalog.facts import load_facts
 from infer_compile.planner.candidate import Candidate
 from infer_compile.planner.deployment import Deployment, deployment
+from infer_compile.planner.explain.turns import MOST, NEAR, NOTHING, difference, turns
 from infer_compile.planner.frontier import choice
 from infer_compile.planner.plan import Choice, Parallelism, Turn
 from infer_compile.planner.search import answer
-from infer_compile.planner.turns import MOST, NEAR, NOTHING, difference, turns
 from infer_compile.spec.spec import Spec
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"

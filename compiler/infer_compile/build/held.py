@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..catalog.target import THIS_MACHINE
-from ..planner.diff import Change, Diff, compare, fields_of
-from ..planner.diff_text import phrase
+from ..planner.diff.diff import Change, Diff, compare, fields_of
+from ..planner.diff.text import phrase
 from ..planner.plan import Plan
 from ..runtime.errors import Problem
 from ..spec.load import load

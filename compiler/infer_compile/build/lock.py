@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from ..catalog.source import ModelSource, known_commit
 from ..catalog.target import Target
-from ..planner.diff import TEXTS, fields_of, runs
+from ..planner.diff.diff import TEXTS, fields_of, runs
 from ..planner.plan import Plan
 from ..quantize.checkpoint import Checkpoint
 from ..runtime.errors import Exit, InferCompileError, Problem

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..bundle import layout
 from ..bundle.diff import fields_of as fields_of_manifest
-from ..planner.diff import fields_of
+from ..planner.diff.diff import fields_of
 from ..planner.plan import Plan
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..runtime.formats.manifest import Manifest, difference

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..build.driver import build as compile_bundle
 from ..build.progress import Reporter
-from ..planner.explain import headline
+from ..planner.explain.note import headline
 from ..planner.plan import Plan
 
 

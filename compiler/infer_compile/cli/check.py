@@ -8,7 +8,7 @@ import click
 
 from ..build.held import Held, hold
 from ..build.lock import ENDING
-from ..planner.diff_text import text
+from ..planner.diff.text import text
 from ..runtime.errors import Exit, InferCompileError, Problem
 from .diff import show
 

@@ -10,8 +10,8 @@ import click
 
 from ..build.operand import fields, operand
 from ..bundle import diff as bundles
-from ..planner.diff import as_json, compare
-from ..planner.diff_text import text
+from ..planner.diff.diff import as_json, compare
+from ..planner.diff.text import text
 from ..runtime.errors import Exit
 from .console import coloured, print_json
 

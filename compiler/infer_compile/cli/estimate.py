@@ -15,9 +15,9 @@ from ..catalog.source import resolve
 from ..catalog.target import Target, load_target
 from ..graph.build import build as build_graph
 from ..graph.graph import Graph
-from ..planner.estimate import COLUMNS, Answer, Subject, subject
-from ..planner.estimate import estimate as answers
-from ..planner.query import DEFAULTS, LOADS, Query, query
+from ..planner.performance.estimate import COLUMNS, Answer, Subject, subject
+from ..planner.performance.estimate import estimate as answers
+from ..planner.performance.query import DEFAULTS, LOADS, Query, query
 from ..probe.files import write_aside
 from ..runtime.errors import Exit, InferCompileError, Problem
 from .console import print_json, print_table

@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 
 from ..build.resolve import plan_of, resolve
-from ..planner.markdown import markdown
+from ..planner.explain.markdown import markdown
+from ..planner.explain.render import table
 from ..planner.plan import Plan
-from ..planner.render import table
 from ..probe.files import write_aside
 from .console import coloured
 

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from ..catalog.engines import Engine
 from ..runtime.formats.weights import BF16, WeightFormat
-from .cache import Cache, Floats
 from .deployment import Deployment
 from .draft_time import draft_seconds
-from .forecast import Forecast, Load, Verify, forecast
-from .latency import Runner, Speed
-from .layout import Ints, Layout
-from .memory import Held, Memory, memory
+from .performance.cache import Cache, Floats
+from .performance.forecast import Forecast, Load, Verify, forecast
+from .performance.latency import Runner, Speed
+from .performance.layout import Ints, Layout
+from .performance.memory import Held, Memory, memory
+from .performance.shape import Stored
 from .quality import Expected
-from .shape import Stored
 from .speculation import Drafting
 from .units import GIB
 

@@ -11,13 +11,13 @@ from ..catalog.engines import Engine
 from ..catalog.formats import WeightScheme
 from ..runtime.formats.weights import WeightFormat
 from .block import Limit, Solved
-from .cache import Cache
-from .forecast import Forecast
-from .latency import Speed
-from .layout import Layout
-from .memory import Memory
+from .performance.cache import Cache
+from .performance.forecast import Forecast
+from .performance.latency import Speed
+from .performance.layout import Layout
+from .performance.memory import Memory
+from .performance.shape import Stored
 from .quality import Expected
-from .shape import Stored
 from .speculation import Drafting
 
 T = TypeVar("T")

@@ -11,13 +11,18 @@ from pydantic import BaseModel
 from ..graph.graph import Graph
 from ..spec.spec import Spec
 from .block import held_for
-from .cache import token_bytes
 from .candidate import Candidate
 from .cost import cost
 from .deployment import Deployment
+from .explain.devices import not_buildable
+from .explain.drafts import pays_up_to
+from .explain.provenance import sources
+from .explain.reasons import reasons
+from .explain.turns import turns
 from .frontier import alternatives, choice, rejected
-from .latency import matrix_tflops
-from .memory import cache_layout, pool_limits
+from .performance.cache import token_bytes
+from .performance.latency import matrix_tflops
+from .performance.memory import cache_layout, pool_limits
 from .plan import (
     Inputs,
     KvPart,
@@ -35,10 +40,7 @@ from .plan import (
     Workload,
     significant,
 )
-from .provenance import sources
-from .reasons import not_buildable, pays_up_to, reasons
 from .survey import Survey
-from .turns import turns
 from .units import GIB
 
 

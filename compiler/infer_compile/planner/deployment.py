@@ -10,8 +10,8 @@ from ..catalog.target import Target
 from ..graph.graph import Graph
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..spec.spec import DeviceGroup, Slo, Spec, Workload
-from .latency import link_gbs
-from .shape import Shape, shape
+from .performance.latency import link_gbs
+from .performance.shape import Shape, shape
 from .speculation import NONE, Drafting
 
 Where = Callable[[str], str]

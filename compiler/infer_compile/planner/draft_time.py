@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..runtime.formats.weights import BF16
-from .cache import Floats
-from .latency import REDUCES_PER_LAYER, Speed
-from .layout import Layout
+from .performance.cache import Floats
+from .performance.latency import REDUCES_PER_LAYER, Speed
+from .performance.layout import Layout
 from .speculation import Drafting
 
 

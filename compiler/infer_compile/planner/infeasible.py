@@ -15,9 +15,9 @@ from .candidate import Candidate
 from .choose import nearest
 from .deployment import Deployment, on
 from .frontier import drafting, label
-from .layout import Layout
-from .memory import held_weights
-from .shape import Stored, stored
+from .performance.layout import Layout
+from .performance.memory import held_weights
+from .performance.shape import Stored, stored
 from .survey import Survey
 from .units import GIB
 

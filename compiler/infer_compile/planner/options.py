@@ -15,13 +15,13 @@ from ..runtime.formats.weights import GROUPS, WeightFormat, weight_format
 from ..runtime.formats.weights import NAMES as NATIVE
 from . import support
 from .block import Block
-from .cache import Cache
 from .deployment import Deployment
-from .latency import speed
-from .layout import Ints, Layout
 from .parallelism import Sizes, columns, layouts
+from .performance.cache import Cache
+from .performance.latency import speed
+from .performance.layout import Ints, Layout
+from .performance.shape import Stored, native_stored, stored
 from .quality import cache_loss, weights_loss
-from .shape import Stored, native_stored, stored
 from .speculation import Drafting
 
 CODES = {

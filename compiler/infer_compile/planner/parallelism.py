@@ -8,8 +8,8 @@ import numpy as np
 
 from ..catalog.engines import Engine, Way
 from ..spec.pin import Parallelism
-from .layout import Layout
-from .shape import Shape
+from .performance.layout import Layout
+from .performance.shape import Shape
 
 WAYS: tuple[Way, ...] = ("tensor", "pipeline", "expert", "data")
 Sizes = tuple[int, int, int, int]

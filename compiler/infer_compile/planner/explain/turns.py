@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from . import support
-from .candidate import Candidate
-from .deployment import Deployment, Draftings
-from .frontier import choice
-from .plan import Choice, Turn
-from .speculation import Drafting
+from .. import support
+from ..candidate import Candidate
+from ..deployment import Deployment, Draftings
+from ..frontier import choice
+from ..plan import Choice, Turn
+from ..speculation import Drafting
 from .words import split
 
 MOST = 6

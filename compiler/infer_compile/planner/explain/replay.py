@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .block import Block, Counts, Solved, at
-from .candidate import Candidate
-from .deployment import Deployment
-from .layout import Layout
-from .speculation import Drafting
+from ..block import Block, Counts, Solved, at
+from ..candidate import Candidate
+from ..deployment import Deployment
+from ..performance.layout import Layout
+from ..speculation import Drafting
 
 
 def replay(

@@ -6,9 +6,9 @@ import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from ..units import size
 from .diff import Change, Diff, Scalar, is_digest
 from .meaning import GROUPS
-from .units import size
 
 WIDTH = 110
 """Columns of the text."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..catalog.figure import Basis, weakest
-from ..catalog.target import Target
-from .candidate import Candidate
-from .cost import cost, price
-from .deployment import Deployment
-from .plan import Source
+from ...catalog.figure import Basis, weakest
+from ...catalog.target import Target
+from ..candidate import Candidate
+from ..cost import cost, price
+from ..deployment import Deployment
+from ..plan import Source
 
 _REACH: Mapping[str, str] = {
     "device": "measured on this device",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..graph.storage import misfits
-from ..runtime.formats.weights import BF16, GROUPS, weight_format
-from . import support
-from .cache import token_bytes
-from .candidate import Candidate
+from ...graph.storage import misfits
+from ...runtime.formats.weights import BF16, GROUPS, weight_format
+from .. import support
+from ..candidate import Candidate
+from ..deployment import Deployment
+from ..performance.cache import token_bytes
+from ..plan import Reason
+from ..quality import EXACT, Expected
+from ..units import size
 from .contest import Contest, Mask, broken
-from .deployment import Deployment
-from .plan import Reason
-from .quality import EXACT, Expected
-from .units import size
 from .words import listed, times
 
 THE_SPEC = "the spec"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..catalog.figure import STRENGTH
+from ...catalog.figure import STRENGTH
+from ..plan import Choice, Plan, Predicted, significant
+from ..units import GIB, size
 from . import words
-from .plan import Choice, Plan, Predicted, significant
-from .units import GIB, size
 from .words import milliseconds
 
 _STEP = (

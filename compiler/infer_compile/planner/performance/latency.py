@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalog.coefficients import Calibration, Coefficients, Generation, Rates, Reach
-from ..catalog.figure import Basis
-from ..catalog.formats import CacheScheme, WeightScheme
-from ..catalog.target import Target
-from ..graph.cost import Attention, Totals, expected_experts
-from ..runtime.errors import Exit, InferCompileError, Problem
-from ..runtime.formats.weights import BF16
+from ...catalog.coefficients import Calibration, Coefficients, Generation, Rates, Reach
+from ...catalog.figure import Basis
+from ...catalog.formats import CacheScheme, WeightScheme
+from ...catalog.target import Target
+from ...graph.cost import Attention, Totals, expected_experts
+from ...runtime.errors import Exit, InferCompileError, Problem
+from ...runtime.formats.weights import BF16
 from .cache import Cache, Floats, read_bytes
 from .layout import Layout
 from .shape import Shape, Stored

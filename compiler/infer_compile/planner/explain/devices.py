@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..catalog.engines import Engine
-from . import support
-from .choose import nearest
+from ...catalog.engines import Engine
+from .. import support
+from ..choose import nearest
+from ..deployment import Deployment
+from ..frontier import choice
+from ..options import offers
+from ..plan import Parallelism, Reason
 from .contest import Contest, Mask, broken, figure
-from .deployment import Deployment
-from .frontier import choice
-from .options import offers
-from .plan import Parallelism, Reason
 from .words import listed, milliseconds, split, times
 
 THE_SPEC = "the spec"

@@ -9,12 +9,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ..block import Block, Solved
+from ..candidate import Candidate
+from ..choose import nearest
+from ..deployment import Deployment
+from ..survey import Survey
 from . import words
-from .block import Block, Solved
-from .candidate import Candidate
-from .choose import nearest
-from .deployment import Deployment
-from .survey import Survey
 
 Mask = NDArray[np.bool_]
 """An entry for each candidate of the survey."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..plan import Plan
 from .meaning import Group, Meaning, meaning_of, rank_of
-from .plan import Plan
 
 Scalar = str | int | float | bool
 Verdict = Literal["better", "worse", "neutral"]

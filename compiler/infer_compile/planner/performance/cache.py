@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalog.formats import CacheScheme
-from ..graph.cost import Attention
-from ..runtime.formats.weights import BF16
+from ...catalog.formats import CacheScheme
+from ...graph.cost import Attention
+from ...runtime.formats.weights import BF16
 from .layout import Ints
 from .shape import Heads, Shape
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalog.coefficients import Admission
-from ..catalog.engines import Engine, EngineKind
-from ..catalog.facts import Facts
-from ..catalog.target import Target
-from ..graph.graph import Graph
-from ..graph.storage import misfits
-from ..runtime.errors import Exit, InferCompileError, Problem
-from ..runtime.formats.weights import GROUPS, NAMES, weight_format
-from ..spec.unserved import nearest
+from ...catalog.coefficients import Admission
+from ...catalog.engines import Engine, EngineKind
+from ...catalog.facts import Facts
+from ...catalog.target import Target
+from ...graph.graph import Graph
+from ...graph.storage import misfits
+from ...runtime.errors import Exit, InferCompileError, Problem
+from ...runtime.formats.weights import GROUPS, NAMES, weight_format
+from ...spec.unserved import nearest
+from ..units import GIB
 from .cache import Cache, Floats, kept_bytes
 from .forecast import Forecast, Load, forecast
 from .latency import Runner, Speed, speed
@@ -24,7 +25,6 @@ from .layout import Layout
 from .memory import Held, held_weights, memory
 from .query import Query
 from .shape import Shape, Stored, native_stored, shape, stored
-from .units import GIB
 
 NODE_DEVICES = 8
 """Devices of a machine where nothing is said."""

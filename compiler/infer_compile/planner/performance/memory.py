@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..catalog.engines import Activations, EngineKind
-from ..catalog.target import Target
-from ..graph.storage import FLOAT_BYTES
-from ..runtime.formats.kv import LEVELS, CacheLayout
-from ..runtime.formats.program import Limits
+from ...catalog.engines import Activations, EngineKind
+from ...catalog.target import Target
+from ...graph.storage import FLOAT_BYTES
+from ...runtime.formats.kv import LEVELS, CacheLayout
+from ...runtime.formats.program import Limits
+from ..units import GIB, MIB
 from .cache import Cache, Floats, kept_bytes
 from .layout import Ints, Layout
 from .shape import Shape, Stored
-from .units import GIB, MIB
 
 
 @dataclass(frozen=True, slots=True)

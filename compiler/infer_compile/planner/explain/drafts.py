@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from . import support
-from .block import Counts
-from .candidate import Candidate
+from .. import support
+from ..block import Counts
+from ..candidate import Candidate
+from ..deployment import Deployment
+from ..draft_time import draft_seconds
+from ..frontier import drafting
+from ..plan import Reason
+from ..speculation import NONE, break_even_batch, speedup
+from ..survey import Column
 from .contest import Contest, broken
-from .deployment import Deployment
-from .draft_time import draft_seconds
-from .frontier import drafting
-from .plan import Reason
-from .reasons_devices import version
+from .devices import version
 from .replay import replay
-from .speculation import NONE, break_even_batch, speedup
-from .survey import Column
 from .words import listed, times, whole
 
 THE_SPEC = "the spec"

@@ -9,11 +9,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from . import explain, words
+from ..plan import Plan
+from ..units import GIB, size
+from . import note, words
 from .bill import bill
-from .explain import Figure, Part
-from .plan import Plan
-from .units import GIB, size
+from .note import Figure, Part
 
 BAR_CELLS = 48
 STEP_CELLS = 24
@@ -49,14 +49,12 @@ def table(plan: Plan) -> RenderableType:
     numbers = _Sources()
     decisions, origins = _decisions(plan, numbers), _origins(plan, numbers)
     return Group(
-        Text(explain.headline(plan), style="bold"),
+        Text(note.headline(plan), style="bold"),
         *([Text(f"Planned only: {plan.not_buildable}.", "red")] if not plan.buildable else []),
-        Text(" ".join(filter(None, (explain.limited(plan), explain.capacity(plan))))),
+        Text(" ".join(filter(None, (note.limited(plan), note.capacity(plan))))),
         Text(),
-        _section(
-            f"expected with {explain.load(plan)}", _figures(explain.expected(plan), "four of five within")
-        ),
-        _section(f"a step: {explain.steps_yield(plan)}", _step(plan)),
+        _section(f"expected with {note.load(plan)}", _figures(note.expected(plan), "four of five within")),
+        _section(f"a step: {note.steps_yield(plan)}", _step(plan)),
         _section(f"memory{_each(plan)}", Group(_bar(plan), _memory(plan))),
         _section("cost", _figures(bill(plan))),
         _section("decisions", decisions),
@@ -96,7 +94,7 @@ def cells(parts: Sequence[Part], width: int = BAR_CELLS) -> list[int]:
 
 
 def _bar(plan: Plan) -> RenderableType:
-    parts, held = explain.memory(plan), plan.predicted.memory_gib
+    parts, held = note.memory(plan), plan.predicted.memory_gib
     counts = cells(parts)
     bar = Text("▕")
     for part, count in zip(parts, counts, strict=True):
@@ -109,7 +107,7 @@ def _bar(plan: Plan) -> RenderableType:
 
 def _memory(plan: Plan) -> Table:
     grid = _grid(("left", None), ("left", None), ("right", None), ("left", 1))
-    for part in explain.memory(plan):
+    for part in note.memory(plan):
         mark, style = _MARKS[part.key]
         grid.add_row(Text(mark, style), Text(part.name), Text(part.value), Text(part.note, "dim"))
     return grid
@@ -117,7 +115,7 @@ def _memory(plan: Plan) -> Table:
 
 def _step(plan: Plan) -> Table:
     grid = _grid(("left", None), ("right", None), ("right", None), ("left", None))
-    for part in explain.step(plan):
+    for part in note.step(plan):
         blocks = "█" * max(1, round(STEP_CELLS * part.share))
         grid.add_row(Text(part.name), Text(part.value), Text(f"{part.share:.0%}"), Text(blocks, "cyan"))
     return grid
@@ -155,7 +153,7 @@ def _alternatives(plan: Plan) -> RenderableType:
     grid.add_row(*(Text(head, "dim") for head in heads))
     for one in plan.alternatives[:SHOWN]:
         grid.add_row(
-            Text(explain.named(one, plan)),
+            Text(note.named(one, plan)),
             Text(words.milliseconds(one.ttft_ms)),
             Text(words.milliseconds(one.itl_ms)),
             Text(words.whole(one.tokens_per_second)),
@@ -169,7 +167,7 @@ def _alternatives(plan: Plan) -> RenderableType:
 def _misses(plan: Plan) -> RenderableType:
     grid = _grid(("left", None), ("left", 1))
     grid.columns[0].max_width = 46
-    found = explain.misses(plan)
+    found = note.misses(plan)
     for name, broken in list(found.items())[:SHOWN]:
         grid.add_row(Text(name), Text("; ".join(broken)))
     return _rest(grid, len(found))
@@ -183,7 +181,7 @@ def _rest(grid: Table, count: int) -> RenderableType:
 def _origins(plan: Plan, sources: _Sources) -> Table:
     grid = _grid(("left", None), ("left", 1))
     shared: dict[str, dict[str, None]] = {}
-    for basis, names, text in explain.origins(plan):
+    for basis, names, text in note.origins(plan):
         # The weakest are worth a look at their sources; those of the rest are in the other formats.
         number = f" [{sources.number(text)}]" if basis == "assumption" else ""
         shared.setdefault(basis, {})[f"{names}{number}"] = None
@@ -193,7 +191,7 @@ def _origins(plan: Plan, sources: _Sources) -> Table:
 
 
 def _each(plan: Plan) -> str:
-    return f" of each of {explain.devices(plan)} devices" if explain.devices(plan) > 1 else ""
+    return f" of each of {note.devices(plan)} devices" if note.devices(plan) > 1 else ""
 
 
 def _optional(title: str, body: RenderableType, rows: Sequence[object]) -> tuple[RenderableType, ...]:

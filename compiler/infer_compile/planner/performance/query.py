@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..runtime.errors import Exit, InferCompileError, Problem
+from ...runtime.errors import Exit, InferCompileError, Problem
 
 LOADS = ("static", "steady")
 DEFAULTS: Mapping[str, str] = {

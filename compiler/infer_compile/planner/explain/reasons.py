@@ -6,22 +6,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from . import reasons_devices as devices
-from . import reasons_drafts as drafts
-from . import reasons_formats as formats
-from .block import held_for
-from .cache import Floats
-from .candidate import Candidate
+from ..block import held_for
+from ..candidate import Candidate
+from ..cost import price
+from ..deployment import Deployment
+from ..performance.cache import Floats
+from ..performance.latency import matrix_tflops
+from ..plan import Reason, significant
+from ..survey import Survey
+from ..units import size
+from . import devices, drafts, formats
 from .contest import Contest
-from .cost import price
-from .deployment import Deployment
-from .latency import matrix_tflops
-from .plan import Reason, significant
-from .reasons_devices import not_buildable as not_buildable
-from .reasons_drafts import pays_up_to as pays_up_to
 from .replay import replay
-from .survey import Survey
-from .units import size
 from .words import milliseconds, times
 
 THE_SPEC = "the spec"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..plan import Plan
 from . import words
-from .explain import Figure
-from .plan import Plan
+from .note import Figure
 
 NOT_KNOWN = "not known"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..catalog.formats import WeightScheme
-from ..graph.cost import Totals
-from ..graph.graph import Graph
-from ..graph.latent import LatentAttend
-from ..graph.storage import (
+from ...catalog.formats import WeightScheme
+from ...graph.cost import Totals
+from ...graph.graph import Graph
+from ...graph.latent import LatentAttend
+from ...graph.storage import (
     head_bytes,
     native_scheme,
     one_expert_bytes,
@@ -18,7 +18,7 @@ from ..graph.storage import (
     token_buffers,
     weight_bytes,
 )
-from ..runtime.formats.weights import BF16, WeightFormat
+from ...runtime.formats.weights import BF16, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)

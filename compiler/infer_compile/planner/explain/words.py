@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
-from .plan import Parallelism
+from ..plan import Parallelism
 
 _BROKEN: Mapping[str, str] = {
     "memory": "needs {value} where there are {allowed}",

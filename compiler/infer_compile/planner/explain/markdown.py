@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from . import explain, words
+from ..plan import Plan
+from . import note, words
 from .bill import bill
-from .explain import Figure
-from .plan import Plan
+from .note import Figure
 
 Rows = Sequence[Sequence[str]]
 
 
 def markdown(plan: Plan) -> str:
     """The whole note."""
-    lines = [f"# {plan.name}", "", explain.headline(plan), ""]
+    lines = [f"# {plan.name}", "", note.headline(plan), ""]
     if not plan.buildable:
         lines += [f"**Planned only:** {plan.not_buildable}.", ""]
-    lines += [" ".join(filter(None, (explain.limited(plan), explain.capacity(plan)))), ""]
+    lines += [" ".join(filter(None, (note.limited(plan), note.capacity(plan)))), ""]
     for title, heads, rows in _sections(plan):
         if rows:
             lines += [f"## {title}", "", *_table(heads, rows), ""]
@@ -28,22 +28,22 @@ def markdown(plan: Plan) -> str:
 
 
 def _sections(plan: Plan) -> Iterator[tuple[str, Sequence[str], Rows]]:
-    each = f" of each of {explain.devices(plan)} devices" if explain.devices(plan) > 1 else ""
+    each = f" of each of {note.devices(plan)} devices" if note.devices(plan) > 1 else ""
     held = plan.predicted.memory_gib
     yield (
-        f"Expected with {explain.load(plan)}",
+        f"Expected with {note.load(plan)}",
         ("figure", "expected", "four of five within", "for"),
-        _figures(explain.expected(plan)),
+        _figures(note.expected(plan)),
     )
     yield (
-        f"A step: {explain.steps_yield(plan)}",
+        f"A step: {note.steps_yield(plan)}",
         ("part", "time", "share"),
-        [(part.name, part.value, f"{part.share:.0%}") for part in explain.step(plan)],
+        [(part.name, part.value, f"{part.share:.0%}") for part in note.step(plan)],
     )
     yield (
         f"Memory{each}: {held.total:.3g} of {held.capacity:.3g} GiB",
         ("part", "size", "share", "for"),
-        [(part.name, part.value, f"{part.share:.0%}", part.note) for part in explain.memory(plan)],
+        [(part.name, part.value, f"{part.share:.0%}", part.note) for part in note.memory(plan)],
     )
     yield (
         "Cost",
@@ -65,7 +65,7 @@ def _sections(plan: Plan) -> Iterator[tuple[str, Sequence[str], Rows]]:
         ("plan", "first token", "between tokens", "tokens/s", "GiB", "loss", "gives up"),
         [
             (
-                explain.named(one, plan),
+                note.named(one, plan),
                 words.milliseconds(one.ttft_ms),
                 words.milliseconds(one.itl_ms),
                 words.whole(one.tokens_per_second),
@@ -79,12 +79,12 @@ def _sections(plan: Plan) -> Iterator[tuple[str, Sequence[str], Rows]]:
     yield (
         "Near misses",
         ("plan", "broken limits"),
-        [(name, "; ".join(broken)) for name, broken in explain.misses(plan).items()],
+        [(name, "; ".join(broken)) for name, broken in note.misses(plan).items()],
     )
     yield (
         "What the numbers are worth, the weakest first",
         ("basis", "figures", "source"),
-        explain.origins(plan),
+        note.origins(plan),
     )
 
 
