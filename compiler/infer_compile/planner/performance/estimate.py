@@ -124,7 +124,7 @@ def predict(one: Subject, points: Sequence[Query]) -> Predicted:
     timed = Layout(per_node=layouts.per_node) if one.serial and not np.any(layouts.tensor > 1) else layouts
     runner = Runner(one.shape, one.stored, one.cache, timed, one.speed)
     # Where a rate decides how many are in flight, the memory bounds the search.
-    wanted = np.full_like(batch, _MOST) if rated else batch / layouts.data
+    wanted = np.full_like(batch, _most(one)) if rated else batch / layouts.data
     admitted = _admitted(one, layouts, wanted, inputs, outputs)
     rate = np.array([each.rate or 0.0 for each in points]) if rated else None
     concurrency = admitted * layouts.data if rated else batch
@@ -141,11 +141,31 @@ def estimate(one: Subject, points: Sequence[Query]) -> list[Answer]:
     flying = _flat(found.forecast.concurrency, len(points)) / found.layouts.data
     in_flight = flying if points[0].rate is not None else np.minimum(flying, found.admitted)
     held = _memory(one, found.layouts, in_flight, inputs, outputs)
-    return _answers(one, found.runner, found.forecast, held, inputs, outputs)
+    answers = _answers(one, found.runner, found.forecast, held, inputs, outputs)
+    return [
+        answer | {"bottleneck": "capacity"} if crowded else answer
+        for answer, crowded in zip(answers, _crowded(found, points), strict=True)
+    ]
 
 
-_MOST = 4096.0
-"""Requests in flight at most where a rate is given."""
+def _crowded(found: Predicted, points: Sequence[Query]) -> NDArray[np.bool_]:
+    """Where requests arrive faster than they are served; their queue grows as long as that lasts."""
+    rate = np.array([each.rate or 0.0 for each in points])
+    crowded: NDArray[np.bool_] = _flat(found.forecast.requests_per_second, len(points)) < _KEPT_UP * rate
+    return crowded
+
+
+_KEPT_UP = 0.99
+"""Served over arriving; the search for what is in flight ends within a hundredth."""
+
+
+def _most(one: Subject) -> float:
+    """Requests in flight at most in a copy where a rate is given."""
+    return one.kind.most_sequences.value if one.kind is not None else _UNKNOWN
+
+
+_UNKNOWN = 256.0
+"""The same for engines whose own limit is not known."""
 
 
 def _kind(engine: Engine | None, target: Target) -> EngineKind | None:
@@ -253,6 +273,9 @@ def _memory(one: Subject, layout: Layout, sequences: Array, inputs: Array, outpu
     if one.kind is None:
         return _flat(held_weights(one.stored, one.shape, layout) + cached, len(longest))
     spent = memory(one.shape, one.stored, one.cache, layout, _held(one, 0, 1), one.target, one.kind)
+    room = spent.free + spent.kv
+    # What is in flight was admitted: it takes no more than there is, unless the weights alone do.
+    cached = np.where(room > 0, np.minimum(cached, room), cached)
     return _flat(spent.total - spent.kv + cached, len(longest))
 
 
