@@ -170,9 +170,18 @@ class Coefficients(Frozen):
     classes: tuple[DeviceClass, ...]
     stand_ins: Mapping[str, str] = {}
     """Engines without measurements to those whose figures speak for them."""
+    alike: Mapping[str, tuple[str, ...]] = {}
+    """Weight formats to others whose kernels are of the same kind, the nearest first: their figures speak for
+    a format that was not measured, which would else look better than one that was."""
+    alike_source: str = ""
     generations: tuple[Generation, ...]
     """Of each engine the oldest first."""
     calibrations: tuple[Calibration, ...]
+
+    def share(self, shares: Mapping[str, float], name: str) -> float:
+        """Of efficiencies by weight format or cache level: that of ``name``, else of what is alike."""
+        known = (each for each in (name, *self.alike.get(name, ())) if each in shares)
+        return shares[next(known, "other")]
 
     def device_class(self, target: Target) -> DeviceClass:
         """The first class that holds ``target``; the last holds all."""

@@ -143,7 +143,7 @@ def estimate(one: Subject, points: Sequence[Query]) -> list[Answer]:
     held = _memory(one, found.layouts, in_flight, inputs, outputs)
     answers = _answers(one, found.runner, found.forecast, held, inputs, outputs)
     return [
-        answer | {"bottleneck": "capacity"} if crowded else answer
+        {**answer, "bottleneck": "capacity"} if crowded else answer
         for answer, crowded in zip(answers, _crowded(found, points), strict=True)
     ]
 

@@ -171,13 +171,14 @@ def speed(
         bandwidth *= coefficients.sustained
     rates = found.rates
     return Speed(
-        weight_bandwidth=bandwidth * _of(rates.weight_efficiency, scheme.name),
-        exact_bandwidth=bandwidth * _of(rates.cache_efficiency, "bf16" if level.exact_window else level.name),
-        packed_bandwidth=bandwidth * _of(rates.cache_efficiency, level.name),
-        matrix_rate=matrices * 1e12 * _of(rates.matrix_efficiency, scheme.name),
-        expert_rate=matrices * 1e12 * _of(rates.expert_efficiency, scheme.name),
+        weight_bandwidth=bandwidth * coefficients.share(rates.weight_efficiency, scheme.name),
+        exact_bandwidth=bandwidth
+        * coefficients.share(rates.cache_efficiency, "bf16" if level.exact_window else level.name),
+        packed_bandwidth=bandwidth * coefficients.share(rates.cache_efficiency, level.name),
+        matrix_rate=matrices * 1e12 * coefficients.share(rates.matrix_efficiency, scheme.name),
+        expert_rate=matrices * 1e12 * coefficients.share(rates.expert_efficiency, scheme.name),
         attention_rate=plain * 1e12 * rates.attention_efficiency,
-        decode_matrix_rate=matrices * 1e12 * _of(rates.decode_matrix_efficiency, scheme.name),
+        decode_matrix_rate=matrices * 1e12 * coefficients.share(rates.decode_matrix_efficiency, scheme.name),
         decode_attention_rate=plain * 1e12 * rates.decode_attention_efficiency,
         link=(link_gbs(target) or 0.0) * 1e9 * rates.link_efficiency,
         network=(network_gbs(target) or 0.0) * 1e9 * rates.link_efficiency,
@@ -190,10 +191,6 @@ def speed(
         reach=reach,
         widen=coefficients.widen[reach],
     )
-
-
-def _of(shares: dict[str, float], name: str) -> float:
-    return shares.get(name, shares["other"])
 
 
 def _seconds(rates: Rates) -> dict[str, float]:
