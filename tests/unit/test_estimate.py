@@ -26,8 +26,8 @@ def point(*arguments: str) -> dict[str, Any]:
     ran = run(*POINT, *arguments, "--json")
     assert ran.exit_code == 0, ran.output
     found: dict[str, Any] = json.loads(ran.output)
-    assert found["schema"] == 1
-    return dict(found["estimate"])
+    assert found.pop("schema") == 1
+    return found
 
 
 def table(tmp_path: Path, rows: list[dict[str, object]], *names: str) -> list[dict[str, str]]:

@@ -85,7 +85,7 @@ def estimate(table: Path | None, written: Path | None, as_json: bool, **options:
     asked = query(options)
     found = answers(catalog.subject(asked), [asked])[0]
     if as_json:
-        print_json({"estimate": dict(found)})
+        print_json(found)
     else:
         _page(found, catalog.subject(asked))
 
