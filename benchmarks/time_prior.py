@@ -61,16 +61,16 @@ DEVIATIONS = {
     },
     "waiting": {
         "base": (0.5, 0.5),
-        "kind": (0.5, 0.5),
+        "kind": (0.2, 0.2),
         "engine": (0.15, 0.15),
-        "generation": (0.2, 0.2),
-        "class": (0.1, 0.1),
-        "pair": (0.1, 0.1),
+        "generation": (0.05, 0.05),
+        "class": (0.025, 0.025),
+        "pair": (0.025, 0.025),
     },
 }
 QUEUED = {"base": 1.0, "engine": 0.3, "generation": 2.0, "class": 0.1, "pair": 0.1}
 """Of the requests that wait for a slot: one benchmark keeps one waiting, most none."""
-SCALES = {"servers": 0.15, "local": 0.07, "waiting": 0.25}
+SCALES = {"servers": 0.15, "local": 0.07, "waiting": 0.2}
 
 
 @dataclass(frozen=True)

@@ -204,9 +204,10 @@ class Coefficients(Frozen):
     ) -> tuple[Calibration, Reach]:
         """What is known nearest to ``engine`` on ``target`` with ``weights``, and how near that is.
 
-        Of the generation of ``build``; without one of the newest that was measured on the class of the device
-        with that weight format, else on the class, on its family, elsewhere. An engine without any entry
-        gets the prior.
+        Of the generation of ``build``; of an unknown one the newest generation that was measured
+        on the class of the device with that weight format, else on the class, on its family, elsewhere. None
+        is the build of today, whatever the format: an older one must not make its formats look worse. An
+        engine without any entry gets the prior.
         """
         stands = engine in self.stand_ins
         engine = self.stand_ins.get(engine, engine)
@@ -218,7 +219,7 @@ class Coefficients(Frozen):
         here = [each for each in mine if each.device_class == found.name]
         family = [each for each in mine if each.device_class == found.family]
         measured = [each for each in here if each.devices]
-        exact = [each for each in measured if weights in each.formats]
+        exact = [each for each in measured if weights in each.formats and build is not None]
         order: tuple[tuple[list[Calibration], Reach], ...] = (
             (exact, "class"),
             (measured, "class"),
