@@ -70,7 +70,7 @@ DEVIATIONS = {
 }
 QUEUED = {"base": 1.0, "engine": 0.3, "generation": 2.0, "class": 0.1, "pair": 0.1}
 """Of the requests that wait for a slot: one benchmark keeps one waiting, most none."""
-SCALES = {"servers": 0.15, "local": 0.07, "waiting": 0.2}
+SCALES = {"servers": 0.1, "local": 0.07, "waiting": 0.2}
 
 
 @dataclass(frozen=True)

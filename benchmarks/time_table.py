@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infer_compile.catalog.facts import load_facts
-from time_rows import Row, target
-
-DENSE = ("llama-2-7b", "llama-2-70b", "llama-3.1-8b", "llama-3.1-70b", "mistral-7b-v0.1", "qwen3-32b")
+from time_rows import Row, graph, target
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,8 @@ def lines(folds: Sequence[Fold]) -> list[Line]:
                 found.append(_line(f"- {name}, without the MI300X", mine, ends, _engine_off(name, "mi300x")))
         elif kind in ("serving", "first token"):
             what = "time between tokens" if kind == "serving" else "first token"
-            found.append(_line(f"- {what}, dense models", mine, ends, lambda row: row.asked.model in DENSE))
-            found.append(
-                _line(f"- {what}, models with experts", mine, ends, lambda row: row.asked.model not in DENSE)
-            )
+            found.append(_line(f"- {what}, dense models", mine, ends, _dense))
+            found.append(_line(f"- {what}, models with experts", mine, ends, lambda row: not _dense(row)))
             found += [
                 _line(f"- {fold.name}", [fold], ends, lambda row: True) for fold in mine if len(fold.rows) > 4
             ]
@@ -169,3 +165,8 @@ def markdown(folds: Sequence[Fold]) -> str:
     rows = ["| " + " | ".join(HEADINGS) + " |", "|---|" + "---:|" * (len(HEADINGS) - 1)]
     rows += ["| " + " | ".join(line.cells) + " |" for line in lines(folds)]
     return "\n".join(rows) + "\n"
+
+
+def _dense(row: Row) -> bool:
+    """Whether the model has no experts."""
+    return not graph(row.asked.model).totals.mixtures
