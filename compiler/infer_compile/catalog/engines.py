@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import field_validator, model_validator
 
+from .data import read
 from .figure import Figure, Frozen
 
 Kind = Literal["cpu", "gpu", "unified"]
@@ -195,6 +194,4 @@ class Engines(Frozen):
 
 def load_engines() -> Engines:
     """The table that ships with this version."""
-    text = (Path(__file__).parent / "engines.yaml").read_text(encoding="utf-8")
-    # libyaml, where PyYAML was built with it, is ten times faster.
-    return Engines.model_validate(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    return Engines.model_validate(read("engines.yaml"))

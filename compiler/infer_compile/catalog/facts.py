@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import yaml
-
 from .choices import Choices
 from .coefficients import Coefficients
+from .data import read
 from .engines import Engines
 from .figure import Frozen
 from .formats import Formats
@@ -27,16 +24,10 @@ class Facts(Frozen):
 def load_facts() -> Facts:
     """The facts that ship with this version."""
     return Facts(
-        engines=Engines.model_validate(_read("engines.yaml")),
-        coefficients=Coefficients.model_validate(_read("coefficients.yaml")),
-        formats=Formats.model_validate(_read("formats.yaml")),
-        quality=Quality.model_validate(_read("quality.yaml")),
-        speculation=SpeculationFacts.model_validate(_read("speculation.yaml")),
-        choices=Choices.model_validate(_read("choices.yaml")),
+        engines=Engines.model_validate(read("engines.yaml")),
+        coefficients=Coefficients.model_validate(read("coefficients.yaml")),
+        formats=Formats.model_validate(read("formats.yaml")),
+        quality=Quality.model_validate(read("quality.yaml")),
+        speculation=SpeculationFacts.model_validate(read("speculation.yaml")),
+        choices=Choices.model_validate(read("choices.yaml")),
     )
-
-
-def _read(name: str) -> object:
-    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-    # libyaml, where PyYAML was built with it, is ten times faster.
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
