@@ -10,20 +10,16 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from ..catalog.figure import Basis
+from ..catalog.figure import Basis, Frozen
 from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats.kv import LEVELS, CacheLayout
 from ..runtime.formats.program import Limits
 from ..runtime.formats.weights import WeightFormat, weight_format
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Inputs(_Frozen):
+class Inputs(Frozen):
     """sha256 of what was planned on: two plans of equal inputs are equal."""
 
     spec: str
@@ -31,7 +27,7 @@ class Inputs(_Frozen):
     target: str
 
 
-class ModelPart(_Frozen):
+class ModelPart(Frozen):
     name: str
     source: str
     revision: str | None
@@ -39,7 +35,7 @@ class ModelPart(_Frozen):
     parameters: int
 
 
-class TargetPart(_Frozen):
+class TargetPart(Frozen):
     """``count`` devices in each of ``nodes`` machines."""
 
     id: str
@@ -55,7 +51,7 @@ class TargetPart(_Frozen):
     measured: bool
 
 
-class WeightsPart(_Frozen):
+class WeightsPart(Frozen):
     format: str
     group: int
     """0: no groups."""
@@ -71,7 +67,7 @@ class WeightsPart(_Frozen):
         return weight_format(self.format, self.group) if self.group else weight_format(self.format)
 
 
-class KvPart(_Frozen):
+class KvPart(Frozen):
     """The cache. ``pages`` are those that the sequences see; our own engine keeps them in two pools of
     ``exact_pages`` and ``packed_pages`` (none with bf16)."""
 
@@ -102,7 +98,7 @@ class KvPart(_Frozen):
         )
 
 
-class Speculation(_Frozen):
+class Speculation(Frozen):
     """``tokens`` are drafted for every step; ``acceptance`` is the share of them that is expected to be kept,
     ``tokens_per_step`` what a step is expected to yield."""
 
@@ -115,27 +111,27 @@ class Speculation(_Frozen):
     """Largest number of sequences in flight at which a step with drafts still yields more per second."""
 
 
-class Parallelism(_Frozen):
+class Parallelism(Frozen):
     tensor: int = 1
     pipeline: int = 1
     expert: int = 1
     data: int = 1
 
 
-class LimitsPart(_Frozen):
+class LimitsPart(Frozen):
     max_context: int
     max_sequences: int
     max_batch_tokens: int
 
 
-class Source(_Frozen):
+class Source(Frozen):
     """Where a number stems from. A number computed from several is as good as the weakest of them."""
 
     basis: Basis
     text: str
 
 
-class Workload(_Frozen):
+class Workload(Frozen):
     """The load that the prediction is for; ``context_tokens`` is the mean context of a decode step."""
 
     concurrency: int
@@ -144,7 +140,7 @@ class Workload(_Frozen):
     context_tokens: int
 
 
-class Milliseconds(_Frozen):
+class Milliseconds(Frozen):
     """One decode step at full concurrency, by what it waits for."""
 
     weights: float
@@ -156,7 +152,7 @@ class Milliseconds(_Frozen):
     """Prompts of other sequences that are computed in between."""
 
 
-class MemoryGib(_Frozen):
+class MemoryGib(Frozen):
     """Of one device, GiB (2**30 bytes)."""
 
     weights: float
@@ -168,13 +164,13 @@ class MemoryGib(_Frozen):
     capacity: float
 
 
-class Range(_Frozen):
+class Range(Frozen):
     low: float
     expected: float
     high: float
 
 
-class Cost(_Frozen):
+class Cost(Frozen):
     """Money and energy of the whole deployment, at the load of the prediction. US dollars."""
 
     usd_per_hour: float | None
@@ -199,7 +195,7 @@ class Cost(_Frozen):
     bandwidth_gbs_per_usd_hour: float | None
 
 
-class Predicted(_Frozen):
+class Predicted(Frozen):
     """Each time with the ends of an interval that holds four of five measurements."""
 
     workload: Workload
@@ -227,14 +223,14 @@ class Predicted(_Frozen):
     """For each number above: where it stems from."""
 
 
-class Reason(_Frozen):
+class Reason(Frozen):
     key: str
     value: str
     why: str
     source: str
 
 
-class Turn(_Frozen):
+class Turn(Frozen):
     """A change of what is asked from which on another decision is better."""
 
     key: str
@@ -243,7 +239,7 @@ class Turn(_Frozen):
     then: str
 
 
-class Choice(_Frozen):
+class Choice(Frozen):
     """A candidate in names."""
 
     target: str
@@ -275,14 +271,14 @@ class Rejected(Choice):
     allowed: str
 
 
-class Searched(_Frozen):
+class Searched(Frozen):
     """What the search went through."""
 
     candidates: int
     feasible: int
 
 
-class Plan(_Frozen):
+class Plan(Frozen):
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     name: str
     inputs: Inputs

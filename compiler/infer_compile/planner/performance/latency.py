@@ -238,16 +238,9 @@ class Runner:
         prompt: Floats = 1,
     ) -> Times:
         """One step in which each of ``sequences`` sequences of a copy computes ``tokens`` tokens after about
-        ``context`` others, while ``prompt_tokens`` tokens of prompts of ``prompt`` tokens ride along.
-
-        The stages of a pipeline work on a share of the sequences each, so a sequence waits for all layers
-        but for a share of the others.
-        """
-        stages = np.asarray(self.layout.pipeline)
-        sequences = np.maximum(sequences / stages, np.minimum(sequences, 1.0))
-        prompt_tokens = prompt_tokens / stages
-        new = sequences * tokens
-        prompts = prompt_tokens / np.maximum(prompt, 1)
+        ``context`` others, while ``prompt_tokens`` tokens of prompts of ``prompt`` tokens ride along."""
+        sequences, prompt_tokens = self._staged(sequences, prompt_tokens)
+        new, prompts = sequences * tokens, prompt_tokens / np.maximum(prompt, 1)
         totals, tensor, speed = self.shape.totals, self.layout.tensor, self.speed
         compute = self._operations(new, new) / speed.decode_matrix_rate
         compute = compute + new * visible_keys(totals, context) / speed.decode_attention_rate
@@ -291,11 +284,8 @@ class Runner:
     ) -> Floats:
         """Seconds that no engine can go below in such a step of ``decode``: bytes over the target's
         bandwidth, or operations over its rate."""
-        stages = np.asarray(self.layout.pipeline)
-        sequences = np.maximum(sequences / stages, np.minimum(sequences, 1.0))
-        prompt_tokens = prompt_tokens / stages
-        new = sequences * tokens
-        prompts = prompt_tokens / np.maximum(prompt, 1)
+        sequences, prompt_tokens = self._staged(sequences, prompt_tokens)
+        new, prompts = sequences * tokens, prompt_tokens / np.maximum(prompt, 1)
         read = read_bytes(self.shape, self.cache, _whole(context), self.layout.tensor)
         moved = self._weight_bytes(new + prompt_tokens) + sequences * (read.exact + read.packed)
         operations = (
@@ -306,6 +296,12 @@ class Runner:
         return np.maximum(
             moved / self.speed.peak_bandwidth, operations / self.layout.tensor / self.speed.peak_rate
         )
+
+    def _staged(self, sequences: Floats, prompt_tokens: Floats) -> tuple[Floats, Floats]:
+        """What of a step each stage of a pipeline works on at a time: a share of the sequences, so that a
+        sequence waits for all layers but for a share of the others."""
+        stages = np.asarray(self.layout.pipeline)
+        return np.maximum(sequences / stages, np.minimum(sequences, 1.0)), prompt_tokens / stages
 
     def _prompt(self, tokens: Floats, prompts: Floats, each: Floats) -> Floats:
         """Seconds that one device would compute for ``tokens`` tokens of ``prompts`` prompts, ``each`` so
