@@ -317,6 +317,13 @@ def test_the_split_is_told_with_the_next_best() -> None:
     assert reason(made, "parallelism").value == words.split(made.parallelism)
 
 
+def test_devices_without_an_interconnect_talk_over_the_host() -> None:
+    host = {"name": "a bus", "gbs_per_direction": 32.0}
+    device = gpu(interconnect=None, host_link=host)
+    made = plan(spec(target={"device": "round-gpu", "count": 3}), card("llama-3.1-8b"), device)
+    assert "go over a bus at 32 GB/s per direction" in reason(made, "parallelism").why
+
+
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [

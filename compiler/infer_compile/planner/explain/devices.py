@@ -12,6 +12,7 @@ from ..choose import nearest
 from ..deployment import Deployment
 from ..frontier import choice
 from ..options import offers
+from ..performance.latency import between_devices, between_machines
 from ..plan import Parallelism, Reason
 from .contest import Contest, Mask, broken, figure
 from .words import listed, milliseconds, split, times
@@ -161,13 +162,10 @@ def _links(contest: Contest) -> Iterator[str]:
         yield "nothing goes over links in a step"
         return
     target, asked = contest.asked.target, contest.asked
-    wires = [
-        f"{link.name} at {link.gbs_per_direction:g} GB/s"
-        for link in (target.interconnect, target.network if asked.nodes > 1 else None)
-        if link is not None and link.gbs_per_direction is not None
-    ]
-    over = f" over {' and '.join(wires)} per direction" if wires else ""
-    yield f"{milliseconds(links * 1e3)} of the {milliseconds(step * 1e3)} of a step go{over}"
+    used = (between_devices(target), between_machines(target) if asked.nodes > 1 else None)
+    wires = " and ".join(f"{link.name} at {link.gbs_per_direction:g} GB/s" for link in used if link)
+    part = f"{milliseconds(links * 1e3)} of the {milliseconds(step * 1e3)} of a step"
+    yield f"{part} go over {wires} per direction"
 
 
 def _heads(contest: Contest, mine: Parallelism) -> Iterator[str]:

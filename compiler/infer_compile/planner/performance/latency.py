@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...catalog.coefficients import Calibration, Coefficients, Generation, Rates, Reach
 from ...catalog.figure import Basis
 from ...catalog.formats import CacheScheme, WeightScheme
-from ...catalog.target import Target
+from ...catalog.target import Link, Target
 from ...graph.cost import Attention, Totals, expected_experts
 from ...runtime.errors import Exit, InferCompileError, Problem
 from ...runtime.formats.weights import BF16
@@ -123,20 +123,32 @@ def matrix_tflops(target: Target, scheme: WeightScheme) -> float | None:
 
 
 def link_gbs(target: Target) -> float | None:
-    """1e9 bytes per second and direction between two devices: the interconnect, else over the host."""
-    for link in (target.interconnect, target.host_link):
-        if link is not None and link.gbs_per_direction is not None:
-            return link.gbs_per_direction
-    return None
+    """1e9 bytes per second and direction between two devices."""
+    return _gbs(between_devices(target))
 
 
 def network_gbs(target: Target) -> float | None:
-    """1e9 bytes per second and direction of one device between machines: the network's, else what it can send
-    over its host, else as between devices."""
-    for link in (target.network, target.host_link):
-        if link is not None and link.gbs_per_direction is not None:
-            return link.gbs_per_direction
-    return link_gbs(target)
+    """1e9 bytes per second and direction of one device between machines."""
+    return _gbs(between_machines(target))
+
+
+def between_devices(target: Target) -> Link | None:
+    """What two devices of a machine are joined by: the interconnect, else the host."""
+    return _first(target.interconnect, target.host_link)
+
+
+def between_machines(target: Target) -> Link | None:
+    """What a device sends to other machines over: the network, else its host, else as to its neighbours."""
+    return _first(target.network, target.host_link) or between_devices(target)
+
+
+def _first(*links: Link | None) -> Link | None:
+    """The first whose speed is known."""
+    return next((link for link in links if _gbs(link) is not None), None)
+
+
+def _gbs(link: Link | None) -> float | None:
+    return None if link is None else link.gbs_per_direction
 
 
 def speed(
