@@ -48,11 +48,8 @@ template <int N>
 void gate(const float* x, float* out) {
   static_assert(N % W == 0, "whole vectors");
   for (int i = 0; i < N; i += W) {
-    const vf g = load(x + i);
-    alignas(64) float lanes[W];
-    store(lanes, add(set1(1.0f), exp(sub(zero(), g))));
-    for (int j = 0; j < W; ++j) lanes[j] = 1.0f / lanes[j];
-    store(out + i, mul(mul(g, load(lanes)), load(x + N + i)));
+    const vf g = load(x + i), share = div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), g))));
+    store(out + i, mul(mul(g, share), load(x + N + i)));
   }
 }
 

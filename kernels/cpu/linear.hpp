@@ -1,4 +1,4 @@
-// Matrix products: T rows of activations with a stored matrix, 16 output rows interleaved in a block.
+// Matrix products: rows of activations with a stored matrix, 16 output rows interleaved in a block.
 //
 // A result depends on its own row and activation alone, in a fixed order of inputs: the same bits come out whatever else is
 // in the batch and however many threads run.
@@ -6,7 +6,7 @@
 
 #include "dot.hpp"
 #include "quantize.hpp"
-#include "threads.hpp"
+#include "shares.hpp"
 
 namespace ic {
 
@@ -18,96 +18,162 @@ struct Output {
   bool add;              // to what is there
 };
 
-template <int OUT>
-inline void finish(const Output& output, int t, int block, const vf sums[VECTORS]) {
+inline void finish(const Output& output, int t, int block, const float* sums) {
   float* to = output.rows + t * output.stride + block * ROWS;
   for (int v = 0; v < VECTORS; ++v) {
-    vf sum = sums[v];
+    vf sum = load(sums + v * W);
     if (output.bias != nullptr) sum = ic::add(sum, load_bf16(output.bias + block * ROWS + v * W));
     if (output.add) sum = ic::add(sum, load(to + v * W));
     store(to + v * W, sum);
   }
 }
 
-// Blocks per task: enough tasks to even out the threads, few enough to keep each one's stretch of memory long.
-inline int blocks_per_task(int blocks, int threads) {
-  const int share = blocks / (threads * 4);
-  return share < 1 ? 1 : share;
-}
-
-// Calls body(block, t, integral_constant T) over all blocks and, inside a block, over rows of activations T at a time.
-template <int T, class Body>
-void over_blocks(Threads& threads, int blocks, int rows, Body&& body) {
-  const int share = blocks_per_task(blocks, threads.count());
-  threads.run((blocks + share - 1) / share, [&](int task, int) {
-    const int last = (task + 1) * share < blocks ? (task + 1) * share : blocks;
-    for (int block = task * share; block < last; ++block) {
-      int t = 0;
-      for (; t + T <= rows; t += T) body(block, t, std::integral_constant<int, T>{});
-      for (; t + 2 <= rows; t += 2) body(block, t, std::integral_constant<int, 2>{});
-      for (; t < rows; ++t) body(block, t, std::integral_constant<int, 1>{});
-    }
-  });
-}
-
 // bf16 weights [OUT/16][IN][16], float activations.
 template <int OUT, int IN>
 void linear_bf16(Threads& threads, const uint8_t* weights, const float* input, size_t stride, int rows, Output output) {
+  static_assert(IN % 2 == 0, "an even number of inputs");
   const auto* matrix = reinterpret_cast<const uint16_t*>(weights);
-  constexpr int BLOCKS = (OUT + ROWS - 1) / ROWS;
-  constexpr int T = 4;
-  over_blocks<T>(threads, BLOCKS, rows, [&](int block, int t, auto count) {
-    constexpr int N = decltype(count)::value;
-    const uint16_t* w = matrix + size_t(block) * IN * ROWS;
-    const float* x = input + t * stride;
-    // Even and odd inputs are summed apart, so that one row of activations keeps the multipliers busy.
-    vf even[N][VECTORS], odd[N][VECTORS];
-    for (int n = 0; n < N; ++n)
-      for (int v = 0; v < VECTORS; ++v) even[n][v] = odd[n][v] = zero();
-    static_assert(IN % 2 == 0, "an even number of inputs");
-    for (int k = 0; k < IN; k += 2, w += 2 * ROWS) {
-      for (int v = 0; v < VECTORS; ++v) {
-        const vf first = load_bf16(w + v * W), second = load_bf16(w + ROWS + v * W);
-        for (int n = 0; n < N; ++n) {
-          even[n][v] = fma(first, set1(x[n * stride + k]), even[n][v]);
-          odd[n][v] = fma(second, set1(x[n * stride + k + 1]), odd[n][v]);
+  share_out(threads, (OUT + ROWS - 1) / ROWS, [&](int first_block, int last_block) {
+    const auto rows_from = [&](int block, int t, auto count) {
+      constexpr int N = decltype(count)::value;
+      const uint16_t* w = matrix + size_t(block) * IN * ROWS;
+      const float* x = input + t * stride;
+      // Even and odd inputs are summed apart, so that one row of activations keeps the multipliers busy.
+      vf even[N][VECTORS], odd[N][VECTORS];
+      for (int n = 0; n < N; ++n)
+        for (int v = 0; v < VECTORS; ++v) even[n][v] = odd[n][v] = zero();
+      for (int k = 0; k < IN; k += 2, w += 2 * ROWS) {
+        for (int v = 0; v < VECTORS; ++v) {
+          const vf first = load_bf16(w + v * W), second = load_bf16(w + ROWS + v * W);
+          for (int n = 0; n < N; ++n) {
+            even[n][v] = fma(first, set1(x[n * stride + k]), even[n][v]);
+            odd[n][v] = fma(second, set1(x[n * stride + k + 1]), odd[n][v]);
+          }
         }
       }
-    }
-    for (int n = 0; n < N; ++n) {
-      for (int v = 0; v < VECTORS; ++v) even[n][v] = ic::add(even[n][v], odd[n][v]);
-      finish<OUT>(output, t + n, block, even[n]);
+      for (int n = 0; n < N; ++n) {
+        alignas(64) float sums[ROWS];
+        for (int v = 0; v < VECTORS; ++v) store(sums + v * W, ic::add(even[n][v], odd[n][v]));
+        finish(output, t + n, block, sums);
+      }
+    };
+    constexpr int T = W == 16 ? 8 : 3;
+    for (int block = first_block; block < last_block; ++block) {
+      int t = 0;
+      for (; t + T <= rows; t += T) rows_from(block, t, std::integral_constant<int, T>{});
+      for (; t < rows; ++t) rows_from(block, t, std::integral_constant<int, 1>{});
     }
   });
 }
 
-// int8 or int4 weights, int8 activations: [OUT/16][IN/GROUP] of the group's products (dot.hpp), then 16 bf16 scales.
+// One block of 16 weight rows: its products with all rows of activations, or with some.
 template <int BITS, int OUT, int IN, int GROUP>
-void linear_int(Threads& threads, const uint8_t* weights, const Quantized& input, int rows, Output output) {
-  constexpr int BLOCKS = (OUT + ROWS - 1) / ROWS;
-  constexpr int GROUPS = IN / GROUP;
-  constexpr size_t GROUP_BYTES = group_bytes<BITS>(GROUP) + 2 * ROWS;
-  constexpr int T = W == 16 ? 8 : 4;
-  over_blocks<T>(threads, BLOCKS, rows, [&](int block, int t, auto count) {
-    constexpr int N = decltype(count)::value;
-    const uint8_t* w = weights + size_t(block) * GROUPS * GROUP_BYTES;
-    vf sums[N][VECTORS];
-    for (int n = 0; n < N; ++n)
-      for (int v = 0; v < VECTORS; ++v) sums[n][v] = zero();
-    for (int g = 0; g < GROUPS; ++g, w += GROUP_BYTES) {
+struct IntBlock {
+  static constexpr int GROUPS = IN / GROUP, SEGMENTS = IN / segment(GROUP), BLOCKS = (OUT + ROWS - 1) / ROWS;
+  static constexpr size_t STORED = stored_bytes<BITS>(GROUP), PANEL = panel_bytes(GROUP);
+  // Groups of a panel, and rows of activations that it is opened for: it, their sums and a tile fill the first-level cache.
+  static constexpr int DEEP = 512 / GROUP < GROUPS ? 512 / GROUP : GROUPS, HIGH = 264;
+  static_assert(HIGH % TOKENS == 0, "whole tiles");
+
+  const uint8_t* stored;
+  const Quantized& input;
+  int rows;
+
+  // Adds groups [first, last) of tile `t` of N rows: sums[n] += dot * (weight scale * activation scale), group by group.
+  template <int N, class Multiply, class Scales>
+  void add_groups(int t, int first, int last, float* sums, Multiply&& multiply, Scales&& scales_of) const {
+    const int8_t* a = input.values + size_t(t) * IN + first * GROUP * N;
+    const float* factors = input.scales + size_t(t) * GROUPS + first * N;
+    const int32_t* offsets = input.offsets + size_t(t) * SEGMENTS + first * (SEGMENTS / GROUPS) * N;
+    for (int g = first; g < last; ++g, a += GROUP * N, factors += N, offsets += SEGMENTS / GROUPS * N) {
       vf dots[N][VECTORS];
-      dot_group<BITS, GROUP, N>(w, input.values + size_t(t) * IN + g * GROUP, IN,
-                                input.sums + size_t(t) * GROUPS + g, GROUPS, dots);
-      const auto* scales = reinterpret_cast<const uint16_t*>(w + group_bytes<BITS>(GROUP));
+      multiply(g, a, offsets, dots);
       for (int v = 0; v < VECTORS; ++v) {
-        const vf scale = load_bf16(scales + v * W);
+        const vf scale = scales_of(g, v);
         for (int n = 0; n < N; ++n) {
-          const vf both = mul(scale, set1(input.scales[size_t(t + n) * GROUPS + g]));
-          sums[n][v] = fma(dots[n][v], both, sums[n][v]);
+          float* sum = sums + n * ROWS + v * W;
+          store(sum, fma(dots[n][v], mul(scale, set1(factors[n])), load(sum)));
         }
       }
     }
-    for (int n = 0; n < N; ++n) finish<OUT>(output, t + n, block, sums[n]);
+  }
+
+  template <int N>
+  void few(int t, float* sums) const {
+    add_groups<N>(
+        t, 0, GROUPS, sums,
+        [&](int g, const int8_t* a, const int32_t* offsets, vf dots[N][VECTORS]) {
+          multiply_stored<BITS, GROUP, N>(stored + g * STORED, a, offsets, dots);
+        },
+        [&](int g, int v) { return load_bf16(reinterpret_cast<const uint16_t*>(stored + (g + 1) * STORED) - ROWS + v * W); });
+  }
+
+  template <int N>
+  void many(const uint8_t* panel, int t, int first, int last, float* sums) const {
+    add_groups<N>(
+        t, first, last, sums,
+        [&](int g, const int8_t* a, const int32_t* offsets, vf dots[N][VECTORS]) {
+          multiply_panel<BITS, GROUP, N>(panel + (g - first) * PANEL, a, offsets, dots);
+        },
+        [&](int g, int v) { return load(reinterpret_cast<const float*>(panel + (g - first + 1) * PANEL) - ROWS + v * W); });
+  }
+
+  // Calls body(integral_constant N) with the rows of the tile that begins at row t.
+  template <int N = TOKENS, class Body>
+  void with_size(int t, Body&& body) const {
+    if constexpr (N == 1) {
+      body(std::integral_constant<int, 1>{});
+    } else {
+      if (rows - t >= N)
+        body(std::integral_constant<int, N>{});
+      else
+        with_size<N - 1>(t, body);
+    }
+  }
+
+  // A few rows, from the stored weights.
+  void run_few(const Output& output, int block) const {
+    for (int t = 0; t < rows; t += TOKENS) {
+      alignas(64) float sums[TOKENS * ROWS] = {};
+      with_size(t, [&](auto n) { few<decltype(n)::value>(t, sums); });
+      for (int n = 0; n < TOKENS && t + n < rows; ++n) finish(output, t + n, block, sums + n * ROWS);
+    }
+  }
+
+  // Rows [low, high), at most HIGH, from an open panel.
+  void run_many(const Output& output, int block, int low, int high) const {
+    alignas(64) uint8_t panel[DEEP * PANEL];
+    alignas(64) float sums[HIGH * ROWS];
+    std::memset(sums, 0, sizeof(float) * size_t(high - low) * ROWS);
+    for (int first = 0; first < GROUPS; first += DEEP) {
+      const int last = first + DEEP < GROUPS ? first + DEEP : GROUPS;
+      for (int g = first; g < last; ++g) open_group<BITS, GROUP>(stored + g * STORED, panel + (g - first) * PANEL);
+      for (int t = low; t < high; t += TOKENS)
+        with_size(t, [&](auto n) { many<decltype(n)::value>(panel, t, first, last, sums + (t - low) * ROWS); });
+    }
+    for (int t = low; t < high; ++t) finish(output, t, block, sums + (t - low) * ROWS);
+  }
+};
+
+// int8 or int4 weights, int8 activations: [OUT/16][IN/GROUP] stored groups (dot.hpp).
+template <int BITS, int OUT, int IN, int GROUP>
+void linear_int(Threads& threads, const uint8_t* weights, const Quantized& input, int rows, Output output) {
+  using Block = IntBlock<BITS, OUT, IN, GROUP>;
+  const auto of = [&](int block) { return Block{weights + size_t(block) * Block::GROUPS * Block::STORED, input, rows}; };
+  if (rows <= FEW) {
+    share_out(threads, Block::BLOCKS, [&](int first, int last) {
+      for (int block = first; block < last; ++block) of(block).run_few(output, block);
+    });
+    return;
+  }
+  // Stripes of rows, about as high, that stay in the second-level cache while the blocks pass.
+  const int stripes = (rows + Block::HIGH - 1) / Block::HIGH;
+  const int height = ((rows + stripes - 1) / stripes + TOKENS - 1) / TOKENS * TOKENS;
+  share_out(threads, stripes * Block::BLOCKS, [&](int first, int last) {
+    for (int i = first; i < last; ++i) {
+      const int block = i % Block::BLOCKS, low = i / Block::BLOCKS * height, high = low + height;
+      of(block).run_many(output, block, low, high < rows ? high : rows);
+    }
   });
 }
 
