@@ -17,7 +17,6 @@ their own. The shares of all levels follow from these.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -25,38 +24,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from cpu_decode import fill
 from infer_compile.catalog.facts import load_facts
 from infer_compile.catalog.target import Target, load_target
-from infer_compile.codegen.engine import emit
-from infer_compile.codegen.generate import generate
-from infer_compile.codegen.repack import TABLES
 from infer_compile.graph.build import build
 from infer_compile.graph.storage import native_scheme
 from infer_compile.lower.assemble import assemble
-from infer_compile.lower.signs import signs
 from infer_compile.planner.performance.cache import Cache, own_cache, packed_share, read_bytes, visible
 from infer_compile.planner.performance.latency import matrix_tflops, prompt_operations
 from infer_compile.planner.performance.shape import Shape, Stored, native_stored, shape
-from infer_compile.probe.cpu import processor
 from infer_compile.probe.machine import this_machine
-from infer_compile.quantize.checkpoint import Checkpoint
-from infer_compile.quantize.write import write
 from infer_compile.runtime.engines.cpu import CpuEngine
-from infer_compile.runtime.formats.kv import (
-    LEVELS,
-    CacheLayout,
-    LayerCache,
-    LevelName,
-    Plane,
-    Segment,
-    layer_cache,
-)
+from infer_compile.runtime.formats.kv import LEVELS, CacheLayout, LevelName, Plane, layer_cache
 from infer_compile.runtime.formats.program import Limits, Program
 from infer_compile.runtime.formats.weights import NAMES, WeightFormat, weight_format
 from infer_compile.runtime.step import SequenceStep
+from synthetic_engine import layout, opened, step
 from synthetic_llama import CONFIG, HEAD_DIM, KV_HEADS, LAYERS, write_checkpoint
 
 FORMS: tuple[tuple[str, LevelName], ...] = (
@@ -77,8 +60,6 @@ CASES = (
 )
 """Sequences, new tokens of each, tokens before them."""
 CONTEXT, SEQUENCES, CHUNK, GROUP = 8192, 4, 64, 128
-SPREAD = ((6, 16), (5, 16), (4, 16), (3, 32), (2, 32))
-"""Bits and columns as calibration spreads them over a vector of 128 numbers: 50 bytes, as at 3 bits."""
 BOUND = 0.999
 """A share from which on the fit would have gone above one."""
 
@@ -126,26 +107,10 @@ def main() -> None:
 def load(folder: Path, checkpoint: Path, weights: str, level: LevelName, threads: int | None) -> Subject:
     """The engine of one form, compiled if it is not there."""
     graph, form = build(CONFIG, "synthetic"), formed(weights)
-    program = assemble(graph, form, *sized(level))
-    name = f"{weights} {level}"
-    source = "".join(text for _, text in sorted(generate(program).items()))
-    place = folder / f"coefficients-{weights}-{level}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
-    if not (place / "libengine.so").exists():
-        place.mkdir(parents=True, exist_ok=True)
-        model = folder / f"{weights}-{form.group}"
-        write(Checkpoint.open(checkpoint), program, model, config=CONFIG)
-        tables = {table.name: random_table(table.name, table.shape) for table in program.cache.tables()}
-        if tables:
-            save_file(tables, place / TABLES)
-        machine = processor()
-        if machine.architecture is None:
-            raise SystemExit("there is no native engine for this processor")
-        emit(program, machine.architecture, machine.isa, model, place)
-    engine = CpuEngine(place, threads=threads)
-    fill(engine)
+    engine = opened(folder, assemble(graph, form, *sized(level)), checkpoint, threads)
     facts, summed = load_facts(), shape(graph)
     cache = own_cache(summed, facts.formats.of_kv(level, "native"), facts.choices.cache, True)
-    return Subject(name, engine, summed, native_stored(graph, form), form, cache)
+    return Subject(f"{weights} {level}", engine, summed, native_stored(graph, form), form, cache)
 
 
 def formed(weights: str) -> WeightFormat:
@@ -153,40 +118,15 @@ def formed(weights: str) -> WeightFormat:
 
 
 def sized(level: LevelName) -> tuple[CacheLayout, Limits]:
-    layout = CacheLayout(
-        level=level,
-        page_tokens=32,
-        sink_pages=1,
-        recent_pages=4,
-        kv_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
-        layers=(planes(level),) * LAYERS,
-        signs="" if level == "bf16" else signs(HEAD_DIM),
-    )
+    cache = layout(level)
     limits = Limits(
         max_context=CONTEXT,
         max_sequences=SEQUENCES,
         max_batch_tokens=CHUNK,
-        exact_pages=layout.exact_pages(CONTEXT, CHUNK) + 3 * layout.exact_pages(2048),
-        packed_pages=layout.packed_pages(CONTEXT, CHUNK),
+        exact_pages=cache.exact_pages(CONTEXT, CHUNK) + 3 * cache.exact_pages(2048),
+        packed_pages=cache.packed_pages(CONTEXT, CHUNK),
     )
-    return layout, limits
-
-
-def planes(level: LevelName) -> LayerCache:
-    """As the level stores them; of a calibrated one, with bits spread as calibration does."""
-    plain = layer_cache(level, HEAD_DIM)
-    if not plain.keys.calibrated:
-        return plain
-    segments = tuple(Segment(bits=bits, columns=columns) for bits, columns in SPREAD)
-    keys, values = (plane.model_copy(update={"segments": segments}) for plane in (plain.keys, plain.values))
-    return LayerCache(level=level, keys=keys, values=values)
-
-
-def random_table(name: str, size: tuple[int, ...]) -> np.ndarray:
-    """Numbers of the size of what is cached: neither underflow nor infinity."""
-    noise = 0.1 * np.random.default_rng(0).standard_normal(size, np.float32)
-    return np.abs(noise) + np.float32(0.1) if name.endswith("scale") else noise
+    return cache, limits
 
 
 def timed(subject: Subject, case: tuple[int, int, int]) -> float:
@@ -201,21 +141,9 @@ def timed(subject: Subject, case: tuple[int, int, int]) -> float:
 
 
 def steps(program: Program, sequences: int, tokens: int, before: int) -> list[SequenceStep]:
-    """Sequences that share the pools' pages; pages are handed out round robin."""
-    layout, limits = program.cache, program.limits
-    pages = layout.pages(before + tokens)
-    own = before // layout.page_tokens
-    made, exact_used, packed_used = [], 0, 0
-    for _ in range(sequences):
-        exact, packed = np.full(pages, -1, np.int32), np.full(pages, -1, np.int32)
-        for page in range(pages):
-            if page >= own or layout.exact(own, page):
-                exact[page], exact_used = exact_used % limits.exact_pages, exact_used + 1
-            if layout.packs(page):
-                packed[page], packed_used = packed_used % limits.packed_pages, packed_used + 1
-        new = np.full(tokens, 5, np.int32)
-        made.append(SequenceStep(new, before, tokens, own, exact, packed))
-    return made
+    """Sequences that lie one behind the other in the pools."""
+    pages = program.cache.pages(before + tokens)
+    return [step(program, before, tokens, place=index * pages) for index in range(sequences)]
 
 
 def terms(subject: Subject, case: tuple[int, int, int], target: Target) -> dict[str, float]:

@@ -4,9 +4,8 @@
 
 Both programs run the same shape, 1.04 billion random weights (synthetic_llama.py), in 4 bits: Q4_K_M there,
 int4-rtn here. They run in turn, so that a busy spell spoils no side alone; best and median of all rounds are
-printed, and the ratios of the best. A depth is that many tokens in the cache, each page of them at a place of
-its own in memory; their content is that of a shorter prompt, over and over. Calibrated levels run in their
-form before calibration, with random tables.
+printed, and the ratios of the best. A depth is that many tokens in the cache (synthetic_engine.py says how
+they come there).
 
 The share of read bandwidth is what a decoding step at the first depth reads of weights, over the time it
 takes, over what ``infer-compile probe`` measures with as many threads.
@@ -15,7 +14,6 @@ takes, over what ``infer-compile probe`` measures with as many threads.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import subprocess
@@ -24,34 +22,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-
-from infer_compile.codegen.engine import emit
-from infer_compile.codegen.generate import generate
-from infer_compile.codegen.repack import TABLES
 from infer_compile.graph.build import build
 from infer_compile.lower.assemble import assemble
-from infer_compile.lower.signs import signs
 from infer_compile.probe.cpu import processor
 from infer_compile.probe.machine import memory_bytes
 from infer_compile.probe.measure import bandwidth
-from infer_compile.quantize.checkpoint import Checkpoint
-from infer_compile.quantize.write import write
 from infer_compile.runtime.engines.cpu import CpuEngine
-from infer_compile.runtime.formats.kv import LEVELS, CacheLayout, LevelName, Table, uniform
+from infer_compile.runtime.formats.kv import LEVELS, LevelName
 from infer_compile.runtime.formats.program import Limits, Linear, Program
 from infer_compile.runtime.formats.weights import weight_format
 from infer_compile.runtime.step import SequenceStep
-from synthetic_llama import CONFIG, CONTEXT, HEAD_DIM, KV_HEADS, LAYERS, write_checkpoint, write_gguf
+from synthetic_engine import layout, opened, step
+from synthetic_llama import CONFIG, CONTEXT, write_checkpoint, write_gguf
 
 PROMPT = 512
 ANSWER = 32
 """Tokens decoded at a depth: with the default page, one page is compressed."""
-SEALED = 512
-"""Tokens that are really computed before a depth; their pages are copied to all others."""
-TABLE_SPREAD = 0.1
-"""Of random tables, in units of what is cached: neither underflow nor infinity."""
 
 
 @dataclass
@@ -84,7 +70,10 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     model = write_gguf(given.folder, given.llama_bin / "llama-quantize", "Q4_K_M")
     checkpoint = write_checkpoint(given.folder)
-    engines = {level: ours(given, level, checkpoint) for level in given.levels}
+    engines = {
+        level: opened(given.folder, program_of(given, level), checkpoint, given.threads)
+        for level in given.levels
+    }
     rows = [Row("prompt", (Case("f16"),), tuple(Case(level) for level in given.levels))]
     rows += [
         Row(f"depth {depth}", tuple(map(Case, given.types)), tuple(map(Case, given.levels)))
@@ -147,97 +136,40 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(name) for name in _names(text))
 
 
-def ours(given: argparse.Namespace, level: LevelName, checkpoint: Path) -> CpuEngine:
-    """The engine of one cache level, from ``--folder`` if the same was compiled before."""
-    program = program_of(given, level)
-    text = "".join(text for _, text in sorted(generate(program).items()))
-    folder = given.folder / f"engine-{level}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    if not (folder / "libengine.so").exists():
-        folder.mkdir(exist_ok=True)
-        model = given.folder / f"{given.weights}-{given.group}"
-        write(Checkpoint.open(checkpoint), program, model, config=CONFIG)
-        rng = np.random.default_rng(0)
-        tables = {table.name: _random(rng, table) for table in program.cache.tables()}
-        if tables:
-            save_file(tables, folder / TABLES)
-        machine = processor()
-        if machine.architecture is None:
-            raise SystemExit("there is no native engine for this processor")
-        emit(program, machine.architecture, machine.isa, model, folder)
-    engine = CpuEngine(folder, threads=given.threads)
-    fill(engine)
-    return engine
-
-
 def program_of(given: argparse.Namespace, level: LevelName) -> Program:
-    graph = build(CONFIG, "synthetic")
-    layout = CacheLayout(
-        level=level,
-        page_tokens=32,
-        sink_pages=1,
-        recent_pages=4,
-        kv_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
-        layers=uniform(level, LAYERS, HEAD_DIM),
-        signs="" if level == "bf16" else signs(HEAD_DIM),
-    )
-    context = min(CONTEXT, max(*given.depths, PROMPT, SEALED) + ANSWER)
+    cache = layout(level)
+    context = min(CONTEXT, max(*given.depths, PROMPT) + ANSWER)
     limits = Limits(
         max_context=context,
         max_sequences=1,
         max_batch_tokens=given.chunk,
-        exact_pages=layout.exact_pages(context, given.chunk),
-        packed_pages=layout.packed_pages(context, given.chunk),
+        exact_pages=cache.exact_pages(context, given.chunk),
+        packed_pages=cache.packed_pages(context, given.chunk),
     )
-    return assemble(graph, weight_format(given.weights, given.group), layout, limits)
-
-
-def _random(rng: np.random.Generator, table: Table) -> np.ndarray:
-    noise = TABLE_SPREAD * rng.standard_normal(table.shape, np.float32)
-    return np.abs(noise) + TABLE_SPREAD if table.name.endswith("scale") else noise
-
-
-def fill(engine: CpuEngine) -> None:
-    """Puts a real prompt's pages into every page of the pools."""
-    prompt_rate(engine)
-    layout, limits = engine.program.cache, engine.program.limits
-    for form, pages in (("exact", limits.exact_pages), ("packed", limits.packed_pages)):
-        pool = engine.pool(form).reshape(pages, -1) if pages else engine.pool(form)[None]
-        written = min(SEALED // layout.page_tokens - (layout.sink_pages if form == "packed" else 0), pages)
-        for page in range(written, pages):
-            pool[page] = pool[page % written]
+    return assemble(build(CONFIG, "synthetic"), weight_format(given.weights, given.group), cache, limits)
 
 
 def prompt_rate(engine: CpuEngine) -> float:
     """Tokens per second of a prompt of ``PROMPT`` tokens with nothing before it."""
     chunk = engine.program.limits.max_batch_tokens
-    start = time.perf_counter()
-    for first in range(0, PROMPT, chunk):
-        count = min(chunk, PROMPT - first)
-        engine.step([_step(engine.program, first, count, outputs=int(first + count == PROMPT))])
-    return PROMPT / (time.perf_counter() - start)
+    return _rate(
+        engine,
+        [step(engine.program, first, min(chunk, PROMPT - first)) for first in range(0, PROMPT, chunk)],
+    )
 
 
 def decode_rate(engine: CpuEngine, depth: int, seed: int) -> float:
     """Tokens per second of ``ANSWER`` tokens after ``depth`` others."""
-    engine.step([_step(engine.program, depth, 1)])
+    engine.step([step(engine.program, depth, 1)])
+    places = range(depth, depth + ANSWER)
+    return _rate(engine, [step(engine.program, place, 1, token=seed + place) for place in places])
+
+
+def _rate(engine: CpuEngine, steps: Sequence[SequenceStep]) -> float:
     start = time.perf_counter()
-    for position in range(depth, depth + ANSWER):
-        engine.step([_step(engine.program, position, 1, token=seed + position)])
-    return ANSWER / (time.perf_counter() - start)
-
-
-def _step(program: Program, start: int, count: int, outputs: int = 1, token: int = 0) -> SequenceStep:
-    layout = program.cache
-    pages, own = layout.pages(start + count), start // layout.page_tokens
-    exact, packed = np.full(pages, -1, np.int32), np.full(pages, -1, np.int32)
-    for page in range(pages):
-        if page >= own or layout.exact(own, page):
-            exact[page] = page % program.limits.exact_pages
-        if layout.packs(page):
-            packed[page] = (page - layout.sink_pages) % max(1, program.limits.packed_pages)
-    tokens = (np.arange(count, dtype=np.int32) * 7919 + token) % program.vocabulary
-    return SequenceStep(tokens.astype(np.int32), start, count, own, exact, packed, outputs=outputs)
+    for each in steps:
+        engine.step([each])
+    return sum(len(each.tokens) for each in steps) / (time.perf_counter() - start)
 
 
 def read_bytes(program: Program) -> int:
@@ -282,7 +214,11 @@ def _report(
     given: argparse.Namespace, rows: Sequence[Row], peak: float, shares: dict[str, float]
 ) -> dict[str, object]:
     def sides(cases: Iterable[Case]) -> dict[str, object]:
-        return {case.name: {"best": case.best, "median": case.median, "rounds": case.rates} for case in cases}
+        return {
+            case.name: {"best": case.best, "median": case.median, "rounds": case.rates}
+            for case in cases
+            if case.rates
+        }
 
     return {
         "schema": 1,
