@@ -29,7 +29,7 @@ SHAPES = (
     Shape(layers=10, kv_heads=1, group=16, head_dim=64, page_tokens=96),
     Shape(layers=10, kv_heads=1, group=2, head_dim=256),
 )
-PATHS = {"avx2": (0, 1, 2, 3, 4), "avx512": (1, 3), "portable": (1, 2)}
+PATHS = {"avx2": (0, 1, 2, 3, 4), "avx512": (0, 1), "portable": (1, 2)}
 """Which of the shapes each instruction set is compiled for: what differs between them is no template."""
 RUNS = [(path, index) for path, indices in PATHS.items() for index in indices]
 PAGES = (40, 40)
