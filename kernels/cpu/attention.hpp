@@ -32,7 +32,6 @@ struct Attention {
     float sink_shifts[C::EVICTS ? QUERIES : 1];  // what sink scores lack
     alignas(64) float weights[QUERIES * PAGE];
     alignas(64) float scales[PAGE];
-    float decay[QUERIES];
     Coded<C, QUERIES> coded;
     Total span, whole;
     Sealer<C> sealer;
@@ -63,8 +62,8 @@ struct Attention {
 
   void load_queries(const QueryTile& tile, int head, Scratch& s) const {
     const int queries = tile.count * GROUP;
-    const Plane& plane = *store.layers[layer].keys.plane;
-    const HeadTransform<C> transform(store, store.layers[layer].keys, head);
+    const LayerCache& own = store.layers[layer];
+    const HeadTransform<C> transform(store, own.keys, head);
     for (int q = 0; q < queries; ++q) {
       const float* from = input + size_t(tile.row + tile.first + q / GROUP) * input_stride + (head * GROUP + q % GROUP) * D;
       for (int j = 0; j < D; j += W) ic::store(s.queries + q * D + j, mul(load(from + j), set1(scale)));
@@ -72,7 +71,7 @@ struct Attention {
       if constexpr (C::EVICTS)
         if (tile.gap > 0) turn_query(tile, head, q, s);
     }
-    if (C::COMPRESSED) s.coded.set_queries(plane, s.columns, queries);
+    if (C::COMPRESSED) s.coded.set_queries(*own.keys.plane, *own.values.plane, s.columns, queries);
   }
 
   // Sinks are seen as if the gap were closed: by a query that is turned back over it. Their keys lack the mean, which takes the
@@ -93,8 +92,8 @@ struct Attention {
   // Where a page lies in the sequence's page table.
   static int held(const QueryTile& tile, int page) { return page < C::SINK ? page : page + tile.gap / PAGE; }
 
-  // Turns scores into exp(score - most), zero where the key is not visible; sets the factors for older sums. One thing after the
-  // other for all queries, so that none waits for another's.
+  // Turns scores into exp(score - most), zero where the key is not visible; older sums fade as the maximum rises. One thing after
+  // the other for all queries, so that none waits for another's.
   void soften(const QueryTile& tile, int page, Scratch& s, Total& sums) const {
     const int queries = tile.count * GROUP, begin = page * PAGE;
     const bool whole = tile.sees_all(begin, begin + PAGE, window);
@@ -108,10 +107,10 @@ struct Attention {
       for (int t = W; t < PAGE; t += W) most = vmax(most, load(s.weights + q * PAGE + t));
       top[q] = hmax(most);
     }
-    for (int q = 0; q < queries; ++q) s.decay[q] = sums.raise(q, top[q]);
+    for (int q = 0; q < queries; ++q) sums.raise(q, top[q]);
     for (int q = 0; q < queries; ++q) {
       const vf most = set1(sums.most[q]);
-      vf total = mul(load(sums.total + q * W), set1(s.decay[q]));
+      vf total = load(sums.total + q * W);
       for (float* x = s.weights + q * PAGE; x < s.weights + (q + 1) * PAGE; x += W) {
         vf weight = exp(sub(load(x), most));
         if (!whole) weight = mul(weight, above(load(x), set1(0.5f * HIDDEN)));
@@ -165,7 +164,7 @@ struct Attention {
       case Kind::fp8: return Plain<Fp8, D, PAGE>::score(form.keys, form.ahead, s.queries, queries, s.weights);
       case Kind::codes: break;
     }
-    if constexpr (C::COMPRESSED) score_codes(form, queries, s);
+    if constexpr (C::COMPRESSED) score_codes(form, s);
   }
 
   void score_sinks(const Form& form, int queries, Scratch& s) const {
@@ -176,29 +175,27 @@ struct Attention {
         ic::store(s.weights + q * PAGE + t, add(load(s.weights + q * PAGE + t), set1(s.sink_shifts[q])));
   }
 
-  void score_codes(const Form& form, int queries, Scratch& s) const {
+  void score_codes(const Form& form, Scratch& s) const {
     const float* scales = read_scales(*form.keys_plane, form.keys, s.scales);
-    s.coded.score(*form.keys_plane, form.keys, scales, form.ahead, queries, s.weights);
+    s.coded.score(form.keys, scales, form.ahead, s.weights);
   }
 
   void gather(const Form& form, int queries, int slots, Scratch& s, Total& sums) const {
     if (form.values_kind() != Kind::codes) {
       if (form.values_kind() == Kind::bf16) {
         const auto* values = reinterpret_cast<const uint16_t*>(form.values);
-        Plain<Bf16, D, PAGE>::gather(values, form.ahead, s.weights, queries, slots, s.decay, sums.plain);
+        Plain<Bf16, D, PAGE>::gather(values, form.ahead, s.weights, queries, slots, sums.plain);
       } else {
-        Plain<Fp8, D, PAGE>::gather(form.values, form.ahead, s.weights, queries, slots, s.decay, sums.plain);
+        Plain<Fp8, D, PAGE>::gather(form.values, form.ahead, s.weights, queries, slots, sums.plain);
       }
-      if (C::COMPRESSED) fade<D>(queries, s.decay, sums.coded);
     } else if constexpr (C::COMPRESSED) {
-      gather_codes(form, queries, s, sums);
+      gather_codes(form, s, sums);
     }
   }
 
-  void gather_codes(const Form& form, int queries, Scratch& s, Total& sums) const {
-    s.coded.set_weights(queries, s.weights, read_scales(*form.values_plane, form.values, s.scales));
-    s.coded.gather(*form.values_plane, form.values, form.ahead, queries, s.decay, sums.coded);
-    fade<D>(queries, s.decay, sums.plain);
+  void gather_codes(const Form& form, Scratch& s, Total& sums) const {
+    const float* scales = read_scales(*form.values_plane, form.values, s.scales);
+    s.coded.gather(form.values, scales, form.ahead, s.weights, sums.coded);
   }
 
   void attend_page(const QueryTile& tile, int head, int page, Scratch& s, Total& sums) const {

@@ -50,11 +50,10 @@ struct Plain {
     over_rows(count, [&](int q, auto n) { score<decltype(n)::value>(keys, q == 0 ? ahead : 0, queries + q * D, scores + q * PAGE); });
   }
 
-  // sums[q] = sums[q] * decay[q] + weights[q] @ values [PAGE][D], over the first `slots` slots of the page.
-  static void gather(const Stored* values, ptrdiff_t ahead, const float* weights, int count, int slots, const float* decay,
-                     float* sums) {
+  // sums[q] += weights[q] @ values [PAGE][D], over the first `slots` slots of the page.
+  static void gather(const Stored* values, ptrdiff_t ahead, const float* weights, int count, int slots, float* sums) {
     over_rows(count, [&](int q, auto n) {
-      gather<decltype(n)::value>(values, q == 0 ? ahead : 0, weights + q * PAGE, slots, decay + q, sums + q * D);
+      gather<decltype(n)::value>(values, q == 0 ? ahead : 0, weights + q * PAGE, slots, sums + q * D);
     });
   }
 
@@ -86,11 +85,11 @@ struct Plain {
   }
 
   template <int N>
-  static void gather(const Stored* values, ptrdiff_t ahead, const float* weights, int slots, const float* decay, float* sums) {
+  static void gather(const Stored* values, ptrdiff_t ahead, const float* weights, int slots, float* sums) {
     for (int d = 0; d < D; d += TILE) {
       vf out[N][VECTORS];
       for (int n = 0; n < N; ++n)
-        for (int v = 0; v < VECTORS; ++v) out[n][v] = mul(load(sums + n * D + d + v * W), set1(decay[n] / Number::SCALE));
+        for (int v = 0; v < VECTORS; ++v) out[n][v] = scaled(load(sums + n * D + d + v * W), 1 / Number::SCALE);
       for (int t = 0; t < slots; ++t) {
         const Stored* from = values + t * D + d;
         if (ahead != 0) call(from, ahead);

@@ -9,25 +9,28 @@ namespace ic {
 enum class Kind { bf16, fp8, codes };
 enum class Transform { none, hadamard, dense, diagonal };
 
-// Neighbouring columns whose codes have as many bits; `points` are the integers of codes of up to 4 bits, ascending. Wider
-// codes are odd integers from 1 - 2**bits on. `unit` times an integer is its value where a column varies by 1.
+// How codes are kept: `bits` of them, (code >> shift) % 2**bits, at most 4.
+struct Strip {
+  int bits, shift;
+};
+
+// Neighbouring columns whose codes have as many bits; `points` are the integers of codes of up to 4 bits, ascending, in a table of
+// 16 again and again, so that higher bits of an index do not matter. Wider codes are odd integers from 1 - 2**bits on. `unit`
+// times an integer is its value where a column varies by 1.
 struct Segment {
   int bits, first, columns;
   float unit;
   int8_t points[16];
-};
 
-// What is multiplied at once: up to 4 bits of the codes of neighbouring columns, (code >> shift) % 2**bits, whose points count
-// 2**shift times. The points stand in a table of 16 again and again, so that higher bits of an index do not matter.
-struct Strip {
-  int bits, first, columns, shift;
-  int limbs;  // int8 numbers that a query's factor is rounded to
-  int8_t points[16];
-
-  float weight() const { return float(1 << shift); }
-  // The greatest magnitude among the points: the first, for they are symmetric.
-  int most() const { return -points[0]; }
-  size_t bytes(int vectors) const { return size_t(vectors) * columns * bits / 8; }
+  bool wide() const { return bits > 4; }
+  // The greatest magnitude among the integers: the first, for they are symmetric.
+  int most() const { return wide() ? (1 << bits) - 1 : -points[0]; }
+  int strips() const { return wide() ? 2 : 1; }
+  // The upper 4 bits come before the others.
+  Strip strip(int i) const {
+    if (!wide()) return {bits, 0};
+    return i == 0 ? Strip{4, bits - 4} : Strip{bits - 4, 0};
+  }
 };
 
 struct Plane {
@@ -38,8 +41,6 @@ struct Plane {
   size_t bytes;  // of one vector
   const Segment* segments;
   int segment_count;
-  const Strip* strips;
-  int strip_count;
 };
 
 // One side of a layer: its plane and where its calibrated tables lie in the weights file, in bytes; 0 where there is none.

@@ -1,29 +1,60 @@
-// Products of open tiles and rows of int8 factors, summed exactly: out[row][lane] += sum over indices of number * factor.
+// Products of open tiles and rows of factors, summed exactly, and times a step added to floats:
+// out[row][lane] += step[row] * sum over indices of number * factor.
 //
-// An instruction set may multiply only unsigned bytes by signed ones. Keys' points are then lifted by the greatest of them, which
-// `start` takes back; values' points stay signed, for softmax weights are never negative.
+// A step of a sum takes 64 bytes of numbers (16 lanes x 4 bytes) and 4 bytes of a row: four indices in bytes, or two in 16 bits.
 #pragma once
 
+#include "rounding.hpp"
 #include "tile.hpp"
 
 namespace ic {
 
-#if defined(IC_AVX512) || defined(IC_AVX2)
-constexpr bool LIFTED_KEYS = true;
+// Points by factors of queries, points by weights, and wide integers by either, which are numbers of 16 bits.
+enum class Product { keys, values, wide };
+
+constexpr int LANE_VECTORS = TILE_LANES / W;  // float vectors that hold one number per lane
+constexpr int STEP_NUMBERS = 64, STEP_FACTORS = 4;
+constexpr int steps_of(Product product, int tiles) { return (product == Product::wide ? 8 : 4) * tiles; }
+
+// Where the sums of neighbouring steps of a row of a query's factors start, and how many points are lifted: an instruction set may
+// multiply only unsigned bytes by signed ones. Weights are unsigned themselves.
+#if defined(IC_AVX512)
+inline int lift_of(const Segment& segment) { return segment.most(); }
+inline int32_t start_of(const Segment& segment, const int8_t* factors, int steps) {
+  int32_t sum = 0;
+  for (int i = 0; i < STEP_FACTORS * steps; ++i) sum += factors[i];
+  return -segment.most() * sum;
+}
+#elif defined(IC_AVX2)
+// Sums of pairs are in 16 bits: lifted points overflow them, but not together with what is taken back.
+inline int lift_of(const Segment& segment) { return segment.most(); }
+inline int32_t start_of(const Segment& segment, const int8_t* factors, int steps) {
+  int sums[2] = {};
+  for (int i = 0; i < STEP_FACTORS * steps; ++i) sums[i / 2 % 2] += factors[i];
+  const int16_t pairs[2] = {int16_t(-segment.most() * sums[0]), int16_t(-segment.most() * sums[1])};
+  int32_t start;
+  std::memcpy(&start, pairs, sizeof start);
+  return start;
+}
 #else
-constexpr bool LIFTED_KEYS = false;
+inline int lift_of(const Segment&) { return 0; }
+inline int32_t start_of(const Segment&, const int8_t*, int) { return 0; }
 #endif
 
-// Where the sum of a key strip starts, given the sum of a row's factors.
-inline int32_t start_of(const Strip& strip, int32_t factors) { return LIFTED_KEYS ? -strip.most() * factors : 0; }
+// Steps whose sums of pairs fit 16 bits, whole tiles of points; the other products are summed in 32 bits.
+inline int steps_together(Product product, const Segment& segment) {
+  if (product == Product::wide) return INT16_MAX;
+  const int pair = 2 * segment.most() * (product == Product::keys ? MOST_FACTOR : MOST_WEIGHT);
+  return INT16_MAX / pair / steps_of(product, 1) * steps_of(product, 1);
+}
 
-inline int32_t load_quad(const int8_t* p) {
+inline int32_t load_quad(const uint8_t* p) {
   int32_t quad;
-  std::memcpy(&quad, p, 4);
+  std::memcpy(&quad, p, STEP_FACTORS);
   return quad;
 }
 
-// Memory to call for meanwhile: `step` bytes further on with every half of a tile.
+// Memory to call for meanwhile: `step` bytes further on with every other step.
 struct Ahead {
   const uint8_t* place;
   size_t step;
@@ -36,183 +67,186 @@ struct Ahead {
 
 // Open tiles and what they are multiplied with.
 struct Operands {
-  const uint8_t* numbers;  // [groups of 16 lanes][tiles]
-  int groups, tiles;
-  int most;             // the greatest magnitude among the points
-  const int8_t* rows;   // factors, 16 for each tile of a group
-  size_t stride;        // bytes from one row to the next
-  const int32_t* starts;  // of each row's sums
-  int32_t* sums;          // [rows][groups][16 lanes]
-  Ahead ahead;
-
-  size_t width() const { return size_t(groups) * TILE_LANES; }
+  const uint8_t* numbers;  // [groups of 16 lanes][steps]
+  int groups, steps, together;
+  const uint8_t* rows;    // factors
+  size_t stride;          // bytes from one row to the next
+  const int32_t* starts;  // of each row's sums, for all `together`
+  size_t starts_stride;
+  const float* step;  // of each row
+  size_t out_stride;
 };
 
-// The sums of N rows from `row` on.
+// The sums of N rows over some steps, an even number.
 #if defined(IC_AVX512)
 
-template <bool KEYS, int N>
-void multiply(const Operands& x, int row, Ahead ahead) {
-  const int8_t* rows = x.rows + row * x.stride;
-  const uint8_t* numbers = x.numbers;
-  for (int group = 0; group < x.groups; ++group) {
-    __m512i sum[N];
-    for (int r = 0; r < N; ++r) sum[r] = _mm512_set1_epi32(x.starts[row + r]);
-    for (int q = 0; q < 4 * x.tiles; ++q, numbers += 2 * TILE_VECTOR) {
-      if (q % 2 == 0) ahead.call();
-      const __m512i number = _mm512_loadu_si512(numbers);
-      for (int r = 0; r < N; ++r) {
-        const __m512i factor = _mm512_set1_epi32(load_quad(rows + r * x.stride + 4 * q));
-        sum[r] = KEYS ? _mm512_dpbusd_epi32(sum[r], number, factor) : _mm512_dpbusd_epi32(sum[r], factor, number);
-      }
+template <Product PRODUCT, int N>
+inline void add_steps(const uint8_t* numbers, int steps, const uint8_t* rows, size_t stride, const int32_t* starts, Ahead& ahead,
+                      vi sums[N][LANE_VECTORS]) {
+  __m512i sum[N];
+  for (int r = 0; r < N; ++r) sum[r] = _mm512_set1_epi32(starts[r]);
+  for (int i = 0; i < steps; ++i, numbers += STEP_NUMBERS, rows += STEP_FACTORS) {
+    if (i % 2 == 0) ahead.call();
+    const __m512i number = _mm512_loadu_si512(numbers);
+    for (int r = 0; r < N; ++r) {
+      const __m512i factor = _mm512_set1_epi32(load_quad(rows + r * stride));
+      if constexpr (PRODUCT == Product::keys) sum[r] = _mm512_dpbusd_epi32(sum[r], number, factor);
+      if constexpr (PRODUCT == Product::values) sum[r] = _mm512_dpbusd_epi32(sum[r], factor, number);
+      if constexpr (PRODUCT == Product::wide) sum[r] = _mm512_add_epi32(sum[r], _mm512_madd_epi16(number, factor));
     }
-    for (int r = 0; r < N; ++r) _mm512_storeu_si512(x.sums + (row + r) * x.width() + group * TILE_LANES, sum[r]);
   }
+  for (int r = 0; r < N; ++r) sums[r][0] = sum[r];
 }
 
 #elif defined(IC_AVX2)
 
-// Sums of pairs in 16 bits of N rows, lanes 0..7 and 8..15 apart. One by one rather than in an array, and added in this very
-// order: there are just enough registers.
-template <bool KEYS, int N>
+// Sums of pairs of N rows, lanes 0..7 and 8..15 apart: of bytes in 16 bits. One by one rather than in an array, and added in this
+// very order: there are just enough registers.
+template <Product PRODUCT, int N>
 struct PairSums {
   __m256i low, high;
-  PairSums<KEYS, N - 1> others;
+  PairSums<PRODUCT, N - 1> others;
 
-  template <bool FIRST>
-  __attribute__((always_inline)) void add(__m256i a, __m256i b, const int8_t* row, size_t stride) {
+  __attribute__((always_inline)) void start(const int32_t* starts) {
+    low = high = _mm256_set1_epi32(*starts);
+    others.start(starts + 1);
+  }
+  __attribute__((always_inline)) void add(__m256i a, __m256i b, const uint8_t* row, size_t stride) {
     const __m256i factor = _mm256_set1_epi32(load_quad(row));
-    const __m256i low_pairs = KEYS ? _mm256_maddubs_epi16(a, factor) : _mm256_maddubs_epi16(factor, a);
-    const __m256i high_pairs = KEYS ? _mm256_maddubs_epi16(b, factor) : _mm256_maddubs_epi16(factor, b);
-    low = FIRST ? low_pairs : _mm256_add_epi16(low, low_pairs);
-    high = FIRST ? high_pairs : _mm256_add_epi16(high, high_pairs);
-    asm("" : "+x"(low), "+x"(high));  // a compiler that adds in another order runs out of registers
-    others.template add<FIRST>(a, b, row + stride, stride);
-  }
-  // Adds the pairs to sums of 32 bits, which begin as `starts` if FIRST.
-  template <bool FIRST>
-  __attribute__((always_inline)) void widen(const int32_t* starts, int32_t* sums, size_t width) const {
-    auto* to = reinterpret_cast<__m256i*>(sums);
-    const __m256i ones = _mm256_set1_epi16(1), start = _mm256_set1_epi32(FIRST ? *starts : 0);
-    _mm256_storeu_si256(to, _mm256_add_epi32(FIRST ? start : _mm256_loadu_si256(to), _mm256_madd_epi16(low, ones)));
-    _mm256_storeu_si256(to + 1, _mm256_add_epi32(FIRST ? start : _mm256_loadu_si256(to + 1), _mm256_madd_epi16(high, ones)));
-    others.template widen<FIRST>(starts + 1, sums + width, width);
-  }
-};
-template <bool KEYS>
-struct PairSums<KEYS, 0> {
-  template <bool FIRST>
-  __attribute__((always_inline)) void add(__m256i, __m256i, const int8_t*, size_t) {}
-  template <bool FIRST>
-  __attribute__((always_inline)) void widen(const int32_t*, int32_t*, size_t) const {}
-};
-
-// `halves` halves of tiles, whose sums of pairs stay in 16 bits.
-template <bool KEYS, int N, bool FIRST>
-__attribute__((always_inline)) inline void multiply_halves(const uint8_t* numbers, int halves, const int8_t* rows, size_t stride,
-                                                           const int32_t* starts, int32_t* sums, size_t width, Ahead& ahead) {
-  PairSums<KEYS, N> pairs;
-  pairs.template add<true>(load_vector(numbers), load_vector(numbers + TILE_VECTOR), rows, stride);
-  while (true) {
-    ahead.call();
-    pairs.template add<false>(load_vector(numbers + 2 * TILE_VECTOR), load_vector(numbers + 3 * TILE_VECTOR), rows + 4, stride);
-    if (--halves == 0) break;
-    numbers += TILE_BYTES / 2, rows += 8;
-    pairs.template add<false>(load_vector(numbers), load_vector(numbers + TILE_VECTOR), rows, stride);
-  }
-  pairs.template widen<FIRST>(starts, sums, width);
-}
-
-template <bool KEYS, int N>
-__attribute__((noinline)) void multiply(const Operands& x, int row, Ahead ahead) {
-  constexpr int MOST = 127, PAIRS = 4;  // to a half
-  const int together = INT16_MAX / (PAIRS * MOST * x.most * (KEYS ? 2 : 1));
-  const int halves = 2 * x.tiles, first = halves < together ? halves : together;
-  const size_t stride = x.stride, width = x.width();
-  const int8_t* rows = x.rows + row * stride;
-  const int32_t* starts = x.starts + row;
-  const uint8_t* numbers = x.numbers;
-  int32_t* sums = x.sums + row * width;
-  for (int group = 0; group < x.groups; ++group, numbers += x.tiles * TILE_BYTES, sums += TILE_LANES) {
-    multiply_halves<KEYS, N, true>(numbers, first, rows, stride, starts, sums, width, ahead);
-    for (int done = first; done < halves; done += together) {
-      const int now = halves - done < together ? halves - done : together;
-      multiply_halves<KEYS, N, false>(numbers + done * (TILE_BYTES / 2), now, rows + done * 8, stride, starts, sums, width, ahead);
+    if constexpr (PRODUCT == Product::wide) {
+      low = _mm256_add_epi32(low, _mm256_madd_epi16(a, factor));
+      high = _mm256_add_epi32(high, _mm256_madd_epi16(b, factor));
+    } else {
+      constexpr bool KEYS = PRODUCT == Product::keys;
+      low = _mm256_add_epi16(low, KEYS ? _mm256_maddubs_epi16(a, factor) : _mm256_maddubs_epi16(factor, a));
+      high = _mm256_add_epi16(high, KEYS ? _mm256_maddubs_epi16(b, factor) : _mm256_maddubs_epi16(factor, b));
     }
+    asm("" : "+x"(low), "+x"(high));  // a compiler that adds in another order runs out of registers
+    others.add(a, b, row + stride, stride);
   }
+  __attribute__((always_inline)) void finish(vi (*sums)[LANE_VECTORS]) const {
+    const auto widened = [](__m256i pairs) {
+      return PRODUCT == Product::wide ? pairs : _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    };
+    (*sums)[0] = widened(low), (*sums)[1] = widened(high);
+    others.finish(sums + 1);
+  }
+};
+template <Product PRODUCT>
+struct PairSums<PRODUCT, 0> {
+  __attribute__((always_inline)) void start(const int32_t*) {}
+  __attribute__((always_inline)) void add(__m256i, __m256i, const uint8_t*, size_t) {}
+  __attribute__((always_inline)) void finish(vi (*)[LANE_VECTORS]) const {}
+};
+
+template <Product PRODUCT, int N>
+__attribute__((always_inline)) inline void add_steps(const uint8_t* numbers, int steps, const uint8_t* rows, size_t stride,
+                                                     const int32_t* starts, Ahead& ahead, vi sums[N][LANE_VECTORS]) {
+  PairSums<PRODUCT, N> pairs;
+  pairs.start(starts);
+  for (int i = 0; i < steps; i += 2, numbers += 2 * STEP_NUMBERS, rows += 2 * STEP_FACTORS) {
+    ahead.call();
+    pairs.add(load_vector(numbers), load_vector(numbers + 32), rows, stride);
+    pairs.add(load_vector(numbers + 64), load_vector(numbers + 96), rows + STEP_FACTORS, stride);
+  }
+  pairs.finish(sums);
 }
 
 #else
 
 #if defined(__aarch64__)
-// sum[lane] += the products of 4 lanes' quads.
-inline int32x4_t multiply_quads(int32x4_t sum, int8x16_t number, int8x16_t factor) {
-#if defined(__ARM_FEATURE_DOTPROD)
-  return vdotq_s32(sum, number, factor);
-#else
-  const int16x8_t low = vmull_s8(vget_low_s8(number), vget_low_s8(factor));
-  const int16x8_t high = vmull_s8(vget_high_s8(number), vget_high_s8(factor));
-  return vpadalq_s16(sum, vpaddq_s16(low, high));
-#endif
-}
-inline int32x4_t all_of(int32_t x) { return vdupq_n_s32(x); }
-inline int8x16_t load_lanes(const uint8_t* p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
-inline int8x16_t all_quads(const int8_t* p) { return vreinterpretq_s8_s32(vdupq_n_s32(load_quad(p))); }
-inline void store_lanes(int32_t* p, int32x4_t x) { vst1q_s32(p, x); }
 using Lanes = int32x4_t;
+// sum[lane] += the products of 4 lanes.
+template <Product PRODUCT>
+inline Lanes add_products(Lanes sum, const uint8_t* numbers, const uint8_t* factors) {
+  const int8x16_t number = vreinterpretq_s8_u8(vld1q_u8(numbers)), factor = vreinterpretq_s8_s32(vdupq_n_s32(load_quad(factors)));
+  if constexpr (PRODUCT == Product::wide) {
+    const int16x8_t a = vreinterpretq_s16_s8(number), b = vreinterpretq_s16_s8(factor);
+    return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_s16(vget_high_s16(a), vget_high_s16(b))));
+  } else if constexpr (PRODUCT == Product::values) {
+    const uint8x16_t weight = vreinterpretq_u8_s8(factor);
+    const int16x8_t low = vmulq_s16(vmovl_s8(vget_low_s8(number)), vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(weight))));
+    const int16x8_t high = vmulq_s16(vmovl_s8(vget_high_s8(number)), vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(weight))));
+    return vpadalq_s16(sum, vpaddq_s16(low, high));
+  } else {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(sum, number, factor);
 #else
-struct Lanes {
-  int32_t of[4];
-};
-struct Quads {
-  int8_t of[16];
-};
-inline Lanes multiply_quads(Lanes sum, const Quads& number, const Quads& factor) {
-  for (int i = 0; i < 16; ++i) sum.of[i / 4] += number.of[i] * factor.of[i];
+    const int16x8_t low = vmull_s8(vget_low_s8(number), vget_low_s8(factor));
+    const int16x8_t high = vmull_s8(vget_high_s8(number), vget_high_s8(factor));
+    return vpadalq_s16(sum, vpaddq_s16(low, high));
+#endif
+  }
+}
+#else
+using Lanes = vi;
+template <Product PRODUCT>
+inline Lanes add_products(Lanes sum, const uint8_t* numbers, const uint8_t* factors) {
+  for (int i = 0; i < 4; ++i, numbers += 4) {
+    if constexpr (PRODUCT == Product::wide) {
+      int16_t number[2], factor[2];
+      std::memcpy(number, numbers, sizeof number);
+      std::memcpy(factor, factors, sizeof factor);
+      sum[i] += number[0] * factor[0] + number[1] * factor[1];
+    } else {
+      for (int j = 0; j < 4; ++j)
+        sum[i] += int8_t(numbers[j]) * (PRODUCT == Product::keys ? int(int8_t(factors[j])) : int(factors[j]));
+    }
+  }
   return sum;
 }
-inline Lanes all_of(int32_t x) { return {{x, x, x, x}}; }
-inline Quads load_lanes(const uint8_t* p) {
-  Quads quads;
-  std::memcpy(&quads, p, sizeof quads);
-  return quads;
-}
-inline Quads all_quads(const int8_t* p) {
-  Quads quads;
-  for (int lane = 0; lane < 4; ++lane) std::memcpy(quads.of + 4 * lane, p, 4);
-  return quads;
-}
-inline void store_lanes(int32_t* p, const Lanes& x) { std::memcpy(p, &x, sizeof x); }
 #endif
 
-template <bool KEYS, int N>
-void multiply(const Operands& x, int row, Ahead ahead) {
-  const int8_t* rows = x.rows + row * x.stride;
-  const uint8_t* numbers = x.numbers;
-  for (int group = 0; group < x.groups; ++group, numbers += x.tiles * TILE_BYTES) {
-    for (int half = 0; half < 2 * x.tiles; ++half) ahead.call();
-    for (int lane = 0; lane < TILE_LANES; lane += 4) {
-      Lanes sum[N];
-      for (int r = 0; r < N; ++r) sum[r] = all_of(x.starts[row + r]);
-      for (int q = 0; q < 4 * x.tiles; ++q) {
-        const auto number = load_lanes(numbers + q * 2 * TILE_VECTOR + 4 * lane);
-        for (int r = 0; r < N; ++r) sum[r] = multiply_quads(sum[r], number, all_quads(rows + r * x.stride + 4 * q));
-      }
-      for (int r = 0; r < N; ++r) store_lanes(x.sums + (row + r) * x.width() + group * TILE_LANES + lane, sum[r]);
-    }
+template <Product PRODUCT, int N>
+inline void add_steps(const uint8_t* numbers, int steps, const uint8_t* rows, size_t stride, const int32_t* starts, Ahead& ahead,
+                      vi sums[N][LANE_VECTORS]) {
+  for (int i = 0; i < steps; i += 2) ahead.call();
+  for (int v = 0; v < LANE_VECTORS; ++v) {
+    Lanes sum[N];
+    for (int r = 0; r < N; ++r) sum[r] = vi{starts[r], starts[r], starts[r], starts[r]};
+    for (int i = 0; i < steps; ++i)
+      for (int r = 0; r < N; ++r)
+        sum[r] = add_products<PRODUCT>(sum[r], numbers + i * STEP_NUMBERS + v * 16, rows + r * stride + i * STEP_FACTORS);
+    for (int r = 0; r < N; ++r) sums[r][v] = sum[r];
   }
 }
 
 #endif
 
+// N rows from `row` on.
+template <Product PRODUCT, int N>
+__attribute__((noinline)) void multiply(const Operands& x, int row, float* out, Ahead& ahead) {
+  const uint8_t *numbers = x.numbers, *rows = x.rows + row * x.stride;
+  const size_t stride = x.stride, out_stride = x.out_stride;
+  vf step[N];
+  for (int r = 0; r < N; ++r) step[r] = set1(x.step[row + r]);
+  Ahead called = ahead;
+  out += row * out_stride;
+  for (int group = 0; group < x.groups; ++group, out += TILE_LANES) {
+    const int32_t* starts = x.starts + row;
+    for (int done = 0, now; done < x.steps; done += now, numbers += now * STEP_NUMBERS, starts += x.starts_stride) {
+      now = x.steps - done < x.together ? x.steps - done : x.together;
+      vi sums[N][LANE_VECTORS];
+      add_steps<PRODUCT, N>(numbers, now, rows + done * STEP_FACTORS, stride, starts, called, sums);
+      for (int r = 0; r < N; ++r)
+        for (int v = 0; v < LANE_VECTORS; ++v) {
+          float* to = out + r * out_stride + v * W;
+          store(to, fma(to_float(sums[r][v]), step[r], load(to)));
+        }
+    }
+  }
+  ahead = called;
+}
+
 // All rows, four at a time; memory is called for along with the first ones.
-template <bool KEYS>
-inline void multiply(const Operands& x, int rows) {
+template <Product PRODUCT>
+inline void multiply_rows(const Operands& x, int rows, float* out, Ahead& ahead) {
   int row = 0;
-  const auto ahead = [&] { return row == 0 ? x.ahead : Ahead{x.ahead.place, 0}; };
-  for (; row + 4 <= rows; row += 4) multiply<KEYS, 4>(x, row, ahead());
-  for (; row + 2 <= rows; row += 2) multiply<KEYS, 2>(x, row, ahead());
-  for (; row < rows; ++row) multiply<KEYS, 1>(x, row, ahead());
+  Ahead none{ahead.place, 0};
+  const auto own = [&]() -> Ahead& { return row == 0 ? ahead : none; };
+  for (; row + 4 <= rows; row += 4) multiply<PRODUCT, 4>(x, row, out, own());
+  for (; row + 2 <= rows; row += 2) multiply<PRODUCT, 2>(x, row, out, own());
+  for (; row < rows; ++row) multiply<PRODUCT, 1>(x, row, out, own());
 }
 
 }  // namespace ic

@@ -44,7 +44,7 @@ void quantize_row(const float* x, const Quantized& to, int row, int rows) {
     const float scale = hmax(most) / 127.0f;
     const vf inverse = set1(scale > 0 ? 1.0f / scale : 0.0f);
     alignas(64) int8_t group[GROUP];
-    for (int i = 0; i < GROUP; i += W) store_bytes(group + i, round_even(mul(load(x + i), inverse)));
+    for (int i = 0; i < GROUP; i += W) store_bytes(group + i, mul(load(x + i), inverse));
     *scales = scale;
     scales += together;
     for (int s = 0; s < SEGMENTS; ++s, offsets += together) *offsets = offset_of<SEGMENT>(group + s * SEGMENT);

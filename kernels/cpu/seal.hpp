@@ -18,20 +18,22 @@ class Sealer {
     if (!copy(own.keys.plane->kind, keys, packed_keys)) {
       for (int i = 0; i < PAGE * D; i += W) ic::store(vectors_ + i, load_bf16(keys + i));
       encode(HeadTransform<C>(store, own.keys, head));
-      for (int i = 0; i < own.keys.plane->strip_count; ++i)
+      over_strips(*own.keys.plane, [&](const Segment& segment, const Strip& strip) {
         for (int t = 0; t < PAGE; t += TILE_LANES)
-          for (int c = 0; c < own.keys.plane->strips[i].columns; c += TILE_LANES)
-            packed_keys = close_keys(own.keys.plane->strips[i], c, t, packed_keys);
+          for (int c = 0; c < segment.columns; c += TILE_LANES)
+            packed_keys = close_keys(strip, segment.first + c, t, packed_keys);
+      });
       write_scales(*own.keys.plane, packed_keys);
     }
     if (!copy(own.values.plane->kind, values, packed_values)) {
       for (int t = 0; t < PAGE; ++t)
         for (int i = 0; i < D; ++i) vectors_[i * PAGE + t] = from_bf16(values[t * D + i]);
       encode(HeadTransform<C>(store, own.values, head));
-      for (int i = 0; i < own.values.plane->strip_count; ++i)
-        for (int c = 0; c < own.values.plane->strips[i].columns; c += TILE_LANES)
+      over_strips(*own.values.plane, [&](const Segment& segment, const Strip& strip) {
+        for (int c = 0; c < segment.columns; c += TILE_LANES)
           for (int t = 0; t < PAGE; t += TILE_LANES)
-            packed_values = close_values(own.values.plane->strips[i], c, t, packed_values);
+            packed_values = close_values(strip, segment.first + c, t, packed_values);
+      });
       write_scales(*own.values.plane, packed_values);
     }
   }
@@ -45,6 +47,12 @@ class Sealer {
     if (kind == Kind::fp8)
       for (int i = 0; i < PAGE * D; ++i) to[i] = to_fp8(from_bf16(from[i]));
     return kind != Kind::codes;
+  }
+
+  template <class Body>
+  static void over_strips(const Plane& plane, Body&& body) {
+    for (int i = 0; i < plane.segment_count; ++i)
+      for (int part = 0; part < plane.segments[i].strips(); ++part) body(plane.segments[i], plane.segments[i].strip(part));
   }
 
   // codes_[column][token] and scales_[token] of vectors_[D][PAGE].
@@ -70,7 +78,7 @@ class Sealer {
     }
     for (int i = 0; i < plane.segment_count; ++i) {
       const Segment& segment = plane.segments[i];
-      if (segment.bits > 4)
+      if (segment.wide())
         quantize_evenly(segment, columns);
       else
         quantize(segment, plane.scaled, columns);
@@ -86,11 +94,11 @@ class Sealer {
         squares = fma(x, x, squares);
         most = vmax(most, vmax(x, sub(zero(), x)));
       }
-      ic::store(scales_ + t, segment.bits > 4 ? most : squares);
+      ic::store(scales_ + t, segment.wide() ? most : squares);
     }
     for (int t = 0; t < PAGE; ++t) {
       float step;
-      if (segment.bits > 4) {
+      if (segment.wide()) {
         scales_[t] = step = from_fp16(to_fp16(scales_[t] / float((1 << segment.bits) - 1)));
       } else {
         scales_[t] = std::sqrt(scales_[t]);
@@ -139,11 +147,11 @@ class Sealer {
     }
   }
 
-  // The tile of 16 tokens and 16 of a strip's columns.
+  // The tile of 16 tokens and 16 columns.
   uint8_t* close_keys(const Strip& strip, int column, int token, uint8_t* out) const {
     uint8_t tile[TILE_BYTES];
     for (int index = 0; index < TILE_LANES; ++index) {
-      const uint8_t* codes = codes_ + (strip.first + column + index) * PAGE + token;
+      const uint8_t* codes = codes_ + (column + index) * PAGE + token;
       uint8_t* to = tile + index / 4 * 4 * TILE_LANES + index % 4;
       for (int lane = 0; lane < TILE_LANES; ++lane) to[4 * lane] = codes[lane];
     }
@@ -152,7 +160,7 @@ class Sealer {
   uint8_t* close_values(const Strip& strip, int column, int token, uint8_t* out) const {
     uint8_t tile[TILE_BYTES];
     for (int lane = 0; lane < TILE_LANES; ++lane) {
-      const uint8_t* codes = codes_ + (strip.first + column + lane) * PAGE + token;
+      const uint8_t* codes = codes_ + (column + lane) * PAGE + token;
       for (int quad = 0; quad < 4; ++quad) std::memcpy(tile + (quad * TILE_LANES + lane) * 4, codes + 4 * quad, 4);
     }
     return close(strip, tile, out);

@@ -1,6 +1,7 @@
 // Vectors of floats: the few primitives that every kernel is written in, once per instruction set.
 //
-// above: 1 where a > b, else 0. store_bytes: the low bytes of integral numbers. joined: high * 2**SHIFT + low.
+// above: 1 where a > b, else 0. store_bytes: numbers rounded to the nearest, ties to even, as bytes. store_exchanged: as 16 bits
+// each, the middle two of four exchanged.
 // times_exp2: x times 2 to the power that the low bits of n are. swapped: lane i takes what lane i ^ STRIDE has.
 // One of IC_AVX512 (F, BW, DQ, VL, VNNI), IC_AVX2 (with FMA and F16C) or neither (portable: compiler vectors, any
 // processor) is defined by the build.
@@ -46,12 +47,7 @@ inline vf load_bf16(const uint16_t* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-inline vi load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline vf to_float(vi x) { return _mm512_cvtepi32_ps(x); }
-template <int SHIFT>
-inline vi joined(vi high, vi low) {
-  return _mm512_add_epi32(_mm512_slli_epi32(high, SHIFT), low);
-}
 inline float first(vf v) { return _mm_cvtss_f32(_mm512_castps512_ps128(v)); }
 inline vf load_fp16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline void load_fp8(const uint8_t* p, vf& a, vf& b) {
@@ -64,6 +60,12 @@ inline void load_fp8(const uint8_t* p, vf& a, vf& b) {
 inline void store_bytes(void* p, vf v) {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
 }
+inline void store_exchanged(void* p, vf v) {
+  const __m512i wide = _mm512_cvtps_epi32(v);
+  const __m256i halves = _mm256_packs_epi32(_mm512_castsi512_si256(wide), _mm512_extracti64x4_epi64(wide, 1));
+  const __m256i narrow = _mm256_permute4x64_epi64(halves, 0xd8);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(narrow, 0xd8), 0xd8));
+}
 template <int STRIDE>
 inline vf swapped(vf v) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -72,7 +74,6 @@ inline vf swapped(vf v) {
 inline vf times_exp2(vf x, vf n) {
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
 }
-inline vf round_even(vf x) { return _mm512_cvtepi32_ps(_mm512_cvtps_epi32(x)); }
 
 #elif defined(IC_AVX2)
 
@@ -96,12 +97,7 @@ inline vf load_bf16(const uint16_t* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-inline vi load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline vf to_float(vi x) { return _mm256_cvtepi32_ps(x); }
-template <int SHIFT>
-inline vi joined(vi high, vi low) {
-  return _mm256_add_epi32(_mm256_slli_epi32(high, SHIFT), low);
-}
 inline float first(vf v) { return _mm256_cvtss_f32(v); }
 inline vf load_fp16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline void load_fp8(const uint8_t* p, vf& a, vf& b) {
@@ -115,6 +111,11 @@ inline void store_bytes(void* p, vf v) {
   const __m256i bytes = _mm256_shuffle_epi8(_mm256_cvtps_epi32(v), first);
   _mm_storel_epi64(static_cast<__m128i*>(p), _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
 }
+inline void store_exchanged(void* p, vf v) {
+  const __m256i wide = _mm256_cvtps_epi32(v);
+  const __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm_shufflehi_epi16(_mm_shufflelo_epi16(narrow, 0xd8), 0xd8));
+}
 template <int STRIDE>
 inline vf swapped(vf v) {
   if constexpr (STRIDE == 4) return _mm256_permute2f128_ps(v, v, 1);
@@ -123,7 +124,6 @@ inline vf swapped(vf v) {
 inline vf times_exp2(vf x, vf n) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
 }
-inline vf round_even(vf x) { return _mm256_cvtepi32_ps(_mm256_cvtps_epi32(x)); }
 
 #else
 
@@ -174,16 +174,7 @@ inline vf above(vf a, vf b) {
   for (int i = 0; i < W; ++i) v[i] = a[i] > b[i] ? 1.0f : 0.0f;
   return v;
 }
-inline vi load_int(const int32_t* p) {
-  vi v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
 inline vf to_float(vi x) { return __builtin_convertvector(x, vf); }
-template <int SHIFT>
-inline vi joined(vi high, vi low) {
-  return high * (1 << SHIFT) + low;
-}
 inline float first(vf v) { return v[0]; }
 inline vf load_fp16(const uint16_t* p) { return vf{from_fp16(p[0]), from_fp16(p[1]), from_fp16(p[2]), from_fp16(p[3])}; }
 inline void load_fp8(const uint8_t* p, vf& a, vf& b) {
@@ -191,17 +182,17 @@ inline void load_fp8(const uint8_t* p, vf& a, vf& b) {
   b = vf{from_fp8(p[4]), from_fp8(p[5]), from_fp8(p[6]), from_fp8(p[7])} * (1 / FP8_SCALE);
 }
 inline void store_bytes(void* p, vf v) {
-  for (int i = 0; i < W; ++i) static_cast<uint8_t*>(p)[i] = uint8_t(int32_t(v[i]));
+  for (int i = 0; i < W; ++i) static_cast<uint8_t*>(p)[i] = uint8_t(int32_t(std::nearbyint(v[i])));
+}
+inline void store_exchanged(void* p, vf v) {
+  const int16_t narrow[W] = {int16_t(std::nearbyint(v[0])), int16_t(std::nearbyint(v[2])), int16_t(std::nearbyint(v[1])),
+                             int16_t(std::nearbyint(v[3]))};
+  std::memcpy(p, narrow, sizeof narrow);
 }
 template <int STRIDE>
 inline vf swapped(vf v) {
   if constexpr (STRIDE == 1) return vf{v[1], v[0], v[3], v[2]};
   return vf{v[2], v[3], v[0], v[1]};
-}
-inline vf round_even(vf x) {
-  vf v;
-  for (int i = 0; i < W; ++i) v[i] = std::nearbyint(x[i]);
-  return v;
 }
 inline vf times_exp2(vf x, vf n) {
   vi a, b;

@@ -25,12 +25,17 @@ struct Sums {
     if (COMPRESSED) std::memset(coded, 0, sizeof(float) * size_t(queries) * D);
   }
 
-  // Raises query q's maximum to `top` at least; returns the factor for older sums.
-  float raise(int q, float top) {
-    if (top <= most[q]) return 1.0f;
-    const float decay = most[q] == HIDDEN ? 1.0f : std::exp(most[q] - top);  // of nothing nothing fades
+  // Raises query q's maximum to `top` at least; older sums fade.
+  void raise(int q, float top) {
+    if (top <= most[q]) return;
+    // Of nothing nothing fades.
+    if (most[q] != HIDDEN) {
+      const vf decay = set1(std::exp(most[q] - top));
+      scale<W>(total + q * W, decay);
+      scale<D>(plain + q * D, decay);
+      if (COMPRESSED) scale<D>(coded + q * D, decay);
+    }
     most[q] = top;
-    return decay;
   }
 
   void merge(const Sums& other, int queries) {
@@ -46,18 +51,13 @@ struct Sums {
 
  private:
   template <int N>
+  static void scale(float* x, vf factor) {
+    for (int i = 0; i < N; i += W) store(x + i, mul(load(x + i), factor));
+  }
+  template <int N>
   static void blend(float* a, float mine, const float* b, float theirs) {
     for (int i = 0; i < N; i += W) store(a + i, fma(load(b + i), set1(theirs), mul(load(a + i), set1(mine))));
   }
 };
-
-// sums[q] = sums[q] * decay[q], where another kind of page was added.
-template <int D>
-void fade(int queries, const float* decay, float* sums) {
-  for (int q = 0; q < queries; ++q) {
-    if (decay[q] == 1.0f) continue;
-    for (int d = 0; d < D; d += W) store(sums + q * D + d, mul(load(sums + q * D + d), set1(decay[q])));
-  }
-}
 
 }  // namespace ic

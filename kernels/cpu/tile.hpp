@@ -1,7 +1,9 @@
 // Tiles: codes of 16 lanes x 16 neighbouring indices of a sum, 32 bytes for each of their bits.
 //
 // Of keys, lanes are tokens and sums run over columns; of values, lanes are columns and sums run over tokens. Open, a tile is
-// [4 quads][16 lanes][4 bytes], where a quad is 4 indices of the sum: what products of bytes take (product.hpp). Closed, with
+// [4 quads][16 lanes][4 bytes], where a quad is 4 indices of the sum: what products of bytes take (product.hpp); of codes of more
+// than 4 bits, which are closed in two parts, [4 quads][2][16 lanes][2 numbers of 16 bits], first those of a quad's even indices,
+// then of its odd ones. Closed, with
 // code(q, B) the 32 bytes of quad q and lanes 8B..8B+7:
 //   4 bits: 4 vectors, the q-th code(q, 0) | code(q, 1) << 4
 //   3 bits: 3 vectors, the j-th the same of quad j; its fourth and eighth bits are bit j of quad 3's codes
@@ -16,7 +18,7 @@ namespace ic {
 
 constexpr int TILE_LANES = 16, TILE_BYTES = 256, TILE_VECTOR = 32;
 
-inline size_t tile_bytes(int bits) { return size_t(TILE_VECTOR) * bits; }
+constexpr size_t tile_bytes(int bits) { return size_t(TILE_VECTOR) * bits; }
 
 // Closes a tile of codes.
 template <int BITS>
@@ -52,14 +54,12 @@ inline void close_tile(int bits, const uint8_t* codes, uint8_t* out) {
 
 #if defined(IC_AVX512) || defined(IC_AVX2)
 
-// The numbers that codes stand for: the points, `lifted` by the greatest so that none is negative, or as they are.
 struct Lookup {
   __m256i table;
 
-  Lookup(const Strip& strip, bool lifted) {
-    const __m128i points = _mm_loadu_si128(reinterpret_cast<const __m128i*>(strip.points));
-    table = _mm256_broadcastsi128_si256(lifted ? _mm_add_epi8(points, _mm_set1_epi8(char(strip.most()))) : points);
-  }
+  Lookup() = default;
+  explicit Lookup(const int8_t (&numbers)[16])
+      : table(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(numbers)))) {}
 };
 
 inline __m256i load_vector(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
@@ -112,14 +112,25 @@ inline void open_tile(const uint8_t* codes, const Lookup& lookup, uint8_t* out) 
   }
 }
 
+// The odd integers of a tile of wide codes, given both parts of the codes.
+inline void join_tile(const uint8_t* high, const uint8_t* low, int most, uint8_t* out) {
+  auto* to = reinterpret_cast<__m256i*>(out);
+  const __m256i even = _mm256_set1_epi16(2), odd = _mm256_set1_epi16(2 << 8), middle = _mm256_set1_epi16(int16_t(most));
+  for (int i = 0; i < TILE_BYTES; i += 2 * TILE_VECTOR, to += 4)
+    for (int half = 0; half < 2; ++half) {
+      const __m256i codes = _mm256_or_si256(load_vector(high + i + half * TILE_VECTOR), load_vector(low + i + half * TILE_VECTOR));
+      _mm256_storeu_si256(to + half, _mm256_sub_epi16(_mm256_maddubs_epi16(codes, even), middle));
+      _mm256_storeu_si256(to + 2 + half, _mm256_sub_epi16(_mm256_maddubs_epi16(codes, odd), middle));
+    }
+}
+
 #else
 
 struct Lookup {
   int8_t table[16];
 
-  Lookup(const Strip& strip, bool lifted) {
-    for (int i = 0; i < 16; ++i) table[i] = int8_t(strip.points[i] + (lifted ? strip.most() : 0));
-  }
+  Lookup() = default;
+  explicit Lookup(const int8_t (&numbers)[16]) { std::memcpy(table, numbers, sizeof table); }
 };
 
 template <int BITS>
@@ -145,23 +156,65 @@ inline void open_tile(const uint8_t* codes, const Lookup& lookup, uint8_t* out) 
   }
 }
 
-#endif
-
-// Opens `tiles` neighbouring tiles; returns where they end.
-template <int BITS>
-const uint8_t* open_tiles(const uint8_t* codes, int tiles, const Lookup& lookup, uint8_t* out) {
-  for (int i = 0; i < tiles; ++i, codes += tile_bytes(BITS), out += TILE_BYTES) open_tile<BITS>(codes, lookup, out);
-  return codes;
-}
-
-inline const uint8_t* open_tiles(const Strip& strip, bool lifted, const uint8_t* codes, int tiles, uint8_t* out) {
-  const Lookup lookup(strip, lifted);
-  switch (strip.bits) {
-    case 1: return open_tiles<1>(codes, tiles, lookup, out);
-    case 2: return open_tiles<2>(codes, tiles, lookup, out);
-    case 3: return open_tiles<3>(codes, tiles, lookup, out);
-    default: return open_tiles<4>(codes, tiles, lookup, out);
+inline void join_tile(const uint8_t* high, const uint8_t* low, int most, uint8_t* out) {
+  for (int i = 0; i < TILE_BYTES; ++i) {
+    const int quad = i / (2 * TILE_VECTOR), lane = i / 4 % TILE_LANES, index = i % 4;
+    const int16_t number = int16_t(2 * (high[i] | low[i]) - most);
+    std::memcpy(out + (2 * quad + index % 2) * 2 * TILE_VECTOR + lane * 4 + index / 2 * 2, &number, 2);
   }
 }
+
+#endif
+
+// Opens the tiles of a segment: points, each with `lift` more, or wide integers.
+class Opener {
+ public:
+  Opener() = default;
+  Opener(const Segment& segment, int lift, int tiles) : bits_(segment.bits), tiles_(tiles), most_(segment.most()) {
+    int8_t first[16], second[16];
+    const int low = segment.strip(1).bits;
+    for (int i = 0; i < 16; ++i) {
+      first[i] = segment.wide() ? int8_t(uint8_t(i << low)) : int8_t(segment.points[i] + lift);
+      second[i] = int8_t(i & ((1 << low) - 1));
+    }
+    first_ = Lookup(first), second_ = Lookup(second);
+  }
+
+  // Returns where the codes end.
+  const uint8_t* open(const uint8_t* codes, uint8_t* out) const {
+    switch (bits_) {
+      case 1: points<1>(codes, out); break;
+      case 2: points<2>(codes, out); break;
+      case 3: points<3>(codes, out); break;
+      case 4: points<4>(codes, out); break;
+      case 5: wide<1>(codes, out); break;
+      case 6: wide<2>(codes, out); break;
+      case 7: wide<3>(codes, out); break;
+      default: wide<4>(codes, out);
+    }
+    return codes + size_t(tiles_) * tile_bytes(bits_);
+  }
+
+ private:
+  template <int BITS>
+  void points(const uint8_t* codes, uint8_t* out) const {
+    const Lookup lookup = first_;
+    for (int i = 0; i < tiles_; ++i) open_tile<BITS>(codes + size_t(i) * tile_bytes(BITS), lookup, out + i * TILE_BYTES);
+  }
+  template <int LOW>
+  void wide(const uint8_t* codes, uint8_t* out) const {
+    const Lookup first = first_, second = second_;
+    const uint8_t* others = codes + size_t(tiles_) * tile_bytes(4);
+    alignas(64) uint8_t high[TILE_BYTES], low[TILE_BYTES];
+    for (int i = 0; i < tiles_; ++i) {
+      open_tile<4>(codes + size_t(i) * tile_bytes(4), first, high);
+      open_tile<LOW>(others + size_t(i) * tile_bytes(LOW), second, low);
+      join_tile(high, low, most_, out + i * 2 * TILE_BYTES);
+    }
+  }
+
+  int bits_, tiles_, most_;
+  Lookup first_, second_;  // of points, or of a code's upper bits; of its others
+};
 
 }  // namespace ic

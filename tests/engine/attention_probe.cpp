@@ -16,7 +16,6 @@ struct Layers {
   std::vector<LayerCache> layers;
   std::vector<std::unique_ptr<Plane>> planes;
   std::vector<std::unique_ptr<Segment[]>> segments;
-  std::vector<std::unique_ptr<Strip[]>> strips;
   const double* next;
 
   Layers(const double* numbers, int count) : next(numbers) {
@@ -47,14 +46,6 @@ struct Layers {
       segment.bits = number(), segment.first = number(), segment.columns = number();
       segment.unit = float(*next++);
       points(segment.points);
-    }
-    plane->strip_count = number();
-    strips.push_back(std::make_unique<Strip[]>(size_t(plane->strip_count)));
-    plane->strips = strips.back().get();
-    for (int i = 0; i < plane->strip_count; ++i) {
-      Strip& strip = strips.back()[i];
-      strip.bits = number(), strip.first = number(), strip.columns = number(), strip.shift = number(), strip.limbs = number();
-      points(strip.points);
     }
     planes.push_back(std::move(plane));
     return {planes.back().get(), mean, encode, decode};

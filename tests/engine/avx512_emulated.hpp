@@ -38,6 +38,13 @@ static inline __m128i emulated_cvtepi32_epi8(__m512i x) {
   for (int i = 0; i < 16; ++i) narrow[i] = int8_t(wide[i]);
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(narrow));
 }
+static inline __m512i emulated_madd_epi16(__m512i x, __m512i y) {
+  __m256i a[2], b[2];
+  __builtin_memcpy(a, &x, 64);
+  __builtin_memcpy(b, &y, 64);
+  for (int i = 0; i < 2; ++i) a[i] = _mm256_madd_epi16(a[i], b[i]);
+  return _mm512_loadu_si512(a);
+}
 // To the next lower whole number, the one rounding that is used.
 static inline __m512 emulated_roundscale_ps(__m512 x) {
   float parts[16];
@@ -50,5 +57,7 @@ static inline __m512 emulated_roundscale_ps(__m512 x) {
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 #define _mm512_cvtph_ps emulated_cvtph_ps
 #define _mm512_cvtepi32_epi8 emulated_cvtepi32_epi8
+#undef _mm512_madd_epi16
+#define _mm512_madd_epi16 emulated_madd_epi16
 #undef _mm512_roundscale_ps
 #define _mm512_roundscale_ps(x, mode) emulated_roundscale_ps(x)

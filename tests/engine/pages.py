@@ -42,8 +42,9 @@ def codes_of(layout: CacheLayout, layer: int, side: Side, page: Bytes) -> tuple[
                 part = tiles.reshape(tokens // LANES, -1, LANES, LANES).transpose(0, 2, 1, 3)
             else:
                 part = tiles.reshape(-1, tokens // LANES, LANES, LANES).transpose(1, 3, 0, 2)
-            shift = strip.weight.bit_length() - 1
-            codes[head, :, strip.first : strip.first + strip.columns] |= part.reshape(tokens, -1) << shift
+            codes[head, :, strip.first : strip.first + strip.columns] |= (
+                part.reshape(tokens, -1) << strip.shift
+            )
         if plane.scale_bytes:
             scales[head] = own[place:].view("<f2")
     return codes, scales

@@ -165,8 +165,4 @@ def _numbers(layout: CacheLayout, offsets: Mapping[str, int]):  # type: ignore[n
             for segment in plane["segments"]:
                 yield from (segment["bits"], segment["first"], segment["columns"])
                 yield float(segment["unit"].removesuffix("f"))
-                yield from (segment["points"] + [0] * 16)[:16]
-            yield len(plane["strips"])
-            for strip in plane["strips"]:
-                yield from (strip["bits"], strip["first"], strip["columns"], strip["shift"], strip["limbs"])
-                yield from strip["points"]
+                yield from segment["points"]

@@ -30,7 +30,7 @@ from infer_compile.runtime.formats.kv import (
 )
 from infer_compile.runtime.formats.program import Attend
 from infer_compile.runtime.kv.codec import Codec
-from infer_compile.runtime.kv.rounding import MOST, rounded
+from infer_compile.runtime.kv.rounding import MOST_FACTOR, MOST_WEIGHT, MOST_WIDE, rounded
 from infer_compile.runtime.kv.transform import Transform, transform_of
 from infer_compile.runtime.step import SequenceStep
 
@@ -39,7 +39,7 @@ DIM, HEADS, GROUP, PAGE = 64, 2, 3, 16
 WIDE = ((8, 64),)
 """As many bits as there are, for every column: next to no loss."""
 SPREAD = ((7, 16), (4, 16), (2, 16))
-"""A segment of each kind - two strips, one of small integers, the narrowest - and columns without bits."""
+"""A segment of each kind - wide, one of small integers, the narrowest - and columns without bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +171,11 @@ def test_the_query_side_fits_the_keys(kind: str) -> None:
 
 def test_factors_are_rounded_to_the_nearest_and_the_largest_is_exact() -> None:
     values = np.random.default_rng(7).standard_normal((50, 40)).astype(np.float32)
-    for limbs, most in MOST.items():
-        integers, step = rounded(values, limbs)
+    for most in (MOST_FACTOR, MOST_WEIGHT, MOST_WIDE):
+        integers, step = rounded(values, most)
         assert np.max(np.abs(integers), axis=-1).tolist() == [most] * 50
         assert np.all(np.abs(integers * step - values) <= step * 0.501)
-        high, low = (integers + 64) >> 7, integers - 128 * ((integers + 64) >> 7)
-        assert np.max(np.abs(high)) <= 127 and np.max(np.abs(low)) <= 64
-    integers, step = rounded(np.zeros((2, 3), np.float32), 2)
+    integers, step = rounded(np.zeros((2, 3), np.float32), MOST_WEIGHT)
     assert not integers.any() and not step.any()
 
 
@@ -198,7 +196,8 @@ LAYERS: dict[str, LayerCache] = {
 def test_attention_is_close_to_attention_over_decoded_vectors(name: str, tokens: int) -> None:
     """The tolerance. A query's factors are rounded to 1/127 of the largest, so that a score is off by
     1/(127 sqrt(12)) of its own spread (2.6 here) times the largest factor over their root mean square
-    (2 to 8, the more the unevener the columns): up to 0.02. Weights are rounded to 1/16256."""
+    (2 to 8, the more the unevener the columns): up to 0.02. Weights are rounded to 1/204 of a page's
+    largest."""
     layer = LAYERS[name]
     layout = layout_of(layer.keys, layer.values, layer.level)
     sources: dict[Side, Source] = {"keys": source(8, turned=True), "values": source(9, turned=False)}

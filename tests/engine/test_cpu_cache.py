@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +29,9 @@ SHAPES = (
     Shape(layers=10, kv_heads=1, group=16, head_dim=64, page_tokens=96),
     Shape(layers=10, kv_heads=1, group=2, head_dim=256),
 )
+PATHS = {"avx2": (0, 1, 2, 3, 4), "avx512": (0, 1), "portable": (1, 2)}
+"""Which of the shapes each instruction set is compiled for: what differs between them is no template."""
+RUNS = [(path, index) for path, indices in PATHS.items() for index in indices]
 PAGES = (40, 40)
 # The tolerance of docs/numerics.md.
 USUAL_ERROR, RARE_ERROR, RARE = 1e-5, 0.01, 0.15
@@ -138,35 +141,36 @@ def errors_of(result: Float32, expected: Float32, head_dim: int) -> NDArray[np.f
     )
 
 
-@dataclass(frozen=True)
 class Compiled:
-    library: ctypes.CDLL
-    cases: dict[int, Case]
+    """A library for each instruction set, and the cases by shape: all are made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._libraries: dict[str, ctypes.CDLL] = {}
+        self._cases: dict[int, Case] = {}
 
     def case(self, index: int) -> Case:
-        if index not in self.cases:
-            self.cases[index] = Case(index)
-        return self.cases[index]
+        if index not in self._cases:
+            self._cases[index] = Case(index)
+        return self._cases[index]
+
+    def probe(self, path: str, index: int, threads: int = 1) -> Probe:
+        if path not in self._libraries:
+            how, shapes = build_for(path), [SHAPES[own] for own in PATHS[path]]
+            library = compile_probe(shapes, self._folder / path, how.isa, ("-O1", *how.extra))
+            self._libraries[path] = library
+        case, place = self.case(index), PATHS[path].index(index)
+        return Probe(self._libraries[path], place, case.shape, case.layout, case.tables, PAGES, threads)
 
 
 @pytest.fixture(scope="module")
-def cases() -> dict[int, Case]:
-    return {}
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return Compiled(tmp_path_factory.mktemp("probes"))
 
 
-@pytest.fixture(scope="module", params=["avx2", "avx512", "portable"])
-def compiled(
-    request: pytest.FixtureRequest, cases: dict[int, Case], tmp_path_factory: pytest.TempPathFactory
-) -> Compiled:
-    how = build_for(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    return Compiled(compile_probe(SHAPES, folder, how.isa, ("-O1", *how.extra)), cases)
-
-
-@pytest.mark.parametrize("index", range(len(SHAPES)))
-def test_attention_agrees_with_the_slow_form(compiled: Compiled, index: int) -> None:
-    case = compiled.case(index)
-    probe = Probe(compiled.library, index, case.shape, case.layout, case.tables, PAGES, threads=1 + index % 2)
+@pytest.mark.parametrize(("path", "index"), RUNS)
+def test_attention_agrees_with_the_slow_form(compiled: Compiled, path: str, index: int) -> None:
+    probe, case = compiled.probe(path, index, threads=1 + index % 2), compiled.case(index)
     worst: dict[str, list[float]] = {}
     for (batch, window), inputs, expected in zip(case.batches, case.inputs, case.expected, strict=True):
         for layer, level in enumerate(EVERY):
@@ -179,11 +183,10 @@ def test_attention_agrees_with_the_slow_form(compiled: Compiled, index: int) -> 
     probe.close()
 
 
-@pytest.mark.parametrize("index", range(len(SHAPES)))
-def test_sealed_pages_hold_the_codec_s_codes(compiled: Compiled, index: int) -> None:
+@pytest.mark.parametrize(("path", "index"), RUNS)
+def test_sealed_pages_hold_the_codec_s_codes(compiled: Compiled, path: str, index: int) -> None:
     """But for columns that lie within the last bits of a boundary."""
-    case = compiled.case(index)
-    probe = Probe(compiled.library, index, case.shape, case.layout, case.tables, PAGES)
+    probe, case = compiled.probe(path, index), compiled.case(index)
     for (batch, window), inputs in zip(case.batches, case.inputs, strict=True):
         for layer in range(len(EVERY)):
             probe.step(batch, inputs, layer=layer, window=window or 0, scale=0.1)
@@ -216,12 +219,11 @@ def test_sealed_pages_hold_the_codec_s_codes(compiled: Compiled, index: int) -> 
     probe.close()
 
 
-@pytest.mark.parametrize("index", [1, 2])
-def test_every_byte_counts(compiled: Compiled, index: int) -> None:
+@pytest.mark.parametrize(("path", "index"), [("avx2", 1), ("avx2", 2), ("avx512", 1), ("portable", 2)])
+def test_every_byte_counts(compiled: Compiled, path: str, index: int) -> None:
     """The first, a middle and the last byte of keys, and of values, change what a query of that page sees."""
-    case, rng = compiled.case(index), np.random.default_rng(0)
+    probe, case, rng = compiled.probe(path, index), compiled.case(index), np.random.default_rng(0)
     layout, page_tokens = case.layout, case.shape.page_tokens
-    probe = Probe(compiled.library, index, case.shape, layout, case.tables, PAGES)
     tokens = (layout.sink_pages + layout.recent_pages + 2) * page_tokens
     pages = np.arange(40, dtype=np.int32)
     steps = [
@@ -245,14 +247,15 @@ def test_every_byte_counts(compiled: Compiled, index: int) -> None:
     probe.close()
 
 
-def test_no_bit_depends_on_chunks_threads_or_company(compiled: Compiled) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_no_bit_depends_on_chunks_threads_or_company(compiled: Compiled, path: str) -> None:
     index = 1
     case, rng = compiled.case(index), np.random.default_rng(1)
     page_tokens, tokens = case.shape.page_tokens, 300
     inputs, other = case.draw_inputs(rng, tokens), case.draw_inputs(rng, tokens)
     results = []
     for threads, chunks in ((1, [150, 150]), (2, [1] * 300), (3, [7, 100, 45, 1, 147])):
-        probe = Probe(compiled.library, index, case.shape, case.layout, case.tables, PAGES, threads)
+        probe = compiled.probe(path, index, threads)
         start, outputs = 0, []
         for chunk in chunks:
             batch, rows = [], []
@@ -275,8 +278,7 @@ def test_no_bit_depends_on_chunks_threads_or_company(compiled: Compiled) -> None
 
 
 def test_a_number_that_is_not_finite_is_refused(compiled: Compiled) -> None:
-    case = compiled.case(0)
-    probe = Probe(compiled.library, 0, case.shape, case.layout, case.tables, PAGES)
+    probe, case = compiled.probe("avx2", 0), compiled.case(0)
     pages = np.arange(2, dtype=np.int32)
     step = SequenceStep(np.zeros(1, np.int32), 0, 1, 0, pages, pages)
     for bad in (np.nan, np.inf, -np.inf, 3.4e38):  # the last one rounds to an infinite bf16

@@ -45,7 +45,6 @@ def _plane(plane: Plane, head_dim: int) -> dict[str, Any]:
         "columns": plane.columns,
         "bytes": plane.vector_bytes(head_dim),
         "segments": list(_segments(plane)),
-        "strips": list(_strips(plane)),
     }
 
 
@@ -57,22 +56,13 @@ def _segments(plane: Plane) -> Iterator[dict[str, Any]]:
             "first": first,
             "columns": segment.columns,
             "unit": f"{unit(segment.bits)!r}f",
-            "points": _points(segment.bits, False) if segment.bits <= STRIP_BITS else [0],
+            "points": _points(segment.bits),
         }
         first += segment.columns
 
 
-def _strips(plane: Plane) -> Iterator[dict[str, Any]]:
-    for strip in plane.strips:
-        yield {
-            "bits": strip.bits,
-            "first": strip.first,
-            "columns": strip.columns,
-            "shift": strip.weight.bit_length() - 1,
-            "limbs": strip.limbs,
-            "points": _points(strip.bits, strip.uniform),
-        }
-
-
-def _points(bits: int, uniform: bool) -> list[int]:
-    return [int(value) for value in integers(bits, uniform)] * (LOOKUP // 2**bits)
+def _points(bits: int) -> list[int]:
+    """Those of wide codes are not looked up."""
+    if bits > STRIP_BITS:
+        return [0] * LOOKUP
+    return [int(value) for value in integers(bits)] * (LOOKUP // 2**bits)

@@ -1,9 +1,9 @@
 """Attention over the paged cache, as the step contract words it: append, seal, then attend. The slow form.
 
 Pages of plain numbers are multiplied as they are. Of packed pages the codes' integers are: by factors of the
-query that are rounded to int8, and, for values, by softmax weights that are rounded to two int8 limbs page by
-page. These roundings are part of what the engine computes, like the rounding of activations before a product
-of integers.
+query, and, for values, by softmax weights, which are rounded page by page; both to bytes for codes of up to 4
+bits, and to 16 bits for wider ones. These roundings are part of what the engine computes, like the rounding
+of activations before a product of integers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..formats.kv import SIDES, CacheLayout
 from ..formats.program import Attend, Rotary
 from ..kv.codec import Bytes, Codec
-from ..kv.rounding import rounded
+from ..kv.rounding import MOST_FACTOR, MOST_WEIGHT, MOST_WIDE, rounded
 from ..step import Float32
 from .pools import ExactPool, PackedPool, means_of
 from .rows import Rows
@@ -189,21 +189,19 @@ class _Coded:
         codes, scales = self.codec.unpack(self.stored)
         factors = self.codec.transform.query(queries)
         out = np.zeros((*queries.shape[:-1], self.stored.shape[-2]))
-        for strip, points in self.codec.strips(codes):
-            own = factors[..., strip.first : strip.first + strip.columns] * np.float32(strip.weight)
-            integers, step = rounded(own, strip.limbs)
+        for segment, own, points in self.codec.points(codes):
+            integers, step = rounded(factors[..., own], MOST_WIDE if segment.wide else MOST_FACTOR)
             # Sums of integers below 2**53 are exact in float64.
             out += step * (integers.astype(np.float64) @ points.astype(np.float64).swapaxes(-1, -2))
         return out if scales is None else out * scales[:, None]
 
     def mix(self, weights: Float64) -> Float64:
         codes, scales = self.codec.unpack(self.stored[:, : weights.shape[-1]])
-        scaled = weights if scales is None else weights * scales[:, None]
-        integers, step = rounded(scaled.astype(np.float32), 2)
+        scaled = (weights if scales is None else weights * scales[:, None]).astype(np.float32)
         columns = np.zeros((*weights.shape[:-1], self.codec.plane.columns))
-        for strip, points in self.codec.strips(codes):
-            own = slice(strip.first, strip.first + strip.columns)
-            columns[..., own] += strip.weight * step * (integers.astype(np.float64) @ points)
+        for segment, own, points in self.codec.points(codes):
+            integers, step = rounded(scaled, MOST_WIDE if segment.wide else MOST_WEIGHT)
+            columns[..., own] = step * (integers.astype(np.float64) @ points)
         return self.codec.transform.restore(columns.astype(np.float32)).astype(np.float64)
 
 

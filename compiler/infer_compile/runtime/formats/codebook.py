@@ -39,10 +39,9 @@ _ERRORS: dict[int, float] = {
 }
 
 
-def integers(bits: int, uniform: bool = False) -> NDArray[np.int16]:
-    """The ``2**bits`` values of a code, ascending; ``uniform`` ones, and all of more than 4 bits, are odd
-    and equally far apart."""
-    if uniform or bits not in _POSITIVE_HALF:
+def integers(bits: int) -> NDArray[np.int16]:
+    """The ``2**bits`` values of a code, ascending."""
+    if bits not in _POSITIVE_HALF:
         return np.arange(1 - 2**bits, 2**bits, 2, dtype=np.int16)
     half = np.array(_POSITIVE_HALF[bits], dtype=np.int16)
     return np.concatenate([-half[::-1], half])

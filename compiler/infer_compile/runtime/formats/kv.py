@@ -17,7 +17,7 @@ HEAD_DIMS = (64, 96, 128, 256)
 GRANULE = 16
 """Columns come in multiples of this; one bit of so many columns is two bytes of every vector."""
 STRIP_BITS = 4
-"""The widest code that is looked up in one table; a wider one is two."""
+"""The widest code that is looked up in one table, and multiplied in bytes."""
 
 
 class _Frozen(BaseModel):
@@ -30,18 +30,20 @@ class Segment(_Frozen):
     bits: int
     columns: int
 
+    @property
+    def wide(self) -> bool:
+        """Whether its integers are odd and evenly apart, and multiplied as numbers of 16 bits."""
+        return self.bits > STRIP_BITS
+
 
 class Strip(_Frozen):
-    """What is multiplied at once: codes of 1 to 4 ``bits`` of ``columns`` from ``first`` on, whose integers
-    count ``weight`` times. ``uniform`` integers are odd and equally far apart; others follow the normal
-    density. ``limbs`` is how many int8 numbers a query's factor is rounded to."""
+    """How codes of a segment lie in a page: ``bits`` (1 to 4) of them from bit ``shift`` on, of ``columns``
+    columns from ``first`` on."""
 
     bits: int
     first: int
     columns: int
-    weight: int = 1
-    uniform: bool = False
-    limbs: int = 1
+    shift: int = 0
 
 
 class Plane(_Frozen):
@@ -73,26 +75,16 @@ class Plane(_Frozen):
 
     @property
     def strips(self) -> tuple[Strip, ...]:
-        """The segments as they are multiplied: more than 4 bits are the upper 4 and then the rest."""
+        """The segments as they are stored: more than 4 bits are the upper 4 and then the rest."""
         return tuple(self._strips())
 
     def _strips(self) -> Iterator[Strip]:
         first = 0
         for segment in self.segments:
-            low = segment.bits - STRIP_BITS
-            if low <= 0:
-                yield Strip(bits=segment.bits, first=first, columns=segment.columns)
-            else:
-                upper = Strip(
-                    bits=STRIP_BITS,
-                    first=first,
-                    columns=segment.columns,
-                    weight=2**low,
-                    uniform=True,
-                    limbs=2,
-                )
-                yield upper
-                yield upper.model_copy(update={"bits": low, "weight": 1, "limbs": 1})
+            low = max(0, segment.bits - STRIP_BITS)
+            yield Strip(bits=segment.bits - low, first=first, columns=segment.columns, shift=low)
+            if low:
+                yield Strip(bits=low, first=first, columns=segment.columns)
             first += segment.columns
 
 

@@ -7,7 +7,7 @@ vector, with which the decoded vector has the norm of the vector (TurboQuant wit
 2504.19874). Calibrated levels read their transform from tables, which contain the factors of the columns.
 
 Attention never decodes (``attention.py``): factors of a query, in the domain of the columns, multiply the
-codes' integers strip by strip.
+codes' integers segment by segment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import InferCompileError, Problem
 from ..formats.codebook import boundaries, integers, unit
-from ..formats.kv import STRIP_BITS, Plane, Segment, Strip
+from ..formats.kv import Plane, Segment
 from .rotation import Float32
 from .transform import Transform
 
@@ -72,8 +72,8 @@ class Codec:
             return held.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
         codes, scales = self.codes(vectors)
         parts = [
-            np.packbits(part >> bit & 1, axis=-1, bitorder="little")
-            for segment, part in self._segments(codes)
+            np.packbits(codes[..., own] >> bit & 1, axis=-1, bitorder="little")
+            for segment, own in self._segments()
             for bit in range(segment.bits)
         ]
         if scales is not None:
@@ -87,7 +87,7 @@ class Codec:
         if not self.plane.scale_bytes:
             return self._nearest(columns), None
         (segment,) = self.plane.segments
-        if segment.bits > STRIP_BITS:
+        if segment.wide:
             largest = np.max(np.abs(columns), axis=-1)
             scales = _fp16(largest / np.float32(2**segment.bits - 1))
             return self._nearest(columns * _inverse(scales)[..., None]), scales
@@ -120,35 +120,24 @@ class Codec:
         if self.plane.kind == "fp8":
             return np.asarray(stored.view(ml_dtypes.float8_e4m3fn), np.float32)
         codes, scales = self.unpack(stored)
-        points = [integers(segment.bits)[part] for segment, part in self._segments(codes)]
-        columns = np.concatenate(points, axis=-1).astype(np.float32)
+        columns = np.concatenate([points for _, _, points in self.points(codes)], axis=-1).astype(np.float32)
         return self.transform.restore(columns if scales is None else columns * scales[..., None])
 
-    def strips(self, codes: Codes) -> Iterator[tuple[Strip, NDArray[np.int16]]]:
-        """Each strip with its integers, ``[kv_heads, n, columns of the strip]``."""
-        segments = dict(self._firsts())
-        for strip in self.plane.strips:
-            part = codes[..., strip.first : strip.first + strip.columns]
-            low = segments[strip.first].bits - STRIP_BITS
-            if low > 0:
-                part = np.right_shift(part, low) if strip.weight > 1 else np.bitwise_and(part, 2**low - 1)
-            yield strip, integers(strip.bits, strip.uniform)[part]
+    def points(self, codes: Codes) -> Iterator[tuple[Segment, slice, NDArray[np.int16]]]:
+        """Each segment, its columns and its integers, ``[kv_heads, n, columns of the segment]``."""
+        for segment, own in self._segments():
+            yield segment, own, integers(segment.bits)[codes[..., own]]
 
-    def _firsts(self) -> Iterator[tuple[int, Segment]]:
+    def _segments(self) -> Iterator[tuple[Segment, slice]]:
         first = 0
         for segment in self.plane.segments:
-            yield first, segment
+            yield segment, slice(first, first + segment.columns)
             first += segment.columns
-
-    def _segments(self, codes: Codes) -> Iterator[tuple[Segment, Codes]]:
-        for first, segment in self._firsts():
-            yield segment, codes[..., first : first + segment.columns]
 
     def _nearest(self, columns: Float32) -> Codes:
         """Codes of the nearest integers."""
         parts = [
-            np.searchsorted(boundaries(segment.bits), columns[..., first : first + segment.columns])
-            for first, segment in self._firsts()
+            np.searchsorted(boundaries(segment.bits), columns[..., own]) for segment, own in self._segments()
         ]
         return np.concatenate(parts, axis=-1).astype(np.uint8)
 
