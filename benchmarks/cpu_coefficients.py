@@ -168,7 +168,7 @@ def terms(subject: Subject, case: tuple[int, int, int], target: Target) -> dict[
     coded = 0.0
     if layer.keys.kind == "codes":
         _, far = visible(cache, context, totals.attention[0])
-        coded = float(packed_share(subject.shape, cache, before + tokens // 2))
+        coded = float(packed_share(subject.shape, cache, max(1, before + tokens // 2)))
         each = codes(layer.keys) + codes(layer.values)
         found["codes_ps"] = sequences * float(far) * LAYERS * KV_HEADS * each * 1e-12
         found["coded_attention"] = coded * pairs / plain
@@ -186,14 +186,14 @@ def codes(plane: Plane) -> int:
 def fit(
     subjects: Sequence[Subject], seconds: Mapping[tuple[str, tuple[int, int, int]], float], target: Target
 ) -> tuple[dict[str, object], dict[tuple[str, tuple[int, int, int]], float]]:
-    """Least squares of relative errors, no term negative and no efficiency above one: what coefficients.yaml
+    """Least squares of relative errors, no term negative and no share above one: what coefficients.yaml
     holds, and by what each step is missed."""
     places = [(subject, case) for subject in subjects for case in CASES]
     rows = [terms(subject, case, target) for subject, case in places]
     names = list(dict.fromkeys(name for row in rows for name in row))
     times = np.array([seconds[subject.name, case] for subject, case in places])
     matrix = np.array([[row.get(name, 0.0) for name in names] for row in rows])
-    shares = ["efficiency" in name for name in names]
+    shares = [bounded(name) for name in names]
     factors = descend(matrix / times[:, None], np.ones(len(times)), shares)
     missed = matrix @ factors / times - 1
     found = dict(zip(names, factors, strict=True))
@@ -220,7 +220,7 @@ def written(found: Mapping[str, float], target: Target, error: float) -> dict[st
     made["attention_efficiency"] = share(found["attention_efficiency"])
     made["coded_attention"] = round(found["attention_efficiency"] / found["coded_attention"], 2)
     made |= {name: round(found[name], 1) for name in ("layer_us", "sequence_us", "codes_ps")}
-    at_bound = [name for name, factor in found.items() if "efficiency" in name and 1 / factor > BOUND]
+    at_bound = [name for name, factor in found.items() if bounded(name) and 1 / factor > BOUND]
     return made | {"mean error": round(error, 3), "at their bound": at_bound}
 
 
@@ -233,6 +233,12 @@ def plane_seconds(level: LevelName, found: Mapping[str, float], bandwidth: float
         else:
             took += plane.vector_bytes(HEAD_DIM) / bandwidth * found[f"cache_efficiency {plane.kind}"]
     return took
+
+
+def bounded(name: str) -> bool:
+    """Whether the factor of a term is one over a share, and so at least one: of what is read, or of products
+    of floats. Those of integers may beat the rate, which is one of floats."""
+    return "efficiency" in name and not name.endswith(("matrix_efficiency int8", "matrix_efficiency int4-rtn"))
 
 
 def share(factor: float) -> float:

@@ -142,11 +142,8 @@ def _scores(name: str, cache: Mapping[str, Any], found: Results, caches: Mapping
 
 
 def against_curve(kl: float, bits: float, found: Results, caches: Mapping[str, Any]) -> float | None:
-    """``kl`` over that of the data-free levels at ``bits``; None outside their sizes, or where they were not
-    measured."""
-    if any(name not in found for name in CURVE):
-        return None
-    points = [(caches[name]["bits"], math.log(found[name]["kl"])) for name in CURVE]
+    """``kl`` over that of the data-free levels that were measured, at ``bits``; None outside their sizes."""
+    points = [(caches[name]["bits"], math.log(found[name]["kl"])) for name in CURVE if name in found]
     for (low, first), (high, last) in pairwise(points):
         if low - 1e-9 <= bits <= high + 1e-9:
             return kl / math.exp(first + (last - first) * (bits - low) / (high - low))

@@ -50,7 +50,8 @@ class Rates(Frozen):
     """One engine, in one build, on one class of devices.
 
     Efficiencies are shares of the target's bandwidth and dense rate, by weight format or cache level;
-    ``other`` stands for those without an entry. ``coded_attention``: how many times faster attention
+    ``other`` stands for those without an entry. Products of a processor may exceed one: its rate is that of
+    a product of floats, and ours are of integers. ``coded_attention``: how many times faster attention
     multiplies codes of our own cache than numbers in bf16. ``reduce_us`` is one all-reduce within a machine
     and ``node_us`` one message between machines, their bytes aside. ``routing`` is the exponent of the
     tokens that choose experts independently: real tokens of a batch share experts more often than chance
@@ -59,10 +60,10 @@ class Rates(Frozen):
 
     weight_efficiency: dict[str, Share]
     cache_efficiency: dict[str, Share]
-    matrix_efficiency: dict[str, Share]
+    matrix_efficiency: dict[str, Ratio]
     expert_efficiency: dict[str, Share]
     attention_efficiency: Share
-    decode_matrix_efficiency: dict[str, Share]
+    decode_matrix_efficiency: dict[str, Ratio]
     decode_attention_efficiency: Share
     coded_attention: Ratio = 1.0
     link_efficiency: Share
