@@ -171,7 +171,10 @@ class EngineLoop:
                     logprobs = token_logprobs(result.logits[row], token, wanted)
                 if self._observer is not None:
                     self._observer.drew(sequence, now - (sequence.times.last or sequence.times.arrived))
-                self._deliver(sequence, sequence.push(token, logprobs, now), now)
+                try:
+                    self._deliver(sequence, sequence.push(token, logprobs, now), now)
+                except InferCompileError as error:
+                    self._fail([sequence], error.problems[0])
             row += part.step.outputs
 
     def _deliver(self, sequence: Sequence, delta: Delta | None, now: float) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from .errors import Problem
+from .grammar import Grammar
 from .logprobs import TokenLogprobs
 from .pages import PageTable
 from .sampling import Controls, Sampler
@@ -34,6 +35,12 @@ class Request:
     """Tokens that end the text and are no part of it."""
     logprobs: int | None = None
     """How many likeliest tokens to report beside each drawn one; None reports nothing."""
+    grammar: Grammar | None = None
+    """What the text follows; a text cut by ``max_tokens`` is the beginning of one that does."""
+    keep_stop: bool = False
+    """Whether the text holds the stop string that ends it."""
+    keep_special: bool = False
+    """Whether special tokens have a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +98,10 @@ class Sequence:
         self.cancelled = False
         self.ending: Ending | None = None
         self.times = Times(arrived=now)
-        self._sampler = Sampler(request.controls, request.prompt)
-        self._detokenizer = Detokenizer(tokenizer, request.prompt)
-        self._stops = StopStrings(request.stop)
+        matcher = request.grammar.matcher() if request.grammar is not None else None
+        self._sampler = Sampler(request.controls, request.prompt, matcher, request.stop_ids)
+        self._detokenizer = Detokenizer(tokenizer, request.prompt, request.keep_special)
+        self._stops = StopStrings(request.stop, request.keep_stop)
 
     @property
     def pending(self) -> int:
@@ -123,6 +131,7 @@ class Sequence:
             outputs=1 if end == self.length else 0,
             evicted=table.evicted,
             sampling=self._sampler.sampling(),
+            mask=self._sampler.mask,
         )
 
     def push(self, token: int, logprobs: TokenLogprobs | None, now: float) -> Delta | None:
