@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .engines.cpu import CpuEngine
 from .errors import Exit, InferCompileError, Problem
+from .formats.isa import flags, lacking
 from .formats.manifest import Manifest, difference, read
 from .formats.program import Program
 from .step import Engine
@@ -34,10 +35,15 @@ class Bundle:
         return self.folder / "model"
 
     def engine(self, threads: int | None) -> Engine:
-        """Loads the engine; ``threads`` None means one per core. Raises IC431 for an unknown kind."""
-        kind = self.manifest.engine.kind
+        """Loads the engine; ``threads`` None means one per core. Raises IC431 for an unknown kind, IC523
+        where this machine's processor cannot run it."""
+        kind, isa = self.manifest.engine.kind, self.manifest.engine.isa
         if kind != "cpu":
             raise _problem("IC431", f"no engine of kind {kind!r} in this runtime", self.folder, "", REBUILD)
+        if missing := lacking(isa, flags()):
+            because = f"it was compiled for {isa}, and the processor lacks {', '.join(missing)}"
+            fix = "build the bundle for this machine, or run it on one of its target"
+            raise _problem("IC523", "this processor cannot run the engine", self.folder, because, fix)
         return CpuEngine(self.folder / "engine", threads)
 
 

@@ -1,6 +1,7 @@
 """Grammars that an answer must follow, as masks over the vocabulary.
 
-The work is llguidance's: a parser of context-free grammars over a lexer of derivatives of regular expressions.
+The work is llguidance's: a parser of context-free grammars over a lexer of derivatives of regular
+expressions.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class GrammarRefusal(ValueError):
 
 
 class Matcher:
-    """The grammar of one sequence and how far the answer has come. ``mask`` [words of 32 ids] holds the tokens
-    that may come next; when nothing may, those that end the text."""
+    """The grammar of one sequence and how far the answer has come. ``mask`` [words of 32 ids] holds the
+    tokens that may come next; when nothing may, those that end the text."""
 
     def __init__(self, state: LLMatcher, words: int) -> None:
         self._state = state
@@ -73,8 +74,8 @@ class Grammar:
 
 
 class Grammars:
-    """Compiles grammars for the tokenizer in ``folder`` and a model of ``vocabulary`` tokens, of which ``ends``
-    end a text. Safe to use from several threads."""
+    """Compiles grammars for the tokenizer in ``folder`` and a model of ``vocabulary`` tokens, of which
+    ``ends`` end a text. Safe to use from several threads."""
 
     def __init__(self, folder: Path, vocabulary: int, ends: frozenset[int]) -> None:
         self._words = (vocabulary + 31) // 32

@@ -87,10 +87,10 @@ class Tokenizer:
         """The text of ``ids``, special tokens left out unless ``special``."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=not special))
 
-    def is_special(self, text: str) -> bool:
-        """Whether ``text`` is one special token, which decoding leaves out unless told otherwise."""
-        id = self._tokenizer.token_to_id(text)
-        return id is not None and self.decode([id]) == ""
+    def special_id(self, text: str) -> int | None:
+        """The id of ``text`` if it is one special token, which decoding leaves out unless told otherwise."""
+        id: int | None = self._tokenizer.token_to_id(text) if text else None
+        return id if id is not None and self.decode([id]) == "" else None
 
     def token(self, id: int) -> tuple[str, bytes | None]:
         """One token's text, and its bytes where known; a part of a character reads ``bytes:\\xc3``."""
