@@ -17,6 +17,7 @@ _ARCHITECTURES: dict[str, Architecture] = {
     "aarch64": "aarch64",
     "arm64": "aarch64",
 }
+_LARGEST_FIRST: tuple[Isa, ...] = ("avx512", "avx2", "portable")
 
 
 @dataclass(frozen=True, slots=True)
