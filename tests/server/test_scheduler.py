@@ -158,7 +158,7 @@ def test_several_prompts_share_a_step(tokenizer: Tokenizer) -> None:
 
 def test_admission_is_in_order_of_arrival_even_if_a_later_one_would_fit(tokenizer: Tokenizer) -> None:
     loop = loop_of(tokenizer, level="bf16", exact_pages=12, page_tokens=4)
-    first, big, small = submit(loop, request(4, 29), request(4, 29), request(2, 2))
+    first, big, small = submit(loop, request(20, 9), request(28, 5, 1), request(2, 2, 2))
     loop.advance()
     assert [sequence is first.sequence for sequence in loop.scheduler.running] == [True]
     run(loop)
@@ -265,7 +265,7 @@ def test_a_defect_ends_the_thread_and_fails_everybody(tokenizer: Tokenizer) -> N
 
 def test_lost_pages_end_the_thread_when_it_is_idle(tokenizer: Tokenizer) -> None:
     loop = loop_of(tokenizer)
-    loop.pages.exact.free.pop()
+    loop.pages.exact.free.popitem()
     loop.start()
     loop._thread.join(5)
     assert not loop.alive

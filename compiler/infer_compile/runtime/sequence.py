@@ -12,15 +12,17 @@ from .errors import Problem
 from .grammar import Grammar
 from .logprobs import TokenLogprobs
 from .pages import PageTable
+from .prefix import PageNames
 from .sampling import Controls, Sampler
-from .step import Int32, SequenceStep
+from .step import Int32, Sampling, SequenceStep
 from .stops import StopStrings
 from .tokenizer import Detokenizer, Tokenizer
 
 FinishReason = Literal["stop", "length"]
-Ending = Literal["stop", "length", "cancelled", "error"]
+Ending = Literal["stop", "length", "cancelled", "deadline", "error"]
 FIRST_ROOM = 4096
 """Generated tokens that a sequence has room for at first."""
+NO_DRAFTS: Int32 = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,12 @@ class Request:
     """Whether the text holds the stop string that ends it."""
     keep_special: bool = False
     """Whether special tokens have a text."""
+    priority: int = 0
+    """Lower is served first, as in vLLM."""
+    deadline: float | None = None
+    """Monotonic seconds after which nobody waits for the answer."""
+    salt: str = ""
+    """Requests of another salt share no cached prefix with this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +87,14 @@ class Times:
 class Sequence:
     """A request under way: its tokens, and how many of them the cache holds (``computed``).
 
-    Scheduling knows one rule: ``computed`` chases ``length``. A prompt is far behind, a decode one token.
+    Scheduling knows one rule: ``computed`` chases ``length``. A prompt is far behind, a decode one token, and
+    who lost its pages begins anew. ``drafts`` are guesses of what comes behind ``length``: the next step may
+    verify them.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, sink: Sink, now: float) -> None:
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, sink: Sink, now: float, page_tokens: int
+    ) -> None:
         self.request = request
         self.sink = sink
         self.prompt_tokens = len(request.prompt)
@@ -92,9 +104,15 @@ class Sequence:
         self._tokens[: self.prompt_tokens] = request.prompt
         self.length = self.prompt_tokens
         self.computed = 0
+        self.cached_tokens = 0
+        """Tokens of the prompt that the cache held already when the sequence began."""
         self.evicted = 0
         """Tokens that the cache held and dropped."""
+        self.drafts = NO_DRAFTS
+        self.rank = (request.priority, 0)
+        """Who is served first: by priority, then by arrival."""
         self.table: PageTable | None = None
+        self.names = PageNames(page_tokens, request.salt)
         self.cancelled = False
         self.ending: Ending | None = None
         self.times = Times(arrived=now)
@@ -102,6 +120,15 @@ class Sequence:
         self._sampler = Sampler(request.controls, request.prompt, matcher, request.stop_ids)
         self._detokenizer = Detokenizer(tokenizer, request.prompt, request.keep_special)
         self._stops = StopStrings(request.stop, request.keep_stop)
+
+    @property
+    def tokens(self) -> Int32:
+        """The prompt and all that was drawn."""
+        return self._tokens[: self.length]
+
+    @property
+    def sampling(self) -> Sampling:
+        return self._sampler.sampling()
 
     @property
     def pending(self) -> int:
@@ -117,18 +144,36 @@ class Sequence:
         """Tokens that the cache ever holds; the last drawn token is never computed."""
         return self.most - 1
 
-    def step(self, table: PageTable, count: int) -> SequenceStep:
-        """The next ``count`` pending tokens as the engine takes them; a token is drawn behind the last."""
+    @property
+    def draftable(self) -> bool:
+        """Whether the next step draws one token, and could draw more behind it if they were guessed: what is
+        drawn must not change how the next is."""
+        return self.pending == 1 and self.length < self.most_cached and self._sampler.plain
+
+    def overdue(self, now: float) -> Ending | None:
+        """Why nobody waits for it any more, if so."""
+        if self.cancelled:
+            return "cancelled"
+        deadline = self.request.deadline
+        return "deadline" if deadline is not None and now > deadline else None
+
+    def name_pages(self) -> None:
+        """Names the pages that its tokens fill."""
+        self.names.reach(self.tokens)
+
+    def step(self, table: PageTable, count: int, drafts: int) -> SequenceStep:
+        """The next ``count`` pending tokens as the engine takes them, and the first ``drafts`` drafts behind
+        them; a token is drawn behind the last of the sequence's own, and one behind each draft."""
         end = self.computed + count
-        self.evicted = table.evicted
+        tokens = self._tokens[self.computed : end]
         return SequenceStep(
-            tokens=self._tokens[self.computed : end],
+            tokens=np.concatenate([tokens, self.drafts[:drafts]]) if drafts else tokens,
             start=self.computed,
             accepted=count,
             sealed=table.sealed,
             exact=table.exact.places,
             packed=table.packed.places,
-            outputs=1 if end == self.length else 0,
+            outputs=1 + drafts if end == self.length else 0,
             evicted=table.evicted,
             sampling=self._sampler.sampling(),
             mask=self._sampler.mask,

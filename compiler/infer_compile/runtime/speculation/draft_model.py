@@ -70,7 +70,7 @@ class DraftModel:
         """The sequence of ``ask``, with its guesses that came true computed and the others dropped."""
         if ask.key not in self._chases:
             # Reserves no more than it begins with: it may grow as long as there are pages.
-            table = self.pages.open(1)
+            table = self.pages.open()
             self._chases[ask.key] = None if table is None else _Chase(table)
         chase = self._chases[ask.key]
         if chase is not None:
