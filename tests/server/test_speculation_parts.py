@@ -176,9 +176,7 @@ def test_a_good_one_is_used_at_full_length_where_steps_cost_no_more() -> None:
 
 
 def test_what_does_not_pay_is_tried_again_and_taken_up_when_it_does() -> None:
-    _, asked = simulated(
-        lambda step: 0.0 if step < 300 else 0.95, fixed=1, each=0.1, draft=0.05, steps=3000
-    )
+    _, asked = simulated(lambda step: 0.0 if step < 300 else 0.95, fixed=1, each=0.1, draft=0.05, steps=3000)
     assert np.mean(asked[200:300]) < 0.1
     assert np.mean(asked[-500:]) > 3
 

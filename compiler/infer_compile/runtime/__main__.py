@@ -143,16 +143,13 @@ def _generate(options: argparse.Namespace) -> None:
     bundle = open_bundle(options.bundle)
     tokenizer = Tokenizer(bundle.model_dir)
     prompt = _prompt(options.prompt, options.raw, bundle.model_dir, tokenizer)
-    engine = bundle.engine(options.threads)
-    loop = EngineLoop(engine, tokenizer, 0)
-    try:
+    with bundle.opened(options.threads) as opened:
+        loop = EngineLoop(opened.engine, tokenizer, 0, speculator=opened.speculator)
         limit = options.max_tokens or loop.answer_tokens(len(prompt))
         if not len(prompt) or len(prompt) + max(1, limit) > loop.longest:
             raise InferCompileError(_misfit(len(prompt), limit, loop.longest), Exit.USAGE)
         controls = Controls(temperature=options.temperature, seed=options.seed)
         _print(loop, Request(prompt, limit, controls, stop_ids=tokenizer.end_ids), options.stream)
-    finally:
-        engine.close()
 
 
 def _misfit(prompt: int, limit: int, context: int) -> Problem:

@@ -15,6 +15,7 @@ from .pages import Pages
 from .pool import broken
 from .scheduler import Scheduler, Work
 from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
+from .speculation.speculator import Outcome, Speculator
 from .step import Engine, Float32, StepResult
 from .tokenizer import Tokenizer
 
@@ -43,6 +44,9 @@ class Observer(Protocol):
     def preempted(self, sequences: int) -> None:
         """So many sequences gave their pages to others, and will begin anew."""
 
+    def drafted(self, drafted: int, accepted: int) -> None:
+        """A step verified ``drafted`` guesses of a sequence, the first ``accepted`` of which were right."""
+
     def drew(self, sequence: Sequence, since: float) -> None:
         """A token was drawn, ``since`` seconds after the previous one or, the first, after the arrival."""
 
@@ -57,7 +61,12 @@ class EngineLoop:
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, queue: int, observer: Observer | None = None
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        queue: int,
+        observer: Observer | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         program = engine.program
         self.engine = engine
@@ -70,6 +79,7 @@ class EngineLoop:
         """Most tokens of one prompt and its answer."""
         self.alive = True
         self._observer = observer
+        self._speculator = speculator
         self._wake = threading.Condition()
         self._closing = False
         self._interval = 0.0
@@ -117,6 +127,8 @@ class EngineLoop:
 
     def advance(self) -> None:
         """One step, if there is work; the thread does this, or a caller without one."""
+        if self._speculator is not None:
+            self._speculator.draft(self.scheduler.running)
         with self._wake:
             now = time.monotonic()
             overdue = self.scheduler.overdue(now)
@@ -153,6 +165,8 @@ class EngineLoop:
             return not self._closing
 
     def _check_idle(self) -> None:
+        if self._speculator is not None:
+            self._speculator.idle()
         self.pages.check()
         if self.pages.tables:
             raise broken(f"{len(self.pages.tables)} page tables are open, but no sequence is")
@@ -175,13 +189,24 @@ class EngineLoop:
     def _hand_out(self, work: list[Work], result: StepResult) -> None:
         now = time.monotonic()
         row = 0
+        outcomes = []
         for part, tokens in zip(work, result.tokens, strict=True):
             rows = None if result.logits is None else result.logits[row : row + part.step.outputs]
             row += part.step.outputs
+            drawn = part.drawn(tokens)
+            if part.drafts:
+                outcomes.append(Outcome(part.sequence, part.drafts, len(drawn) - 1))
             try:
-                self._draw(part, part.drawn(tokens), rows, now)
+                self._draw(part, drawn, rows, now)
             except InferCompileError as error:
                 self._fail([part.sequence], error.problems[0])
+        if self._observer is not None:
+            for outcome in outcomes:
+                self._observer.drafted(outcome.drafted, outcome.accepted)
+        if self._speculator is not None:
+            computed = sum(len(part.step.tokens) for part in work)
+            decodes = all(len(part.step.tokens) == part.step.outputs for part in work)
+            self._speculator.stepped(outcomes, computed, decodes)
 
     def _draw(self, part: Work, drawn: list[int], logits: Float32 | None, now: float) -> None:
         """Adds what a step drew to its sequence, up to the token that ends it, and hands it out."""

@@ -102,17 +102,17 @@ def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Serv
     manifest = bundle.manifest
     grammars = Grammars(bundle.model_dir, bundle.program.vocabulary, tokenizer.end_ids)
     watch.lap("grammars")
-    engine = bundle.engine(options.threads)
-    watch.lap("engine")
-    try:
-        warm_up(engine)
+    with bundle.opened(options.threads) as opened:
+        watch.lap("engine")
+        for engine in opened.engines:
+            warm_up(engine)
         watch.lap("warm_up")
-        measured = measure(engine)
+        measured, *_ = map(measure, opened.engines)
         watch.lap("measure")
         cache = {"bytes_per_token": measured.token_bytes, "exact_bytes_per_token": measured.exact_token_bytes}
         log.info(Line("cache", {"level": measured.level} | cache))
         metrics = Metrics(manifest.name, options.metrics_names)
-        loop = EngineLoop(engine, tokenizer, options.queue, metrics)
+        loop = EngineLoop(opened.engine, tokenizer, options.queue, metrics, opened.speculator)
         metrics.watch(loop, measured)
         version = {
             "version": bundle.fingerprint,
@@ -127,8 +127,6 @@ def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Serv
             yield Service(manifest.name, bundle.fingerprint, version, *parts)
         finally:
             loop.close()
-    finally:
-        engine.close()
 
 
 def serve(folder: Path, options: Options) -> None:

@@ -50,12 +50,16 @@ class DraftModel:
     drafts from then on."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self._engine = engine
         self.pages = Pages(engine.program.cache, engine.program.limits)
         self._budget = engine.program.limits.max_batch_tokens
         self._chases: dict[Hashable, _Chase | None] = {}
         """None for a sequence that found no pages left."""
         self._times = StepTimes()
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        return (self._engine,)
 
     def propose(self, asks: Sequence[Ask]) -> list[Int32]:
         """Raises InferCompileError as the engine's step does."""
@@ -69,9 +73,7 @@ class DraftModel:
     def _chase(self, ask: Ask) -> _Chase | None:
         """The sequence of ``ask``, with its guesses that came true computed and the others dropped."""
         if ask.key not in self._chases:
-            # Reserves no more than it begins with: it may grow as long as there are pages.
-            table = self.pages.open()
-            self._chases[ask.key] = None if table is None else _Chase(table)
+            self._chases[ask.key] = _Chase(self.pages.open())
         chase = self._chases[ask.key]
         if chase is not None:
             drawn = ask.tokens[chase.computed :].tolist()
@@ -117,7 +119,7 @@ class DraftModel:
 
     def _room(self, chase: _Chase, count: int) -> int:
         """How many of ``count`` tokens behind the computed ones the cache takes now."""
-        longest = self.engine.program.limits.max_context + chase.table.evicted
+        longest = self._engine.program.limits.max_context + chase.table.evicted
         count = min(count, longest - chase.computed)
         return max(0, self.pages.room(chase.table, chase.computed, count)) if count > 0 else 0
 
@@ -144,7 +146,7 @@ class DraftModel:
         if not batch:
             return
         began = time.perf_counter()
-        drawn = self.engine.step(steps).tokens
+        drawn = self._engine.step(steps).tokens
         self._times.observe(sum(len(step.tokens) for step in steps), time.perf_counter() - began)
         for one, tokens in zip(batch, drawn, strict=True):
             one.drafts += tokens.tolist()

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..step import Int32
+from ..step import Engine, Int32
 from .proposer import Ask
 from .times import StepTimes
 
@@ -76,6 +76,10 @@ class Ngram:
     def __init__(self) -> None:
         self._indices: dict[Hashable, Index] = {}
         self._times = StepTimes()
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        return ()
 
     def propose(self, asks: Sequence[Ask]) -> list[Int32]:
         began = time.perf_counter()

@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..step import Int32
+from ..step import Engine, Int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,11 @@ class Ask:
 
 class Proposer(Protocol):
     """Drafts for many sequences at a time, and remembers each from step to step."""
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Engines of its own; who opened them closes them."""
+        ...
 
     def propose(self, asks: Sequence[Ask]) -> list[Int32]:
         """For each of ``asks`` how it may go on: as many tokens as it wants, fewer, or none."""
