@@ -24,11 +24,12 @@ class Keys:
         return bool(self._digests)
 
     def allow(self, authorization: str) -> bool:
-        """Whether the header holds one of the keys, or none is needed."""
+        """Whether the header, its bytes read as Latin-1, holds one of the keys, or none is needed."""
         if not self._digests:
             return True
+        # Bytes of UTF-8 in a header arrive as so many characters.
         scheme, _, key = authorization.partition(" ")
-        given = sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        given = sha256(key.strip().encode("latin-1", "replace")).digest()
         found = [hmac.compare_digest(given, known) for known in self._digests]
         return scheme.lower() == "bearer" and any(found)
 
