@@ -25,6 +25,18 @@ from .progress import Advance
 from .requirements import direct, pinned
 from .templates import render
 
+DEPLOYED = (
+    "Dockerfile",
+    "compose.yaml",
+    "requirements.txt",
+    "prometheus.yaml",
+    "alerts.yaml",
+    "dashboard.json",
+)
+"""Files of ``deploy/``, each from its template."""
+ACCEPTANCE_LOW = 0.5
+"""Share of the planned acceptance below which an alert is raised."""
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
@@ -128,7 +140,7 @@ def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
     def deploy(folder: Path, advance: Advance) -> None:
         values = _values(inputs, made.plan, packages)
         (folder / layout.DEPLOY).mkdir(exist_ok=True)
-        for name in ("Dockerfile", "compose.yaml", "requirements.txt"):
+        for name in DEPLOYED:
             save(folder / layout.DEPLOY / name, render(f"deploy/{name}.j2", **values).encode())
         save(folder / layout.README, render("bundle/README.md.j2", **values).encode())
 
@@ -182,5 +194,9 @@ def _values(inputs: Inputs, plan: Plan, packages: list[tuple[str, str]]) -> dict
         "max_sequences": plan.limits.max_sequences,
         "overflow": plan.limits.overflow,
         "speculation": plan.speculation,
+        "acceptance": plan.speculation.acceptance,
+        "acceptance_low": round((plan.speculation.acceptance or 0) * ACCEPTANCE_LOW, 3),
+        "ttft_seconds": round(plan.predicted.ttft_ms_high / 1000, 4),
+        "itl_seconds": round(plan.predicted.itl_ms_high / 1000, 5),
         "first_tokens": plan.kv.sink_pages * plan.kv.page_tokens,
     }

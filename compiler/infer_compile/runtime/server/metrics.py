@@ -65,6 +65,8 @@ VLLM = frozenset(
 )
 """Names that vLLM has too (docs/design/metrics.md there); all others keep our prefix whatever is chosen."""
 
+REFUSALS = (400, 401, 404, 408, 413, 429, 500, 503)
+
 
 class Metrics:
     """Every series carries the model's name; see the help texts for units."""
@@ -116,6 +118,9 @@ class Metrics:
         self._refused = self._labelled(
             "requests_refused", "Requests answered with an error, by status.", "status"
         )
+        # A series that begins with its first error shows no increase.
+        for status in REFUSALS:
+            self._refused.labels(model, str(status))
 
     def _name(self, name: str) -> str:
         return f"{self._prefix if name in VLLM else OWN}{name}"
