@@ -22,8 +22,8 @@ from .errors import InferCompileError, Problem
 Kind = Literal["json", "regex", "choice", "grammar", "lark"]
 MOST_COMPILED = 64
 """Compiled grammars that are kept for the next request that asks for the same."""
-BLANKS = r"[\x20\x0A\x0D\x09]{1,16}"
-"""White space between the parts of JSON; without a bound a weak model goes on with it to the end."""
+BLANKS = r"\x20|\n\x20{0,12}|\n\t{0,6}"
+"""White space where JSON allows it: a weak model goes on with what has no bound to the end of the answer."""
 
 
 class GrammarRefusal(ValueError):
