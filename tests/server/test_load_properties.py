@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from fake_engine import VOCABULARY, FakeEngine, chain_after, random_logits, tiny_program
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_scheduler import Answer, submit
 
@@ -93,7 +93,12 @@ def guess(order: random.Random, loop: EngineLoop, answers: dict[Sequence, list[i
             sequence.drafts = np.array(right + wrong, np.int32)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=(Phase.reuse, Phase.generate),  # to shrink a load takes minutes
+)
 @given(
     layout=st.sampled_from(LAYOUTS),
     spare=st.tuples(st.integers(0, 12), st.integers(0, 12)),

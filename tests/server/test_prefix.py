@@ -198,8 +198,9 @@ def test_any_order_of_beginnings_and_ends_keeps_the_accounts(
         elif action == "feed" and growing:
             branch, text = order.choice(growing)
             done = len(branch.tokens)
-            count = min(order.randint(1, 9), len(text) - done)
-            if count and pages.fits([(branch.table, done + count)]):
+            pages.evict(branch.table, done)
+            count = pages.room(branch.table, done, min(order.randint(1, 9), len(text) - done))
+            if count:
                 tree.feed(branch, text[done : done + count])
         elif action == "close" and growing:
             pages.close(growing.pop(order.randrange(len(growing)))[0].table)

@@ -157,8 +157,9 @@ class Pages:
                 table.packed.share(page, place)
 
     def fits(self, wanted: Iterable[tuple[PageTable, int]]) -> bool:
-        """Whether all of these tables can come to hold so many tokens, token by token, one after another's
-        page, with what is free now."""
+        """Whether all of these tables can come to hold so many tokens, token by token, with what is free now.
+        Pages that they share with others and give back on their way are not counted twice: who shares may
+        still run out."""
         exact, packed = len(self.exact.free), len(self.packed.free)
         for table, most in wanted:
             tokens = min(most, self.capacity)
@@ -168,6 +169,8 @@ class Pages:
 
     def evict(self, table: PageTable, start: int) -> None:
         """Gives back what a new token at ``start`` must not see any more."""
+        if self.context_pages == ALL:
+            return
         gap = self._gap(self._whole(start)) * self.layout.page_tokens
         sinks = self.layout.sink_pages
         for page in range(sinks + self._whole(table.evicted), sinks + self._whole(gap)):
@@ -184,9 +187,17 @@ class Pages:
         is the last. As all visibility, this depends on the page alone."""
         return max(0, query_page + 1 - self.context_pages)
 
+    def _within(self, table: PageTable, start: int, count: int) -> bool:
+        """Whether new tokens at ``start`` neither begin a page nor fill one, and no page that drafts filled
+        is still to be sealed: most decodes, of which nothing in the tables changes."""
+        offset = start % self.layout.page_tokens
+        return 0 < offset < self.layout.page_tokens - count and table.sealed == self._whole(start)
+
     def room(self, table: PageTable, start: int, count: int, accepted: int | None = None) -> int:
         """How many of ``count`` new tokens at ``start`` can be cached in this step with the pages that are
         free. They are all certain, or only ``accepted`` of them, for which there is room."""
+        if self._within(table, start, count):
+            return count
         layout = self.layout
         first = layout.pages(start)
         while table.exact.has(first):
@@ -208,6 +219,8 @@ class Pages:
 
     def prepare(self, table: PageTable, start: int, count: int, accepted: int) -> None:
         """Hands out what a step writes: ``count`` new tokens at ``start``, ``accepted`` of them certain."""
+        if self._within(table, start, count):
+            return
         layout = self.layout
         for holding in table.holdings:
             holding.reach(layout.pages(start + count))
@@ -221,11 +234,15 @@ class Pages:
         """``tokens`` tokens are cached and accepted, the last ``drafted`` of them since the step: names the
         pages that the step sealed, and gives back the exact pages that no later query sees exactly, and what
         no layer sees at all."""
+        within = self._within(table, table.tokens, tokens - table.tokens)
+        table.tokens = tokens
+        if within and self.layout.window is None:
+            return
         sealed = self._whole(tokens - drafted)
         if table.names is not None:
             for page in range(table.sealed, min(sealed, len(table.names))):
                 self._call(table, page, table.names[page])
-        table.tokens, table.sealed = tokens, max(table.sealed, sealed)
+        table.sealed = max(table.sealed, sealed)
         self._pass(table)
 
     def _call(self, table: PageTable, page: int, name: bytes) -> None:

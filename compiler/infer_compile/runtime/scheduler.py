@@ -139,11 +139,13 @@ class Scheduler:
 
     def _compute_prompts(self, step: _Step) -> None:
         prompts = [sequence for sequence in self.running if sequence not in step.counts]
+        if not prompts:
+            return
         left = step.budget
         shares = dict.fromkeys(prompts, 0)
-        for sequence in prompts[:1]:
-            shares[sequence] = min(sequence.pending, -(-left // 2))
-            left -= shares[sequence]
+        first = prompts[0]
+        shares[first] = min(first.pending, -(-left // 2))
+        left -= shares[first]
         for sequence in sorted(prompts, key=lambda one: (one.request.priority, one.pending)):
             more = min(sequence.pending - shares[sequence], left)
             shares[sequence] += more
