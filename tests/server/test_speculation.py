@@ -123,7 +123,7 @@ def loop_with(
     """``always``: all is drafted that may be, whether it pays or not."""
     made = Speculator(proposer, tokens, 0.9, engine.program.limits)
     if always:
-        made._pace.lengths = lambda keys, total: [min(tokens, total // len(keys))] * len(keys)
+        made.pace.lengths = lambda keys, total: [min(tokens, total // len(keys))] * len(keys)
     return EngineLoop(engine, tokenizer, 4000, observer, made)
 
 

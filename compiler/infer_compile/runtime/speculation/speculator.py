@@ -34,8 +34,8 @@ class Speculator:
     """
 
     def __init__(self, proposer: Proposer, tokens: int, acceptance: float, limits: Limits) -> None:
-        self._proposer = proposer
-        self._pace = Pace(tokens, acceptance, proposer.seconds)
+        self.proposer = proposer
+        self.pace = Pace(tokens, acceptance, proposer.seconds)
         self._outputs = min(limits.max_outputs, limits.max_batch_tokens)
         self._known: frozenset[Sequence] = frozenset()
         self._began = 0.0
@@ -43,7 +43,7 @@ class Speculator:
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        return self._proposer.engines
+        return self.proposer.engines
 
     def draft(self, running: list[Sequence]) -> None:
         """Gives those of ``running`` that draw a token in the next step what may come behind it."""
@@ -51,7 +51,7 @@ class Speculator:
         ready = [each for each in running if each.draftable]
         total = self._outputs - len(running)
         if ready and total > 0 and not self._failed:
-            lengths = self._pace.lengths(ready, total)
+            lengths = self.pace.lengths(ready, total)
             if any(lengths):
                 self._propose(ready, lengths)
         self._began = time.perf_counter()
@@ -64,11 +64,11 @@ class Speculator:
             if (most := min(length, sequence.most - sequence.length - 1)) > 0
         ]
         try:
-            drafts = self._proposer.propose([ask for _, ask in asked])
+            drafts = self.proposer.propose([ask for _, ask in asked])
         except (InferCompileError, MemoryError) as error:
             log.error("nothing is drafted any more: %s", error)
             self._failed = True
-            self._proposer.keep(())
+            self.proposer.keep(())
             return
         for (sequence, _), draft in zip(asked, drafts, strict=True):
             sequence.drafts = draft
@@ -76,19 +76,19 @@ class Speculator:
     def _keep(self, running: list[Sequence]) -> None:
         present = frozenset(running)
         if self._known != present:
-            self._pace.keep(present)
-            self._proposer.keep(present)
+            self.pace.keep(present)
+            self.proposer.keep(present)
             self._known = present
 
     def stepped(self, outcomes: Iterable[Outcome], rows: int, decodes: bool) -> None:
         """The step is done, and what it drew handed out. It computed ``rows`` tokens, which drew one each if
         ``decodes``: none was of a prompt that is still computed."""
         if decodes:
-            self._pace.stepped(rows, time.perf_counter() - self._began)
+            self.pace.stepped(rows, time.perf_counter() - self._began)
         for outcome in outcomes:
-            self._pace.drafted(outcome.sequence, outcome.drafted, outcome.accepted)
+            self.pace.drafted(outcome.sequence, outcome.drafted, outcome.accepted)
 
     def idle(self) -> None:
         """Nothing runs: whatever was held for a sequence is given back. Raises IC505 if something is left."""
         self._keep([])
-        self._proposer.check()
+        self.proposer.check()
