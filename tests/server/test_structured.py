@@ -135,6 +135,7 @@ REFUSED = {
     "guided_regex": "(?=a)",
     "guided_grammar": "root ::= (",
     "guided_json": "{",
+    "guided_choice": [str(number) * 200 for number in range(1000)],
 }
 
 

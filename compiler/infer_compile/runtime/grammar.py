@@ -22,6 +22,8 @@ from .errors import InferCompileError, Problem
 Kind = Literal["json", "regex", "choice", "grammar", "lark"]
 MOST_COMPILED = 64
 """Compiled grammars that are kept for the next request that asks for the same."""
+MOST_LETTERS = 2**17
+"""Of a grammar."""
 BLANKS = r"\x20|\n\x20{0,12}|\n\t{0,6}"
 """White space where JSON allows it: a weak model goes on with what has no bound to the end of the answer."""
 
@@ -93,6 +95,8 @@ class Grammars:
 
     def compile(self, kind: Kind, text: str) -> Grammar:
         """The grammar that ``text`` states. Raises GrammarRefusal."""
+        if len(text) > MOST_LETTERS:
+            raise GrammarRefusal(f"it is longer than {MOST_LETTERS} letters")
         key = (kind, text)
         with self._lock:
             if key in self._compiled:
