@@ -41,6 +41,8 @@ def test_every_option_is_named_and_both_programs_have_the_same(capsys: pytest.Ca
 
 def test_every_path_is_named(running: Running) -> None:
     paths = running.http.get("/openapi.json").json()["paths"]
+    statuses = {status for path in paths.values() for route in path.values() for status in route["responses"]}
+    assert statuses == {"200", "4XX", "5XX"}
     assert {path.replace("{name}", "NAME") for path in paths} - set(re.findall(r"/[\w/]+", PAGE)) == set()
 
 

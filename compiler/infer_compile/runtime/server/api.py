@@ -18,7 +18,7 @@ from .gate import Gate
 from .generation import Generation
 from .keys import Keys
 from .protocol import ChatBody, Common, CompletionBody, StreamOptions
-from .refusal import ApiError, error_response, failed
+from .refusal import ApiError, Refused, error_response, failed
 from .requests import Requests, Work
 from .service import Service
 from .status import Status
@@ -113,7 +113,8 @@ def _notes(sequences: list[Sequence], choices: int) -> dict[str, Any]:
 
 def create_app(service: Service, keys: Keys | None = None, *, open_metrics: bool = False) -> ASGIApp:
     """The ASGI application of ``service``, whose engine the caller starts and closes."""
-    app = FastAPI(title=service.name, docs_url=None, redoc_url=None)
+    refused: dict[int | str, dict[str, Any]] = {kind: {"model": Refused} for kind in ("4XX", "5XX")}
+    app = FastAPI(title=service.name, docs_url=None, redoc_url=None, responses=refused)
     api, status, tokens = Api(service), Status(service), Tokens(service)
     app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", api.complete, methods=["POST"], response_model=None)

@@ -6,11 +6,26 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from ..errors import Problem
 
 KINDS = {404: "not_found_error", 408: "timeout_error", 429: "rate_limit_error"}
+
+
+class Error(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    """The field of the body that is meant, with its place inside."""
+    code: str | None
+
+
+class Refused(BaseModel):
+    """Every answer of status 400 and above."""
+
+    error: Error
 
 
 class ApiError(Exception):
@@ -35,7 +50,7 @@ def error_object(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return Refused(error=Error(message=message, type=kind, param=param, code=code)).model_dump()
 
 
 STATUS = {"IC507": 503, "IC511": 408, "IC533": 400}
