@@ -103,6 +103,33 @@ def test_what_the_text_holds(speller: Running) -> None:
     assert texts == ["abcd", "xyz"]
 
 
+def test_log_probabilities_of_a_prompt_are_those_that_a_model_gives_it(babbler: Running) -> None:
+    create = babbler.client.completions.create
+    whole = create(model="tiny", prompt="hello", echo=True, logprobs=3, max_tokens=2, temperature=0, stop="l")
+    told = whole.choices[0].logprobs
+    assert whole.choices[0].text.startswith("hello")
+    assert told.tokens[:5] == list("hello")
+    assert told.text_offset[:5] == [0, 1, 2, 3, 4]
+    assert told.token_logprobs[0] is told.top_logprobs[0] is None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (5, 2)
+    for index in range(1, 5):
+        # A bias makes the next token certain; what is told of it is from before the bias.
+        bias = {str(ord("hello"[index])): 100}
+        settings = {"logit_bias": bias, "max_tokens": 1, "temperature": 0, "logprobs": 3}
+        one = create(model="tiny", prompt="hello"[:index], **settings).choices[0].logprobs
+        assert told.token_logprobs[index] == pytest.approx(one.token_logprobs[0])
+        assert told.top_logprobs[index] == pytest.approx(one.top_logprobs[0])
+    plain = create(model="tiny", prompt="hello", max_tokens=2, temperature=0, stop="l")
+    assert whole.choices[0].text == "hello" + plain.choices[0].text
+    ruled = create(
+        model="tiny", prompt="yes? ", echo=True, logprobs=1, extra_body={"guided_choice": ["yes", "no"]}
+    )
+    assert ruled.choices[0].text in ("yes? yes", "yes? no")
+    several = create(model="tiny", prompt=["a", "bc"], n=2, seed=3, echo=True, logprobs=0, max_tokens=1)
+    assert [choice.text[:-1] for choice in several.choices] == ["a", "a", "bc", "bc"]
+    assert several.usage.prompt_tokens == 3
+
+
 def test_special_tokens_have_a_text_on_request(model_dir: Path) -> None:
     with serving(FakeEngine(tiny_program(), saying(lambda _: 258)), model_dir) as running:
         create = running.client.completions.create
@@ -146,24 +173,23 @@ def test_an_answer_that_takes_too_long_is_given_up(model_dir: Path) -> None:
 
 def test_a_smaller_priority_comes_first(model_dir: Path) -> None:
     engine = FakeEngine(tiny_program(sequences=1), saying(abc))
-    with serving(engine, model_dir) as running:
+    with serving(engine, model_dir) as running, ThreadPoolExecutor(3) as pool:
+        scheduler = running.loop.scheduler
 
-        def ask(priority: int) -> float:
+        def ask(priority: int) -> int:
             body = {"prompt": "a", "max_tokens": 3, "priority": priority}
-            assert running.http.post("/v1/completions", json=body).status_code == 200
-            return time.monotonic()
+            return running.http.post("/v1/completions", json=body).status_code
 
         engine.gate.clear()
-        with ThreadPoolExecutor(3) as pool:
-            first = pool.submit(ask, 0)
-            running.wait(lambda: bool(running.loop.scheduler.running))
-            late = pool.submit(ask, 5)
-            running.wait(lambda: len(running.loop.scheduler.waiting) == 1)
-            soon = pool.submit(ask, -5)
-            running.wait(lambda: len(running.loop.scheduler.waiting) == 2)
-            engine.gate.set()
-            assert soon.result() < late.result()
-            first.result()
+        asked = [pool.submit(ask, 0)]
+        running.wait(lambda: bool(scheduler.running))
+        for priority in (5, -5):
+            asked.append(pool.submit(ask, priority))
+            running.wait(lambda: len(scheduler.waiting) == len(asked) - 1)
+        waiting = {sequence.request.priority: sequence for sequence in scheduler.waiting}
+        engine.gate.set()
+        assert [one.result() for one in asked] == [200] * 3
+        assert waiting[-5].times.admitted < waiting[5].times.admitted
 
 
 def test_tokens_and_back(speller: Running) -> None:

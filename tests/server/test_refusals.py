@@ -193,7 +193,7 @@ def test_combinations_that_contradict_are_refused(server: Running) -> None:
     assert refusal(server, CHAT, top_logprobs=2)["param"] == "top_logprobs"
     assert refusal(server, CHAT, max_completion_tokens=2)["param"] == "max_tokens"
     assert refusal(server, CHAT, stream_options={"include_usage": True})["param"] == "stream_options"
-    assert refusal(server, TEXT, echo=True, logprobs=1)["param"] == "echo"
+    assert refusal(server, TEXT, echo=True, logprobs=1, stream=True)["param"] == "stream"
 
 
 def test_bodies_that_are_no_object_are_refused(server: Running) -> None:

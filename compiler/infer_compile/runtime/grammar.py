@@ -71,7 +71,6 @@ class Grammar:
         self._words = words
 
     def matcher(self) -> Matcher:
-        """At the beginning of an answer."""
         return Matcher(self._start.deep_copy(), self._words)
 
 

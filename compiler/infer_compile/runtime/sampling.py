@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .grammar import Matcher
+from .rule import Guide
 from .step import Float32, Int32, Sampling
 
 FIRST_ROOM = 1024
@@ -44,18 +44,20 @@ class Controls:
 
 
 class Sampler:
-    """The sampling of one sequence: its controls, the tokens it has drawn, the grammar it follows and the
-    tokens that would end it."""
+    """The sampling of one sequence: its controls, the tokens it has drawn, the rule it follows and the tokens
+    that would end it. Its first ``forced`` tokens count as the prompt's."""
 
     def __init__(
         self,
         controls: Controls,
         prompt: Int32,
-        matcher: Matcher | None = None,
+        guide: Guide | None = None,
         ends: frozenset[int] = frozenset(),
+        forced: int = 0,
     ) -> None:
         self._controls = controls
-        self._matcher = matcher
+        self._guide = guide
+        self._forced = forced
         self._ends = ends
         self._left = controls.min_tokens
         self._plain: Sampling | None = None
@@ -80,12 +82,12 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Whether the next draw is independent of the tokens drawn so far."""
-        return self._plain is not None and self._matcher is None
+        return self._plain is not None and self._guide is None
 
     @property
     def mask(self) -> NDArray[np.uint32] | None:
         """Tokens that may be drawn next, one bit per id; None allows all."""
-        return None if self._matcher is None else self._matcher.mask
+        return None if self._guide is None else self._guide.mask
 
     def _row(self, token: int) -> int:
         row = self._rows.setdefault(token, len(self._rows))
@@ -111,10 +113,13 @@ class Sampler:
         )
 
     def push(self, token: int) -> None:
-        """``token`` was drawn. Raises IC533 if the grammar cannot be followed any further."""
-        if self._matcher is not None:
-            self._matcher.push(token)
+        """``token`` was drawn. Raises IC533 if the rule cannot be followed any further."""
+        if self._guide is not None:
+            self._guide.push(token)
         if self._plain is not None:
+            return
+        if self._forced:
+            self._forced -= 1
             return
         row = self._row(token)
         self._penalty[row] = self._controls.repetition_penalty

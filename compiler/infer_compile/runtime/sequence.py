@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from .errors import Problem
-from .grammar import Grammar
 from .logprobs import TokenLogprobs
 from .pages import PageTable
 from .prefix import PageNames
+from .rule import Rule
 from .sampling import Controls, Sampler
 from .step import Int32, Sampling, SequenceStep
 from .stops import StopStrings
@@ -37,8 +37,11 @@ class Request:
     """Tokens that end the text and are no part of it."""
     logprobs: int | None = None
     """How many likeliest tokens to report beside each drawn one; None reports nothing."""
-    grammar: Grammar | None = None
+    rule: Rule | None = None
     """What the text follows; a text cut by ``max_tokens`` is the beginning of one that does."""
+    forced: Int32 = field(default_factory=lambda: np.empty(0, np.int32))
+    """Tokens that ``rule`` makes the first of the answer; they are the end of the prompt, for which
+    log-probabilities are asked, and count among ``max_tokens``."""
     keep_stop: bool = False
     """Whether the text holds the stop string that ends it."""
     keep_special: bool = False
@@ -113,11 +116,14 @@ class Sequence:
         """Who is served first: by priority, then by arrival."""
         self.table: PageTable | None = None
         self.names = PageNames(page_tokens, request.salt)
+        self.leader: tuple[PageTable, int] | None = None
+        """Whose pages it waits for, and how many."""
         self.cancelled = False
         self.ending: Ending | None = None
         self.times = Times(arrived=now)
-        matcher = request.grammar.matcher() if request.grammar is not None else None
-        self._sampler = Sampler(request.controls, request.prompt, matcher, request.stop_ids)
+        guide = request.rule.matcher() if request.rule is not None else None
+        prompt = np.concatenate([request.prompt, request.forced])
+        self._sampler = Sampler(request.controls, prompt, guide, request.stop_ids, len(request.forced))
         self._detokenizer = Detokenizer(tokenizer, request.prompt, request.keep_special)
         self._stops = StopStrings(request.stop, request.keep_stop)
 
@@ -138,6 +144,11 @@ class Sequence:
     @property
     def generated(self) -> int:
         return self.length - self.prompt_tokens
+
+    @property
+    def answered(self) -> int:
+        """Generated tokens behind those that were forced."""
+        return max(0, self.generated - len(self.request.forced))
 
     @property
     def most_cached(self) -> int:
@@ -189,6 +200,8 @@ class Sequence:
         self.times.first = self.times.first or now
         self.times.last = now
         told = (logprobs,) if logprobs is not None else ()
+        if not self.answered:
+            return Delta(self._detokenizer.push(token), told)
         if token in self.request.stop_ids:
             return self._end(self._detokenizer.flush(), told, "stop")
         text = self._detokenizer.push(token)

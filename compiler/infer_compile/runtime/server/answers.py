@@ -19,9 +19,9 @@ def usage(sequences: list[Sequence], choices: int) -> dict[str, Any]:
     """OpenAI's counts, and how many tokens were dropped from what the model saw, if any were. A prompt counts
     once, however many of the ``sequences``, ``choices`` for each, answer it."""
     prompts = sequences[::choices]
-    prompt = sum(sequence.prompt_tokens for sequence in prompts)
+    prompt = sum(sequence.prompt_tokens + len(sequence.request.forced) for sequence in prompts)
     cached = sum(sequence.cached_tokens for sequence in prompts)
-    completion = sum(sequence.generated for sequence in sequences)
+    completion = sum(sequence.answered for sequence in sequences)
     counts = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -211,17 +211,27 @@ class CompletionAnswer(Answer):
         return {"text": "".join(piece for piece in pieces if isinstance(piece, str))}
 
     def _told(self, tokens: list[TokenLogprobs], index: int) -> dict[str, Any]:
-        texts, offsets, tops = [], [], []
+        texts: list[str] = []
+        offsets: list[int] = []
+        tops: list[dict[str, float] | None] = []
+        values: list[float | None] = []
+        if self._work.echo:
+            # Nothing comes before the first token that could make it likely.
+            first = int(self._work.requests[index].prompt[0])
+            texts, offsets, tops, values = [self._tokenizer.token(first)[0]], [0], [None], [None]
+            self._offsets[index] = len(texts[0])
         for told in tokens:
             text, raw = self._tokenizer.token(told.token)
             texts.append(text)
             offsets.append(self._offsets[index])
             self._offsets[index] += len(raw.decode(errors="ignore")) if raw is not None else len(text)
-            tops.append({self._tokenizer.token(id)[0]: logprob for id, logprob in told.top})
-            tops[-1].setdefault(text, told.logprob)
+            tops.append(
+                {text: told.logprob} | {self._tokenizer.token(id)[0]: value for id, value in told.top}
+            )
+            values.append(told.logprob)
         return {
             "tokens": texts,
-            "token_logprobs": [told.logprob for told in tokens],
+            "token_logprobs": values,
             "top_logprobs": tops,
             "text_offset": offsets,
         }

@@ -101,9 +101,11 @@ def _notes(sequences: list[Sequence], choices: int) -> dict[str, Any]:
     admitted = [time.admitted - time.arrived for time in times if time.admitted]
     evicted = sum(sequence.evicted for sequence in sequences)
     return {
-        "prompt_tokens": sum(sequence.prompt_tokens for sequence in sequences[::choices]),
+        "prompt_tokens": sum(
+            sequence.prompt_tokens + len(sequence.request.forced) for sequence in sequences[::choices]
+        ),
         "cached_tokens": sum(sequence.cached_tokens for sequence in sequences[::choices]),
-        "generated_tokens": sum(sequence.generated for sequence in sequences),
+        "generated_tokens": sum(sequence.answered for sequence in sequences),
         "evicted_tokens": evicted or None,
         "queue_s": round(min(admitted), 4) if admitted else None,
         "ttft_s": round(min(first), 4) if first else None,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..chat import TemplateRefusal
-from ..grammar import Grammar, GrammarRefusal
+from ..grammar import GrammarRefusal
+from ..rule import Forced, Rule
 from ..sampling import Controls
 from ..sequence import Request
 from ..step import Int32
@@ -36,7 +37,7 @@ class Work:
     choices: int
     tools: ToolUse | None = None
     echo: tuple[str, ...] = ()
-    """The texts of the prompts, where they come before the answers."""
+    """The texts of the requests' prompts, where they come before the answers."""
 
 
 class Requests:
@@ -61,19 +62,29 @@ class Requests:
 
     def completion(self, body: CompletionBody) -> Work:
         self.check_model(body.model)
-        if body.echo and body.logprobs is not None:
-            raise _wrong(
-                "echo", "'echo' with logprobs is not supported: prompts have none", "unsupported_parameter"
-            )
+        scored = bool(body.echo) and body.logprobs is not None
+        if scored and body.stream:
+            raise _wrong("stream", "'echo' with logprobs is not streamed", "unsupported_parameter")
         prompts = self._tokens(body)
         limit = body.max_tokens
         if limit is None:
             room = self._service.engine.answer_tokens(max(map(len, prompts), default=0))
             limit = max(1, min(COMPLETION_TOKENS, room))
         requests = [self._request(body, "prompt", tokens, limit, body.logprobs) for tokens in prompts]
+        if scored:
+            requests = [self._scored(request) for request in requests]
         decode = self._service.tokenizer.decode
-        echo = tuple(decode(tokens.tolist()) for tokens in prompts) if body.echo else ()
+        echo = tuple(decode(request.prompt.tolist()) for request in requests) if body.echo else ()
         return Work(self._choices(body, requests), body.n or 1, echo=echo)
+
+    def _scored(self, request: Request) -> Request:
+        """``request`` with log-probabilities of its prompt: all but the first token become tokens that the
+        answer has to begin with."""
+        first, rest = request.prompt[:1], request.prompt[1:]
+        rule = Forced(rest, self._service.vocabulary, request.rule)
+        return replace(
+            request, prompt=first, forced=rest, rule=rule, max_tokens=request.max_tokens + len(rest)
+        )
 
     def check_model(self, model: str | None) -> None:
         own = self._service.name
@@ -158,7 +169,7 @@ class Requests:
         self._check_length(param, tokens, limit)
         if body.stream_options is not None and not body.stream:
             raise _wrong("stream_options", "'stream_options' needs stream: true")
-        grammar = self._grammar(body, tools)
+        rule = self._rule(body, tools)
         ends = frozenset[int]() if body.ignore_eos else service.tokenizer.end_ids
         ends |= frozenset(self.ids(body.stop_token_ids or [], "stop_token_ids").tolist())
         special = tools is not None and service.tokenizer.special_id(tools.form.opening) is not None
@@ -169,7 +180,7 @@ class Requests:
             stop=_stops(body.stop),
             stop_ids=frozenset(id for id in ends if id < service.vocabulary),
             logprobs=logprobs,
-            grammar=grammar,
+            rule=rule,
             keep_stop=bool(body.include_stop_str_in_output),
             keep_special=special or body.skip_special_tokens is False,
             priority=body.priority or 0,
@@ -193,7 +204,7 @@ class Requests:
         if int(tokens.max()) >= self._service.vocabulary:
             raise _wrong(param, f"the text holds a token that the model does not have ({int(tokens.max())})")
 
-    def _grammar(self, body: Common, tools: ToolUse | None) -> Grammar | None:
+    def _rule(self, body: Common, tools: ToolUse | None) -> Rule | None:
         wanted = asked(body)
         if tools is not None:
             if wanted is not None:
