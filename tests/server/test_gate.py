@@ -171,6 +171,12 @@ def test_while_it_stops_what_runs_goes_on_and_nothing_new_begins(model_dir: Path
         running.wait(lambda: running.service.drain.requests == 0)
 
 
+def test_headers_that_are_too_large_are_refused(server: Running) -> None:
+    response = server.http.get("/version", headers={"x-filler": "x" * 20_000})
+    assert (response.status_code, response.json()["error"]["code"]) == (431, "headers_too_large")
+    assert server.http.get("/version", headers={"x-filler": "x" * 10_000}).status_code == 200
+
+
 def test_headers_without_end_are_cut_off(server: Running) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:

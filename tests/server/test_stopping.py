@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,8 +47,8 @@ def listening(process: subprocess.Popen[str]) -> tuple[str, list[str]]:
     """Where it listens, and what it said before."""
     said = []
     for line in process.stderr:
-        if line.startswith("listening on "):
-            return line.removeprefix("listening on ").strip(), said
+        if found := re.search(r"listening on (http://[\w.:]+)", line):
+            return found[1], said
         said.append(line)
     raise AssertionError("".join(said))
 
@@ -60,7 +61,8 @@ def test_the_log_tells_how_long_each_part_of_the_start_took(launch: Launch) -> N
     parts = ["bundle_s", "tokenizer_s", "grammars_s", "engine_s", "warm_up_s", "measure_s"]
     assert [name for name in start if name.endswith("_s")] == parts
     assert start["seconds"] == pytest.approx(sum(start[part] for part in parts), abs=0.01)
-    assert events["cache"]["bytes_per_token"] == 52
+    assert (events["cache"]["kv"], events["cache"]["bytes_per_token"]) == ("tq3", 52)
+    assert {line["level"] for line in events.values()} == {"info"}
     httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 1})
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=10)

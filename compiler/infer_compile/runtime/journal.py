@@ -34,11 +34,11 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        told: dict[str, Any] = {"time": at, "level": record.levelname.lower()}
+        head = {"time": at, "level": record.levelname.lower()}
         if isinstance(record.msg, Line):
-            told |= {"event": record.msg.event} | record.msg.fields
+            told: dict[str, Any] = head | {"event": record.msg.event} | record.msg.fields
         else:
-            told["message"] = record.getMessage()
+            told = head | {"message": record.getMessage()}
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
         return json.dumps(told)

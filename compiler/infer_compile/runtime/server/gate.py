@@ -74,6 +74,9 @@ class Gate:
             return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         if self._service.drain.begun and path not in QUIET:
             return ApiError(503, "the server is stopping", code="IC507", headers={"retry-after": "1"})
+        if sum(len(name) + len(value) for name, value in headers.raw) > self._service.limits.header_bytes:
+            message = f"the headers have more than {self._service.limits.header_bytes} bytes"
+            return ApiError(431, message, code="headers_too_large", headers={"connection": "close"})
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._service.limits.body_bytes:
             return ApiError(413, self._too_large(), code="body_too_large", headers={"connection": "close"})

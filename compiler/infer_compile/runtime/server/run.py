@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -110,7 +109,7 @@ def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Serv
         measured, *_ = map(measure, opened.engines)
         watch.lap("measure")
         cache = {"bytes_per_token": measured.token_bytes, "exact_bytes_per_token": measured.exact_token_bytes}
-        log.info(Line("cache", {"level": measured.level} | cache))
+        log.info(Line("cache", {"kv": measured.level} | cache))
         metrics = Metrics(manifest.name, options.metrics_names)
         loop = EngineLoop(opened.engine, tokenizer, options.queue, metrics, opened.speculator)
         metrics.watch(loop, measured)
@@ -186,7 +185,7 @@ async def _serve(app: ASGIApp, running: Service, bound: socket.socket, options: 
     while not server.started and not task.done():
         await asyncio.sleep(0.01)
     if server.started:
-        print(f"listening on {url(bound)}", file=sys.stderr, flush=True)
+        log.info("listening on %s", url(bound))
     await task
     draining.cancel()
 
