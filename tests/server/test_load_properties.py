@@ -94,7 +94,7 @@ def guess(order: random.Random, loop: EngineLoop, answers: dict[Sequence, list[i
 
 
 @settings(
-    max_examples=60,
+    max_examples=45,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=(Phase.reuse, Phase.generate),  # to shrink a load takes minutes

@@ -92,7 +92,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(layout=LAYOUTS, arrivals=ARRIVALS)
 def test_answers_do_not_depend_on_company_and_every_page_comes_back(
     tokenizer: Tokenizer, layout: dict[str, object], arrivals: list[tuple[int, int, int, int | None]]
@@ -152,7 +152,7 @@ def test_a_prompt_takes_what_the_decodes_leave_of_the_budget(tokenizer: Tokenize
 
 def test_several_prompts_share_a_step(tokenizer: Tokenizer) -> None:
     loop = loop_of(tokenizer, batch_tokens=16)
-    submit(loop, request(5, 2), request(6, 2), request(30, 2))
+    submit(loop, request(5, 2), request(6, 2, 1), request(30, 2, 2))
     loop.advance()
     assert loop.engine.steps == [[5, 6, 5]]
 
@@ -289,6 +289,38 @@ def test_a_prompt_is_shared_while_it_runs(tokenizer: Tokenizer) -> None:
     assert loop.engine.steps[-1] == [1, 1]
     run(loop)
     assert first.text == second.text
+
+
+@pytest.mark.parametrize("layout", [{"level": "bf16"}, {"sink": 1, "recent": 2, "exact_pages": 60}])
+def test_a_prompt_that_many_bring_at_once_is_computed_once(
+    tokenizer: Tokenizer, layout: dict[str, object]
+) -> None:
+    """All but the last few tokens, even where they part in the middle; who differs is not held up."""
+    loop = loop_of(tokenizer, sequences=8, **layout)
+    same = [request(61, 5) for _ in range(3)]
+    parting = [Request(np.concatenate([same[0].prompt[:42], one.prompt]), 5) for one in (request(9, 1, 5),)]
+    other = request(20, 5, 6)
+    answers = submit(loop, *same, *parting, other)
+    loop.advance()
+    assert len(loop.engine.steps[0]) == 2
+    run(loop)
+    assert [answer.sequence.cached_tokens for answer in answers] == [0, 60, 60, 40, 0]
+    computed = sum(map(sum, loop.engine.steps))
+    assert computed == 61 + 1 + 1 + (51 - 40) + 20 + 5 * 4
+    for asked, answer in zip([*same, *parting, other], answers, strict=True):
+        (alone,) = submit(fresh := loop_of(tokenizer, **layout), asked)
+        run(fresh)
+        assert answer.text == alone.text
+
+
+def test_who_waits_for_another_goes_on_without_it(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer)
+    first, second = submit(loop, request(61, 5), request(61, 5))
+    loop.advance()
+    loop.cancel([first.sequence])
+    run(loop)
+    assert second.finish == "length"
+    assert second.sequence.cached_tokens == 16  # what the first had computed
 
 
 def test_everyone_gets_the_log_probabilities_of_its_own_tokens(tokenizer: Tokenizer) -> None:

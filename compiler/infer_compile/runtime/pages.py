@@ -36,7 +36,7 @@ class PageTable:
         self.exact = exact
         self.packed = packed
         self.names = names
-        """Of its full pages, as far as they are known; whoever adds tokens adds names. None shares nothing."""
+        """Of its full pages; whoever adds tokens adds names. None shares nothing."""
         self.borders: tuple[int, ...] = ()
         """Pages before which the exact tail keeps its name."""
         self.tokens = 0
@@ -97,8 +97,7 @@ class Pages:
         (``PageTable.tokens`` says how many)."""
         table = PageTable(Holding(self.exact), Holding(self.packed), self.layout.sink_pages, names)
         if names is not None:
-            most = self._whole(max(0, tokens - 1))
-            held = self._held(names, most)
+            most, held = self.most_held(tokens), self.held(names, tokens)
             known = held
             while known < most and self._known(names, known):
                 known += 1
@@ -108,9 +107,13 @@ class Pages:
         self.tables.add(table)
         return table
 
-    def _held(self, names: PageNames, most: int) -> int:
-        """Behind how many of the first ``most`` pages of ``names`` a sequence can go on."""
-        pages = most
+    def most_held(self, tokens: int) -> int:
+        """Behind how many pages a sequence of ``tokens`` tokens may begin: one token is left to compute."""
+        return self._whole(max(0, tokens - 1))
+
+    def held(self, names: PageNames, tokens: int) -> int:
+        """Behind how many of the pages of ``names`` a sequence of ``tokens`` tokens can begin now."""
+        pages = self.most_held(tokens)
         while pages:
             last = pages - 1
             if self._found(names, pages, last):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from hashlib import blake2b
 
 from .step import Int32
@@ -29,3 +30,8 @@ class PageNames(list[bytes]):
             content = tokens[page * size : (page + 1) * size].tobytes()
             self._before = blake2b(self._before + content, digest_size=NAME_BYTES).digest()
             self.append(self._before)
+
+    def common(self, other: PageNames) -> int:
+        """How many pages both begin with: where a page has the same name, so has every page before."""
+        shared = range(min(len(self), len(other)))
+        return bisect_left(shared, True, key=lambda page: self[page] != other[page])

@@ -30,6 +30,8 @@ class Work:
         """Of what was sampled behind its rows, what the sequence gets: as long as drafts are what was drawn,
         the row behind them stands for the next token."""
         drawn: list[int] = tokens.tolist()
+        if not self.drafts:
+            return drawn
         guessed = self.step.tokens[len(self.step.tokens) - self.drafts :].tolist()
         for place, draft in enumerate(guessed):
             if draft != drawn[place]:
@@ -51,8 +53,9 @@ class Scheduler:
 
     All are served by rank: lower priority first, of equals who came first. Every running sequence that is one
     token behind is in every step: no more run than a step has tokens. Then the queue is admitted, in order,
-    as long as the tokens of everybody who runs, and a page of new ones each, fit into the free pages. What
-    decodes leave of the budget goes to prompts: half of it to the first by rank, which thus always comes to
+    as long as the tokens of everybody who runs, and a page of new ones each, fit into the free pages; but who
+    begins as somebody does whose prompt is under way waits for those pages, and others pass. What decodes
+    leave of the budget goes to prompts: half of it to the first by rank, which thus always comes to
     its end, the rest, within a priority, to those that have least left, so that a long prompt does not hold
     up the short ones behind it. What is left at last verifies drafts.
 
@@ -101,16 +104,17 @@ class Scheduler:
 
     def _admit(self, step: _Step, now: float) -> list[Sequence]:
         """Moves sequences from the queue into the batch; those that begin for the first time."""
-        admitted = []
-        while self.waiting:
-            sequence = self.waiting[0]
-            full = len(self.running) == min(self.most_running, self.budget)
-            if full or not self._open(sequence):
-                if not self.running or self.running[-1].rank < sequence.rank:
-                    break
-                step.preempt(self.running[-1])
+        admitted: list[Sequence] = []
+        for sequence in list(self.waiting):
+            if self._full and self.running[-1].rank < sequence.rank:
+                break
+            if self._follows(sequence):
                 continue
-            del self.waiting[0]
+            while self._full or not self._open(sequence):
+                if not self.running or self.running[-1].rank < sequence.rank:
+                    return admitted
+                step.preempt(self.running[-1])
+            self.waiting.remove(sequence)
             insort(self.running, sequence, key=_rank)
             if not sequence.times.admitted:
                 sequence.times.admitted = now
@@ -118,13 +122,35 @@ class Scheduler:
                 admitted.append(sequence)
         return admitted
 
+    @property
+    def _full(self) -> bool:
+        return len(self.running) == min(self.most_running, self.budget)
+
+    def _follows(self, sequence: Sequence) -> bool:
+        """Whether ``sequence`` is better off waiting: somebody of better rank is about to compute pages that
+        it begins with as well. That one is told to keep what a sequence needs to go on where they part."""
+        if sequence.leader is not None:
+            table, border = sequence.leader
+            if table in self.pages.tables and table.sealed < border:
+                return True
+            sequence.leader = None
+        sequence.name_pages()
+        for other in self.running:
+            if other.table is None or other.pending == 1 or other.rank > sequence.rank:
+                continue
+            border = min(sequence.names.common(other.names), self.pages.most_held(sequence.length))
+            if other.table.sealed < border > self.pages.held(sequence.names, sequence.length):
+                other.table.borders = (*other.table.borders, border)
+                sequence.leader = (other.table, border)
+                return True
+        return False
+
     def _open(self, sequence: Sequence) -> bool:
         """Opens a table for ``sequence`` if there are pages for it beside everybody who runs."""
         pages = self.pages
         state = (sequence, len(self.running), len(pages.exact.free), len(pages.packed.free))
         if state == self._blocked:
             return False
-        sequence.name_pages()
         table = pages.open(sequence.names, sequence.length)
         everybody = [(sequence, table), *((other, other.table) for other in self.running)]
         more = pages.layout.page_tokens
