@@ -76,13 +76,13 @@ class Told:
         self.kept: list[set[Hashable]] = []
         self.drafted = 0
 
+    def catch_up(self, asks: Sequence[Ask]) -> None:
+        pass
+
     def propose(self, asks: Sequence[Ask]) -> list[Int32]:
         drafts = [np.array(self.draft(ask.tokens)[: ask.most], np.int32) for ask in asks]
         self.drafted += sum(map(len, drafts))
         return drafts
-
-    def seconds(self, sequences: int, tokens: int) -> float:
-        return 1e-6
 
     def keep(self, keys: Collection[Hashable]) -> None:
         self.kept.append(set(keys))

@@ -125,7 +125,7 @@ def test_lengths_are_the_best_there_are(
     seed: int, sequences: int, total: int, costs: tuple[float, float]
 ) -> None:
     rates = np.random.default_rng(seed).random((sequences, 4))
-    lengths = best_lengths(rates, total, affine(*costs), lambda depth: 0.0)
+    lengths = best_lengths(rates, total, affine(*costs), 0.0)
     assert lengths.sum() <= total
     tokens = sequences + sum(np.cumprod(row)[:k].sum() for row, k in zip(rates, lengths, strict=True))
     speed = tokens / (costs[0] + costs[1] * (sequences + lengths.sum()))
@@ -134,9 +134,9 @@ def test_lengths_are_the_best_there_are(
 
 def test_a_slow_drafter_is_asked_for_less() -> None:
     rates, times = np.full((2, 4), 0.8), affine(10, 0.01)
-    assert best_lengths(rates, 99, times, lambda depth: 0.1 * depth).tolist() == [4, 4]
-    assert best_lengths(rates, 99, times, lambda depth: 4 * depth).tolist() == [2, 2]
-    assert best_lengths(rates, 99, times, lambda depth: 9.0 * depth).tolist() == [0, 0]
+    assert best_lengths(rates, 99, times, 0.1).tolist() == [4, 4]
+    assert best_lengths(rates, 99, times, 4.0).tolist() == [2, 2]
+    assert best_lengths(rates, 99, times, 9.0).tolist() == [0, 0]
 
 
 def simulated(
@@ -145,7 +145,7 @@ def simulated(
     """Seconds per token of one sequence over seconds per token without drafts, and the lengths asked for;
     ``accept(step)`` is the chance of every draft."""
     random = np.random.default_rng(3)
-    pace = Pace(4, 0.5, lambda sequences, tokens: draft * tokens)
+    pace = Pace(4, 0.5)
     seconds, tokens, asked = 0.0, 0, []
     for step in range(steps):
         (length,) = pace.lengths(["a"], 7)
@@ -155,6 +155,7 @@ def simulated(
         took = fixed + each * (1 + length)
         pace.stepped(1 + length, took)
         if length:
+            pace.proposed(1, length, draft * length)
             pace.drafted("a", length, kept)
         seconds += took + draft * length
         tokens += 1 + kept
@@ -182,20 +183,25 @@ def test_what_does_not_pay_is_tried_again_and_taken_up_when_it_does() -> None:
 
 
 def test_every_sequence_has_a_length_of_its_own() -> None:
-    pace = Pace(4, 0.5, lambda sequences, tokens: 0.01)
+    pace, asked = Pace(4, 0.5), []
     for _ in range(100):
         lengths = pace.lengths(["good", "bad"], 14)
+        asked.append(lengths)
         pace.stepped(2 + sum(lengths), 1 + 0.15 * (2 + sum(lengths)))
+        if any(lengths):
+            pace.proposed(2, max(lengths), 0.01)
         for key, length, rate in zip(("good", "bad"), lengths, (1, 0), strict=True):
             if length:
                 pace.drafted(key, length, length * rate)
-    assert pace.lengths(["good", "bad"], 14) == [4, 0]
+    assert sum(each == [4, 0] for each in asked[-20:]) >= 18, "all but probes"
 
 
 def test_no_more_is_drafted_than_there_are_rows() -> None:
-    pace = Pace(4, 1.0, lambda sequences, tokens: 0.0)
+    pace = Pace(4, 1.0)
     keys = list(range(5))
     for _ in range(200):
         lengths = pace.lengths(keys, 7)
         assert sum(lengths) <= 7
         pace.stepped(5 + sum(lengths), 1.0)
+        if any(lengths):
+            pace.proposed(5, max(lengths), 0.01)

@@ -10,7 +10,6 @@ numbers would be lossless too, and is accepted less (docs/speculation.md).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +19,9 @@ from ..pages import Pages, PageTable
 from ..pool import broken
 from ..step import Engine, Int32, SequenceStep
 from .proposer import Ask
-from .times import StepTimes
+
+NEAR = 16
+"""Tokens that drafting itself computes of a sequence at most: those that the last step drew, of any plan."""
 
 
 @dataclass(slots=True)
@@ -44,6 +45,10 @@ class _Drafting:
     chase: _Chase
     drafts: list[int] = field(default_factory=list)
 
+    @property
+    def behind(self) -> int:
+        return len(self.ask.tokens) - self.chase.computed
+
 
 class DraftModel:
     """``engine`` runs a model of the target's vocabulary; a sequence that finds no pages left goes without
@@ -55,16 +60,22 @@ class DraftModel:
         self._budget = engine.program.limits.max_batch_tokens
         self._chases: dict[Hashable, _Chase | None] = {}
         """None for a sequence that found no pages left."""
-        self._times = StepTimes()
 
     @property
     def engines(self) -> tuple[Engine, ...]:
         return (self._engine,)
 
+    def catch_up(self, asks: Sequence[Ask]) -> None:
+        """Raises InferCompileError as the engine's step does."""
+        self._compute([one for one in self._found(asks) if one.behind > NEAR], but=1)
+
+    def _found(self, asks: Sequence[Ask]) -> list[_Drafting]:
+        return [_Drafting(ask, chase) for ask in asks if (chase := self._chase(ask)) is not None]
+
     def propose(self, asks: Sequence[Ask]) -> list[Int32]:
         """Raises InferCompileError as the engine's step does."""
-        found = [_Drafting(ask, chase) for ask in asks if (chase := self._chase(ask)) is not None]
-        drafting = self._first(found)
+        found = [one for one in self._found(asks) if one.behind <= NEAR]
+        drafting = self._compute(found, but=0)
         while drafting := [one for one in drafting if len(one.drafts) < one.ask.most]:
             drafting = self._next(drafting)
         drafts = {one.ask.key: np.array(one.drafts, np.int32) for one in found}
@@ -85,21 +96,20 @@ class DraftModel:
             self.pages.commit(chase.table, chase.computed)
         return chase
 
-    def _first(self, found: list[_Drafting]) -> list[_Drafting]:
-        """Computes what the sequences are behind, those that are least first and as far as a step goes; those
-        that caught up have a draft."""
+    def _compute(self, found: list[_Drafting], but: int) -> list[_Drafting]:
+        """Computes what the sequences are behind, but the last ``but`` tokens, those that are least behind
+        first and as far as a step goes; returns those that caught up, which have a draft."""
         budget, batch, steps = self._budget, [], []
-        for one in sorted(found, key=lambda one: len(one.ask.tokens) - one.chase.computed):
-            pending = len(one.ask.tokens) - one.chase.computed
+        for one in sorted(found, key=lambda one: one.behind):
             if not budget:
                 break
             self.pages.evict(one.chase.table, one.chase.computed)
-            count = self._room(one.chase, min(pending, budget))
+            count = self._room(one.chase, min(one.behind - but, budget))
             if not count:
                 self._give_up(one)
                 continue
             tokens = one.ask.tokens[one.chase.computed : one.chase.computed + count]
-            steps.append(self._step(one, tokens, certain=count, outputs=int(count == pending)))
+            steps.append(self._step(one, tokens, certain=count, outputs=int(count == one.behind)))
             batch.append(one)
             budget -= count
         self._run(batch, steps)
@@ -145,14 +155,8 @@ class DraftModel:
         """One pass; appends what it drew."""
         if not batch:
             return
-        began = time.perf_counter()
-        drawn = self._engine.step(steps).tokens
-        self._times.observe(sum(len(step.tokens) for step in steps), time.perf_counter() - began)
-        for one, tokens in zip(batch, drawn, strict=True):
+        for one, tokens in zip(batch, self._engine.step(steps).tokens, strict=True):
             one.drafts += tokens.tolist()
-
-    def seconds(self, sequences: int, tokens: int) -> float:
-        return tokens * float(self._times.at(sequences))
 
     def keep(self, keys: Collection[Hashable]) -> None:
         for key in self._chases.keys() - set(keys):

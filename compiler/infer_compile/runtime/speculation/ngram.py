@@ -5,7 +5,6 @@ Prompt lookup (apoorvumang/prompt-lookup-decoding): answers repeat names, code a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Hashable, Sequence
 from itertools import pairwise
 
@@ -13,7 +12,6 @@ import numpy as np
 
 from ..step import Engine, Int32
 from .proposer import Ask
-from .times import StepTimes
 
 LONGEST = 8
 """Tokens of an occurrence that are compared; two must agree."""
@@ -75,17 +73,16 @@ class Ngram:
 
     def __init__(self) -> None:
         self._indices: dict[Hashable, Index] = {}
-        self._times = StepTimes()
 
     @property
     def engines(self) -> tuple[Engine, ...]:
         return ()
 
+    def catch_up(self, asks: Sequence[Ask]) -> None:
+        """The index reads what it needs."""
+
     def propose(self, asks: Sequence[Ask]) -> list[Int32]:
-        began = time.perf_counter()
-        drafts = [self._draft(ask) for ask in asks]
-        self._times.observe(len(asks), time.perf_counter() - began)
-        return drafts
+        return [self._draft(ask) for ask in asks]
 
     def _draft(self, ask: Ask) -> Int32:
         place = self._indices.setdefault(ask.key, Index()).find(ask.tokens)
@@ -93,9 +90,6 @@ class Ngram:
             return ask.tokens[:0]
         # Behind its end the text goes on as it is copied.
         return np.resize(ask.tokens[place : place + ask.most], ask.most)
-
-    def seconds(self, sequences: int, tokens: int) -> float:
-        return float(self._times.at(sequences))
 
     def keep(self, keys: Collection[Hashable]) -> None:
         for key in self._indices.keys() - set(keys):

@@ -33,13 +33,13 @@ class Proposer(Protocol):
         """Engines of its own; who opened them closes them."""
         ...
 
-    def propose(self, asks: Sequence[Ask]) -> list[Int32]:
-        """For each of ``asks`` how it may go on: as many tokens as it wants, fewer, or none."""
+    def catch_up(self, asks: Sequence[Ask]) -> None:
+        """Reads what it is far behind, such as a prompt, as far as one step goes; ``propose`` drafts nothing
+        for who is still behind. Beside an answer that takes little, so that drafts are timed without."""
         ...
 
-    def seconds(self, sequences: int, tokens: int) -> float:
-        """What ``propose`` is expected to take for so many sequences and ``tokens`` of each, by what it took
-        before; 0 while nothing was measured."""
+    def propose(self, asks: Sequence[Ask]) -> list[Int32]:
+        """For each of ``asks`` how it may go on: as many tokens as it wants, fewer, or none."""
         ...
 
     def keep(self, keys: Collection[Hashable]) -> None:

@@ -35,9 +35,9 @@ class Speculator:
 
     def __init__(self, proposer: Proposer, tokens: int, acceptance: float, limits: Limits) -> None:
         self.proposer = proposer
-        self.pace = Pace(tokens, acceptance, proposer.seconds)
+        self.pace = Pace(tokens, acceptance)
         self._outputs = min(limits.max_outputs, limits.max_batch_tokens)
-        self._known: frozenset[Sequence] = frozenset()
+        self._known: list[Sequence] = []
         self._began = 0.0
         self._failed = False
 
@@ -51,7 +51,7 @@ class Speculator:
         ready = [each for each in running if each.draftable]
         total = self._outputs - len(running)
         if ready and total > 0 and not self._failed:
-            lengths = self.pace.lengths(ready, total)
+            lengths = self.pace.lengths([*ready], total)
             if any(lengths):
                 self._propose(ready, lengths)
         self._began = time.perf_counter()
@@ -63,8 +63,12 @@ class Speculator:
             # Behind the last token of an answer nothing is drawn.
             if (most := min(length, sequence.most - sequence.length - 1)) > 0
         ]
+        asks = [ask for _, ask in asked]
         try:
-            drafts = self.proposer.propose([ask for _, ask in asked])
+            self.proposer.catch_up(asks)
+            began = time.perf_counter()
+            drafts = self.proposer.propose(asks)
+            took = time.perf_counter() - began
         except (InferCompileError, MemoryError) as error:
             log.error("nothing is drafted any more: %s", error)
             self._failed = True
@@ -72,13 +76,14 @@ class Speculator:
             return
         for (sequence, _), draft in zip(asked, drafts, strict=True):
             sequence.drafts = draft
+        if asks:
+            self.pace.proposed(len(asks), max(ask.most for ask in asks), took)
 
     def _keep(self, running: list[Sequence]) -> None:
-        present = frozenset(running)
-        if self._known != present:
-            self.pace.keep(present)
-            self.proposer.keep(present)
-            self._known = present
+        if self._known != running:
+            self.pace.keep(running)
+            self.proposer.keep(running)
+            self._known = list(running)
 
     def stepped(self, outcomes: Iterable[Outcome], rows: int, decodes: bool) -> None:
         """The step is done, and what it drew handed out. It computed ``rows`` tokens, which drew one each if
