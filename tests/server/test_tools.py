@@ -274,6 +274,13 @@ def found(text: str, form: Form, cuts: list[int]) -> tuple[str, list[tuple[str, 
     return content, called
 
 
+def test_what_cannot_be_a_call_is_not_held_back() -> None:
+    calls = Calls(LLAMA, frozenset({"now"}))
+    assert calls.push('{"na') == []
+    assert calls.push('me of it": ') == ['{"name of it": ']
+    assert calls.push('"x') == ['"x']
+
+
 def test_what_is_found() -> None:
     arguments = '{"city": "Rom", "days": 2}'
     assert found(TEXTS[0], HERMES, []) == ("Hm.\n bye", [("weather", arguments)] * 2)

@@ -71,6 +71,7 @@ class _Body:
             r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"' + form.arguments + r'"\s*:\s*(?=\{)'
         )
         self._form = form
+        self._keys = ("name", "type", form.arguments)
         self._depth = 0
         self._quoted = False
         self._escaped = False
@@ -102,6 +103,13 @@ class _Body:
             self._depth += 1
         elif letter in "}]":
             self._depth -= 1
+
+    @property
+    def other(self) -> bool:
+        """Whether it is known to be no call: another value than an object, or one with another first key."""
+        start = self.text.lstrip(BLANK)
+        key = re.match(r'\{\s*"([^"]*)"', start)
+        return bool(start) and (start[0] != "{" or (key is not None and key[1] not in self._keys))
 
     def begin(self, known: frozenset[str]) -> str | None:
         """The name, when it and the beginning of the arguments are there."""
@@ -222,9 +230,8 @@ class Calls:
 
     def _in_body(self, body: _Body) -> Iterator[Piece]:
         self._held = body.push(self._held)
-        start = body.text.lstrip(BLANK)
         full = self._most is not None and self.count >= self._most
-        if (start and not start.startswith("{")) or (body.whole and full):
+        if body.other or (body.whole and full):
             yield from self._give_up(body)
             return
         if not body.begun and not full:
