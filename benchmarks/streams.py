@@ -39,10 +39,8 @@ TURN = "-sequences[i].evicted"
 def losses(engine: CpuEngine, tokens: NDArray[np.int32]) -> NDArray[np.float64]:
     """Negative log-likelihood of each token but the first, in nats."""
     limits, pages = engine.program.limits, Pages(engine.program.cache, engine.program.limits)
-    table, start = pages.open(len(tokens)), 0
+    table, start = pages.open(), 0
     found: list[NDArray[np.float32]] = []
-    if table is None:
-        raise SystemExit("the pools are too small for one sequence")
     while start < len(tokens):
         pages.evict(table, start)
         count = pages.room(table, start, min(len(tokens) - start, limits.max_outputs))

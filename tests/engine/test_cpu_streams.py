@@ -1,4 +1,4 @@
-"""What a sequence leaves behind, on a compiled engine: streams, and pages that are shared and copied."""
+"""What a sequence leaves behind, on a compiled engine: streams, and pages that others go on from."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Engine]:
 
 def answers(engine: Engine, chunk: int, count: int = len(STREAM)) -> np.ndarray:
     tree = Tree(engine)
-    branch = tree.open(len(STREAM))
+    branch = tree.open()
     rows = tree.feed(branch, STREAM[:count], chunk, rows=True)
     tree.pages.close(branch.table)
     return rows
@@ -99,19 +99,20 @@ def test_its_bits_do_not_depend_on_how_it_is_cut(engines: Mapping[str, Engine]) 
         np.testing.assert_array_equal(answers(engines["cpu"], chunk, 400), expected)
 
 
-def test_pages_are_shared_and_copied_through_the_pools(engines: Mapping[str, Engine]) -> None:
-    expected = answers(engines["cpu"], 96, 300)[150:]
+def test_whole_pages_are_shared_through_the_pools(engines: Mapping[str, Engine]) -> None:
+    expected = answers(engines["cpu"], 96, 300)[128:]
     tree = Tree(engines["cpu"])
-    trunk = tree.open(150)
+    trunk = tree.open(STREAM[:150])
     tree.feed(trunk, STREAM[:150])
-    tree.pages.keep(trunk.table)
+    tree.pages.close(trunk.table)
     for _ in range(2):
-        branch = tree.fork(trunk, 150, 300)
-        assert branch is not None
-        # What another writes into its copy of the last page must not show.
-        tree.feed(tree.fork(trunk, 150, 160), [7] * 10)
-        np.testing.assert_array_equal(tree.feed(branch, STREAM[150:300], 50, rows=True), expected)
+        branch, other = tree.open(STREAM[:150]), tree.open(STREAM[:150])
+        assert len(branch.tokens) == len(other.tokens) == 128
+        # What another writes behind the pages that both hold must not show.
+        tree.feed(other, [7] * 10)
+        np.testing.assert_array_equal(tree.feed(branch, STREAM[128:300], 50, rows=True), expected)
         tree.pages.close(branch.table)
+        tree.pages.close(other.table)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_a_step_that_evicts_otherwise_is_refused(
     engines: Mapping[str, Engine], evicted: int, because: str
 ) -> None:
     tree = Tree(engines["cpu"])
-    branch = tree.open(500)
+    branch = tree.open()
     tree.feed(branch, STREAM[:224])
     branch.table.evicted = evicted
     pages = tree.pages

@@ -18,21 +18,23 @@ TURNS = (TEXT[50:70], TEXT[60:85])
 @pytest.mark.parametrize("shared", [48, 45])
 def test_branches_share_what_they_have_in_common(level: LevelName, name: str, shared: int) -> None:
     tree = Tree(reference(level, name))
-    trunk = tree.open(shared)
+    size = tree.engine.program.cache.page_tokens
+    trunk = tree.open(TEXT[:shared])
     tree.feed(trunk, TEXT[:shared])
-    tree.pages.keep(trunk.table)
+    tree.pages.close(trunk.table)
+    assert tree.pages.usage == 0
+    branches = [tree.open([*TEXT[:shared], *turn]) for turn in TURNS]
     used = tree.pages.exact.used, tree.pages.packed.used
-    branches = [tree.fork(trunk, tree.pages.forkable(trunk.table, shared)) for _ in TURNS]
-    assert all(branches)
-    # The page that is under way is each one's own.
-    own = len(TURNS) * (shared % tree.engine.program.cache.page_tokens > 0)
-    assert (tree.pages.exact.used, tree.pages.packed.used) == (used[0] + own, used[1])
+    held = branches[0].table
+    assert used == (held.exact.held, held.packed.held)
     for branch, turn in zip(branches, TURNS, strict=True):
+        assert len(branch.tokens) == shared // size * size
         alone = Tree(reference(level, name))
-        single = alone.open(100)
-        alone.feed(single, TEXT[:shared])
-        expected = alone.feed(single, turn, rows=True)
-        np.testing.assert_array_equal(tree.feed(branch, turn, rows=True), expected)
+        single = alone.open()
+        whole = [*TEXT[:shared], *turn]
+        expected = alone.feed(single, whole, rows=True)[len(branch.tokens) :]
+        found = tree.feed(branch, whole[len(branch.tokens) :], rows=True)
+        np.testing.assert_array_equal(found, expected)
     for table in list(tree.pages.tables):
         tree.pages.close(table)
     tree.pages.check()

@@ -59,7 +59,7 @@ def test_a_stream_answers_as_a_fresh_sequence_of_what_it_still_sees(
 ) -> None:
     """In a model of one layer keys and values are functions of token and position alone."""
     stream = Tree(engine(name, level, CONTEXT // PAGE, **changes))
-    branch, found = stream.open(len(STREAM)), []
+    branch, found = stream.open(), []
     for token in STREAM:
         found.append(stream.feed(branch, [token])[-1])
     for position in range(len(STREAM)):
@@ -76,7 +76,7 @@ def test_a_stream_answers_as_a_fresh_sequence_of_what_it_still_sees(
 def test_how_a_stream_is_cut_changes_nothing(name: str, level: LevelName) -> None:
     def run(chunk: int) -> np.ndarray:
         tree = Tree(engine(name, level, layers=2))
-        return tree.feed(tree.open(80), STREAM[:80], chunk, rows=True)
+        return tree.feed(tree.open(), STREAM[:80], chunk, rows=True)
 
     expected = run(64)
     for chunk in (1, 7):
@@ -88,7 +88,7 @@ def test_what_is_evicted_is_not_seen_and_what_stays_is() -> None:
 
     def last(stream: list[int]) -> np.ndarray:
         tree = Tree(engine("llama-grouped"))
-        return tree.feed(tree.open(len(stream)), stream, rows=True)[-1]
+        return tree.feed(tree.open(), stream, rows=True)[-1]
 
     gap = len(STREAM) - CONTEXT
     expected = last(STREAM)
@@ -105,7 +105,7 @@ def test_without_the_turn_sinks_would_drift_away() -> None:
     answers = []
     for one in (turned, drifting):
         tree = Tree(one)
-        answers.append(tree.feed(tree.open(len(STREAM)), STREAM, rows=True))
+        answers.append(tree.feed(tree.open(), STREAM, rows=True))
     np.testing.assert_array_equal(answers[0][:CONTEXT], answers[1][:CONTEXT])
     assert np.abs(answers[0][-1] - answers[1][-1]).max() > 1e-3
 
@@ -121,7 +121,7 @@ def test_without_the_turn_sinks_would_drift_away() -> None:
 )
 def test_a_step_that_evicts_otherwise_is_refused(evicted: int, because: str) -> None:
     tree = Tree(engine("llama-grouped"))
-    branch = tree.open(200)
+    branch = tree.open()
     tree.feed(branch, STREAM[:56])
     tree.pages.evict(branch.table, 56)
     tree.pages.prepare(branch.table, 56, 8, 8)

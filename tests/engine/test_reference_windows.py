@@ -37,7 +37,7 @@ def engine(level: LevelName, window: int, freed: bool) -> ReferenceEngine:
 @pytest.mark.parametrize("window", [5, 24, 41])
 def test_a_long_text_is_read_as_if_everything_were_kept(level: LevelName, window: int) -> None:
     freed, kept = Tree(engine(level, window, True)), Driver(engine(level, window, False))
-    branch, found = freed.open(len(LONG)), []
+    branch, found = freed.open(), []
     expected, _ = kept.run(LONG, [len(LONG)])
     for start in range(0, len(LONG), 7):
         found.append(freed.feed(branch, LONG[start : start + 7], chunk=7, rows=True))
@@ -68,7 +68,7 @@ def test_pages_are_counted_for_the_worst_place_of_a_window(compressed: bool) -> 
     cache = program.cache
     for chunk in (1, 5, 8, 30):
         tree = Tree(_Blank(program))
-        branch, most = tree.open(300), (0, 0)
+        branch, most = tree.open(), (0, 0)
         while len(branch.tokens) < 300:
             start, pages = len(branch.tokens), tree.pages
             count = pages.room(branch.table, start, min(chunk, 300 - start))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from infer_compile.runtime.pages import Pages, PageTable
+from infer_compile.runtime.prefix import PageNames
 from infer_compile.runtime.step import Engine, SequenceStep
 
 
@@ -26,10 +27,13 @@ class Tree:
         self.engine = engine
         self.pages = Pages(engine.program.cache, engine.program.limits)
 
-    def open(self, most: int) -> Branch:
-        table = self.pages.open(most)
-        assert table is not None
-        return Branch(table)
+    def open(self, tokens: Sequence[int] = ()) -> Branch:
+        """A sequence that is to begin with ``tokens``: behind as many as others left."""
+        names = PageNames(self.engine.program.cache.page_tokens)
+        names.reach(np.array(tokens, np.int32))
+        table = self.pages.open(names, len(tokens))
+        self.pages.check()
+        return Branch(table, list(tokens[: table.tokens]))
 
     def feed(self, branch: Branch, tokens: Sequence[int], chunk: int = 16, rows: bool = False) -> np.ndarray:
         """Logits behind each of ``tokens``, or, unless ``rows``, behind the last of every chunk."""
@@ -53,11 +57,7 @@ class Tree:
             )
             found.append(self.engine.step([step], logits=True).logits)
             branch.tokens, left = branch.tokens + left[:count], left[count:]
+            table.names.reach(np.array(branch.tokens, np.int32))
             pages.commit(table, len(branch.tokens))
             pages.check()
         return np.concatenate(found)
-
-    def fork(self, branch: Branch, tokens: int, most: int = 100) -> Branch | None:
-        table = self.pages.fork(branch.table, tokens, most, self.engine.pool)
-        self.pages.check()
-        return None if table is None else Branch(table, branch.tokens[:tokens])

@@ -15,11 +15,14 @@ import uvicorn
 from fake_engine import FakeEngine
 
 from infer_compile.runtime.chat import ChatTemplate
+from infer_compile.runtime.grammar import Grammars
 from infer_compile.runtime.loop import EngineLoop
 from infer_compile.runtime.measure import measure
-from infer_compile.runtime.server.api import Service, create_app
+from infer_compile.runtime.server.api import create_app
+from infer_compile.runtime.server.keys import Keys
 from infer_compile.runtime.server.metrics import Metrics
 from infer_compile.runtime.server.run import bind, url
+from infer_compile.runtime.server.service import Limits, Service
 from infer_compile.runtime.step import Engine
 from infer_compile.runtime.tokenizer import Tokenizer
 
@@ -41,6 +44,7 @@ class Running:
     url: str
     engine: FakeEngine
     loop: EngineLoop
+    service: Service
     http: httpx.Client
     """One client for all: to make one takes longer than to ask."""
 
@@ -66,7 +70,13 @@ class Running:
 
 
 @contextmanager
-def serving(engine: Engine, model_dir: Path, queue: int = 16) -> Iterator[Running]:
+def serving(
+    engine: Engine,
+    model_dir: Path,
+    queue: int = 16,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+) -> Iterator[Running]:
     """Serves ``engine`` with the real server; at the end every page must be back and the thread alive."""
     tokenizer = Tokenizer(model_dir)
     metrics = Metrics("tiny")
@@ -75,15 +85,19 @@ def serving(engine: Engine, model_dir: Path, queue: int = 16) -> Iterator[Runnin
     metrics.watch(loop, measured)
     has_template = ChatTemplate.exists(model_dir, tokenizer)
     template = ChatTemplate(model_dir, tokenizer) if has_template else None
-    service = Service("tiny", "0123456789ab", {"version": "0"}, loop, tokenizer, template, metrics, measured)
+    grammars = Grammars(model_dir, engine.program.vocabulary, tokenizer.end_ids)
+    parts = (loop, tokenizer, template, grammars, metrics, measured, limits or Limits())
+    service = Service("tiny", "0123456789ab", {"version": "0"}, *parts)
     bound = bind("127.0.0.1", 0)
     address = url(bound)
-    config = uvicorn.Config(create_app(service), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        create_app(service, keys), log_config=None, lifespan="off", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     loop.start()
     thread.start()
-    running = Running(address, engine, loop, httpx.Client(base_url=address, timeout=30))
+    running = Running(address, engine, loop, service, httpx.Client(base_url=address, timeout=30))
     try:
         running.wait(lambda: server.started)
         yield running

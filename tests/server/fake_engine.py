@@ -8,10 +8,10 @@ given back too early breaks the chain. Logits are a function of the chain, so of
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from infer_compile.runtime.formats.kv import CacheLayout, uniform
 from infer_compile.runtime.formats.program import Limits, Program
 from infer_compile.runtime.step import SequenceStep, StepResult
 
+T = TypeVar("T", int, np.ndarray)
 VOCABULARY = 262
 SLOT = np.dtype([("id", "<i4"), ("position", "<i4"), ("chain", "<u4")])
 
@@ -82,7 +83,8 @@ def tiny_program(
     )
 
 
-def chain_after(chain: int, token: int) -> int:
+def chain_after(chain: T, token: T) -> T:
+    """For numbers, or for arrays of 64 bits."""
     return (chain * 1_000_003 + (token + 1) * 2_654_435_761 + 12_345) % 2**32
 
 
@@ -138,7 +140,8 @@ class FakeEngine:
     ) -> StepResult:
         require(not hidden, "no hidden states here")
         self.gate.wait()
-        time.sleep(self.delay)
+        if self.delay:
+            time.sleep(self.delay)
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -178,15 +181,19 @@ class FakeEngine:
             kept = end - step.evicted
             require(kept <= limits.max_context, f"{kept} tokens are kept of {limits.max_context}")
             require(step.evicted == 0 or limits.overflow == "evict", "nothing may be evicted")
-            require(step.parents is None and step.accepted == count, "no speculation is expected")
+            require(step.parents is None, "no tree is expected")
+            guessed = count - step.accepted
+            require(step.accepted > 0 and (not guessed or step.outputs == 1 + guessed), "what is guessed?")
             require(0 <= step.outputs <= count, f"{step.outputs} outputs of {count} tokens")
-            require(step.sealed == step.start // cache.page_tokens, "sealed pages must follow the tokens")
+            require(step.sealed <= step.start // cache.page_tokens, "a page is sealed before its tokens")
             pages = cache.pages(end)
             require(min(len(step.exact), len(step.packed)) >= pages, "the page tables are too short")
 
     def _run(self, step: SequenceStep) -> tuple[np.ndarray, list[np.ndarray]]:
         cache = self.program.cache
         size = cache.page_tokens
+        # What was guessed and found right is sealed by the step after.
+        self._seal(step, step.sealed, step.start // size)
         chain = self._chain_before(step)
         for position, token in enumerate(step.tokens.tolist(), step.start):
             chain = chain_after(chain, token)
@@ -196,11 +203,7 @@ class FakeEngine:
             self._exact[page, position % size] = np.resize(
                 slot.reshape(1).view(np.uint8), cache.exact_token_bytes
             )
-        for page in range(step.sealed, (step.start + step.accepted) // size):
-            if cache.packs(page):
-                require(step.packed[page] >= 0, f"no packed page for page {page}")
-                source = self._exact[int(step.exact[page])]
-                self._packed[int(step.packed[page])] = source[:, : cache.token_bytes]
+        self._seal(step, max(step.sealed, step.start // size), (step.start + step.accepted) // size)
         end = step.start + len(step.tokens)
         for page in range(step.start // size, cache.pages(end)):
             tokens = self._visible(step, page, min(end, (page + 1) * size))
@@ -210,6 +213,14 @@ class FakeEngine:
             rows.append(self.logits(seen["id"].tolist(), int(seen["chain"][-1])))
             drawn.append(draw(rows[-1], step.sampling, step.mask, position + 1))
         return np.array(drawn, np.int32), rows
+
+    def _seal(self, step: SequenceStep, first: int, end: int) -> None:
+        cache = self.program.cache
+        for page in filter(cache.packs, range(first, end)):
+            held = step.packed[page] >= 0 and step.exact[page] >= 0
+            require(bool(held), f"page {page} cannot be sealed without both of its forms")
+            source = self._exact[int(step.exact[page])]
+            self._packed[int(step.packed[page])] = source[:, : cache.token_bytes]
 
     def _chain_before(self, step: SequenceStep) -> int:
         if step.start == 0:
@@ -235,10 +246,11 @@ class FakeEngine:
         slots = np.ascontiguousarray(np.concatenate(parts)).view(SLOT)[places < tokens, 0]
         places = places[places < tokens]
         require(bool((slots["position"] == places).all()), "a page holds another page's tokens")
-        for before, slot in itertools.pairwise(slots):
-            if slot["position"] == before["position"] + 1:
-                chain = chain_after(int(before["chain"]), int(slot["id"]))
-                require(chain == int(slot["chain"]), "a page holds another sequence's tokens")
+        before, after = slots[:-1], slots[1:]
+        chains = chain_after(before["chain"].astype(np.uint64), after["id"].astype(np.uint64))
+        follows = after["position"] == before["position"] + 1
+        whole = bool((chains == after["chain"])[follows].all())
+        require(whole, "a page holds another sequence's tokens")
         if places[0] == 0:
             first_chain = chain_after(0, int(slots["id"][0]))
             require(first_chain == int(slots["chain"][0]), "a page holds another sequence's tokens")

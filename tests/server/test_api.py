@@ -51,7 +51,7 @@ def test_chat(parrot: Running) -> None:
     answer = parrot.client.chat.completions.create(model="tiny", messages=HELLO)
     assert answer.object == "chat.completion"
     assert answer.id.startswith("chatcmpl-")
-    assert answer._request_id == answer.id
+    assert answer.id == f"chatcmpl-{answer._request_id}"
     assert answer.model == "tiny"
     assert answer.system_fingerprint == "0123456789ab"
     (choice,) = answer.choices
@@ -304,7 +304,7 @@ def test_metrics(model_dir: Path) -> None:
         for _ in range(2):
             running.client.chat.completions.create(model="tiny", messages=HELLO)
         with pytest.raises(openai.BadRequestError):
-            running.client.chat.completions.create(model="tiny", messages=HELLO, n=2)
+            running.client.chat.completions.create(model="tiny", messages=HELLO, n=0)
         series = {
             "infer_prompt_tokens_total": 18,
             "infer_generation_tokens_total": 12,
@@ -316,7 +316,9 @@ def test_metrics(model_dir: Path) -> None:
             "infer_e2e_request_latency_seconds_count": 2,
             "infer_request_queue_time_seconds_count": 2,
             "infer_request_prompt_tokens_sum": 18,
-            "infer_iteration_tokens_total_sum": 28,
+            "infer_iteration_tokens_total_sum": 28 - 8,
+            "infer_prefix_cache_queries_total": 18,
+            "infer_prefix_cache_hits_total": 8,
             "infer_num_requests_running": 0,
             "infer_num_requests_waiting": 0,
             "infer_kv_cache_usage_perc": 0,

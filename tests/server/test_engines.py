@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,57 @@ def test_together_they_answer_as_alone(engines: dict[str, Engine], tokenizer: To
     assert all(len(token.top) == 2 and token.logprob <= token.top[0][1] for step in told for token in step)
     loop.pages.check()
     assert loop.pages.usage == 0
+
+
+def told(answers: list[Answer]) -> list[list[tuple[int, float]]]:
+    """Tokens and their log-probabilities, to the bit."""
+    return [
+        [(token.token, token.logprob) for piece in answer.pieces for token in piece.logprobs]
+        for answer in answers
+    ]
+
+
+@KINDS
+def test_what_is_found_in_the_cache_or_computed_again_changes_no_bit(
+    engines: dict[str, Engine], tokenizer: Tokenizer, kind: str
+) -> None:
+    random = np.random.default_rng(3)
+    shared = random.integers(0, 256, 100)
+    asked = [
+        Request(np.concatenate([shared, own]).astype(np.int32), 40, Controls(seed=index), logprobs=0)
+        for index, own in enumerate(random.integers(0, 256, (3, 58)))
+    ]
+    cold = []
+    for request in asked:
+        cold += submit(loop := EngineLoop(engines[kind], tokenizer, 100), request)
+        run(loop)
+    watching = Watching()
+    loop = EngineLoop(engines[kind], tokenizer, 100, watching)
+    warm = []
+    for request in asked:
+        warm += submit(loop, request)
+        run(loop)
+    # The second request shows where they part.
+    assert [answer.sequence.cached_tokens for answer in warm] == [0, 32, 96]
+    # Few pages: whoever comes last gives way.
+    taken = [loop.pages.packed.take() for _ in range(8)]
+    together = submit(loop, *asked[::-1])
+    run(loop)
+    assert watching.preemptions
+    assert told(cold) == told(warm) == told(together[::-1])
+    for place in taken:
+        loop.pages.packed.give(place)
+    loop.pages.check()
+
+
+class Watching:
+    preemptions = 0
+
+    def preempted(self, sequences: int) -> None:
+        self.preemptions += sequences
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
 
 
 def test_the_compiled_engine_answers_as_the_reference(

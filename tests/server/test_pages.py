@@ -12,6 +12,7 @@ from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.formats.kv import CacheLayout
 from infer_compile.runtime.pages import Pages, PageTable
 from infer_compile.runtime.pool import ABSENT
+from infer_compile.runtime.prefix import PageNames
 
 LAYOUTS = [
     {"level": "bf16"},
@@ -31,12 +32,6 @@ TWO = {"exact_pages": 2, "packed_pages": 0}
 def pages_of(**settings: object) -> Pages:
     program = tiny_program(**settings)
     return Pages(program.cache, program.limits)
-
-
-def opened(pages: Pages, tokens: int) -> PageTable:
-    table = pages.open(tokens)
-    assert table is not None
-    return table
 
 
 def held(places: np.ndarray) -> list[int]:
@@ -60,7 +55,7 @@ def test_exact_pages_are_kept_exactly_as_long_as_a_later_query_sees_them(
 ) -> None:
     pages = pages_of(**settings)
     layout = pages.layout
-    table = opened(pages, 80)
+    table = pages.open()
     done = 0
     while done < 80:
         count = pages.room(table, done, min(chunk, 80 - done))
@@ -85,17 +80,19 @@ def test_exact_pages_are_kept_exactly_as_long_as_a_later_query_sees_them(
 
 
 @pytest.mark.parametrize("settings", LAYOUTS)
-def test_a_running_sequence_never_runs_out_of_pages(settings: dict[str, object]) -> None:
-    """Pools of just what admission counts: all reservations are used up at once, one token at a time."""
+def test_sequences_that_fit_never_run_out_of_pages(settings: dict[str, object]) -> None:
+    """Pools of just what is counted: all of it is used up at once, one token at a time."""
     layout = pages_of(**settings).layout
     each = 40
     need = layout.sink_pages + layout.recent_pages + 1 if layout.compressed else layout.pages(each)
     if layout.window is not None:
         need = min(need, 1 + -(-(layout.window - 1) // layout.page_tokens))
     pages = pages_of(**settings, exact_pages=3 * need, packed_pages=3 * layout.packed_pages(each))
-    tables = [opened(pages, each) for _ in range(3)]
-    assert pages.open(1) is None
+    tables = [pages.open() for _ in range(4)]
+    assert not pages.fits((table, each) for table in tables)
+    pages.close(tables.pop())
     for done in range(each):
+        assert pages.fits((table, each) for table in tables)
         for table in tables:
             assert pages.room(table, done, 1) == 1
             pages.prepare(table, done, 1, 1)
@@ -106,26 +103,60 @@ def test_a_running_sequence_never_runs_out_of_pages(settings: dict[str, object])
     pages.check()
 
 
-def test_a_chunk_is_cut_to_the_exact_pages_that_nobody_has_reserved() -> None:
+def test_a_chunk_is_cut_to_the_pages_that_are_free() -> None:
     pages = pages_of(page_tokens=4, sink=1, recent=1, exact_pages=7, packed_pages=40)
-    first, second = opened(pages, 60), opened(pages, 60)
-    assert pages.room(first, 0, 60) == 16  # its own three pages and the one that is left
+    first, second = pages.open(), pages.open()
+    assert pages.room(first, 0, 60) == 28
     pages.prepare(first, 0, 16, 16)
     assert pages.room(second, 0, 60) == 12
     pages.commit(first, 16)
-    assert pages.room(second, 0, 60) == 16  # the first is back at two pages, and its third stays reserved
+    assert pages.room(second, 0, 60) == 20  # the first is back at two pages
+    pages.prepare(second, 0, 20, 20)
+    assert pages.room(first, 16, 1) == 0
+    few = pages_of(page_tokens=4, sink=1, recent=1, exact_pages=40, packed_pages=2)
+    assert few.room(few.open(), 0, 60) == 15  # the fourth page could not be sealed
+
+
+def test_guesses_are_cut_where_they_would_see_a_page_that_is_not_sealed() -> None:
+    pages = pages_of(page_tokens=4, sink=0, recent=0)
+    table = pages.open()
+    pages.prepare(table, 0, 6, 6)
+    pages.commit(table, 6)
+    # In page 2 page 1 is seen compressed, which is not sealed before its last token is certain.
+    assert pages.room(table, 6, 8, 1) == 2
+    assert pages.room(table, 6, 8, 2) == 6
+    exact = pages_of(page_tokens=4, level="bf16")
+    assert exact.room(exact.open(), 0, 8, 1) == 8
+
+
+def test_what_was_guessed_is_sealed_with_the_next_step() -> None:
+    pages = pages_of(page_tokens=4, sink=0, recent=1)
+    table = pages.open()
+    pages.prepare(table, 0, 8, 2)
+    pages.commit(table, 7, drafted=5)
+    assert (table.tokens, table.sealed, held(table.packed.places)) == (7, 0, [])
+    pages.prepare(table, 7, 6, 1)
+    assert held(table.packed.places) == [0, 1]
+    pages.commit(table, 13, drafted=5)
+    # The query's page is 3, which sees page 2 exactly; page 2 is not sealed yet.
+    assert (table.sealed, held(table.exact.places)) == (2, [2, 3])
+    pages.check()
 
 
 def test_capacity_is_the_longest_sequence_that_fits() -> None:
     for program in ({}, {"level": "bf16"}, {"exact_pages": 3}, {"exact_pages": 2}, {"packed_pages": 5}, TWO):
         pages = pages_of(**program)
-        assert pages.capacity == 256 or pages.open(pages.capacity + 1) is None
-        assert pages.open(pages.capacity) is not None
+        table, done = pages.open(), 0
+        while done < 256 and pages.room(table, done, 1):
+            pages.prepare(table, done, 1, 1)
+            done += 1
+            pages.commit(table, done)
+        assert done == pages.capacity
 
 
 def test_usage_weighs_pages_by_their_bytes() -> None:
     pages = pages_of(exact_pages=10, packed_pages=10)
-    table = opened(pages, 12)
+    table = pages.open()
     pages.prepare(table, 0, 12, 12)
     exact, packed = pages.layout.exact_page_bytes, pages.layout.packed_page_bytes
     assert pages.usage == pytest.approx((3 * exact + 2 * packed) / (10 * exact + 10 * packed))
@@ -133,27 +164,27 @@ def test_usage_weighs_pages_by_their_bytes() -> None:
 
 def test_the_check_finds_a_lost_a_doubled_and_a_miscounted_page() -> None:
     def lose(pages: Pages, table: PageTable) -> None:
-        pages.exact.free.pop()
+        pages.exact.free.popitem()
 
     def double(pages: Pages, table: PageTable) -> None:
-        pages.packed.give(int(table.packed.places[1]), 1)
+        pages.packed.give(int(table.packed.places[1]))
 
     def hide(pages: Pages, table: PageTable) -> None:
         pages.packed.holders[int(table.packed.places[1])] += 1
 
-    def owe(pages: Pages, table: PageTable) -> None:
-        pages.exact.owed += 1
-
     def miscount(pages: Pages, table: PageTable) -> None:
         table.exact.held += 1
 
-    def overdraw(pages: Pages, table: PageTable) -> None:
-        table.packed.reserved = pages.packed.size + 3
+    def rename(pages: Pages, table: PageTable) -> None:
+        pages.packed.call(int(table.packed.places[1]), b"other")
 
-    for spoil in (lose, double, hide, owe, miscount, overdraw):
+    for spoil in (lose, double, hide, miscount, rename):
         pages = pages_of()
-        table = opened(pages, 20)
+        names = PageNames(4)
+        names.reach(np.arange(12, dtype=np.int32))
+        table = pages.open(names)
         pages.prepare(table, 0, 12, 12)
+        pages.commit(table, 12)
         pages.check()
         spoil(pages, table)
         with pytest.raises(InferCompileError, match="IC505"):
@@ -178,8 +209,10 @@ def test_any_interleaving_keeps_the_accounts(
             tokens = wanted.pop()
             if tokens > pages.capacity:
                 continue
-            table = pages.open(tokens)
-            if table is None:
+            table = pages.open()
+            others = [(other, most) for other, (_, most) in under_way.items()]
+            if not pages.fits([(table, tokens), *others]):
+                pages.close(table)
                 assert under_way
                 wanted.append(tokens)
             else:

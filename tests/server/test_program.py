@@ -246,5 +246,7 @@ def test_a_signal_ends_it_after_the_answers_under_way(process: subprocess.Popen[
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert process.wait(10) == 0
     said = process.stderr.read()
-    assert re.search(r"^cmpl-\w+ in 1 .*, out 100 \(.* tok/s\), .* s, length$", said, re.MULTILINE)
+    assert re.search(
+        r"^request id=\w+ .* status=200 .* generated_tokens=100 .* finish=length", said, re.MULTILINE
+    )
     assert "Traceback" not in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 MESSAGES = [{"role": "user", "content": "a"}]
 WHOLE = {CHAT: {"messages": MESSAGES, "max_tokens": 1}, TEXT: {"prompt": "a", "max_tokens": 1}}
+SOUND = WHOLE | {"/tokenize": {"prompt": "a"}, "/detokenize": {"tokens": [97]}}
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +52,14 @@ def refusal(running: Running, path: str, **changes: object) -> dict[str, object]
 
 
 BOTH = {
-    "n": 2,
-    "min_tokens": 3,
-    "response_format": {"type": "json_object"},
-    "structured_outputs": {"regex": "a"},
-    "skip_special_tokens": False,
-    "include_stop_str_in_output": True,
     "truncate_prompt_tokens": 4,
     "prompt_logprobs": 1,
     "allowed_token_ids": [1],
     "bad_words": ["a"],
-    "priority": 1,
-    "cache_salt": "x",
     "return_token_ids": True,
 }
 CHAT_ONLY = {
     "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "required",
     "functions": [{"name": "f"}],
     "function_call": {"name": "f"},
     "reasoning_effort": "low",
@@ -79,9 +72,8 @@ CHAT_ONLY = {
     "add_generation_prompt": False,
     "continue_final_message": True,
     "chat_template": "x",
-    "chat_template_kwargs": {"a": 1},
 }
-TEXT_ONLY = {"best_of": 2, "echo": True, "suffix": "x"}
+TEXT_ONLY = {"best_of": 2, "suffix": "x"}
 UNSUPPORTED = [
     (path, name, value)
     for path, own in ((CHAT, CHAT_ONLY), (TEXT, TEXT_ONLY))
@@ -147,7 +139,15 @@ WRONG = {
     "frequency_penalty": [3],
     "repetition_penalty": [0],
     "stop": ["", ["a", ""], [str(i) for i in range(17)], 5, [5]],
-    "stop_token_ids": [5, ["a"]],
+    "stop_token_ids": [5, ["a"], [262], [-1]],
+    "n": [0, 1.5, 65, 10**30],
+    "min_tokens": [-1],
+    "response_format": [{"type": "xml"}, {"type": "json_schema"}, {"type": "text", "json_schema": {}}],
+    "structured_outputs": [{"json": 5}, {"choice": []}, {"yaml": "a"}, {"regex": 1}],
+    "guided_choice": [[], ["a", 5]],
+    "priority": ["high", 2**31],
+    "cache_salt": ["", 5, "x" * 257],
+    "timeout": [0, -1, "soon"],
     "logit_bias": [{"a": 1}, {"-1": 1}, {"262": 1}, [1]],
     "stream": ["yes"],
     "ignore_eos": [1],
@@ -162,7 +162,12 @@ WRONG = {
 def test_a_value_out_of_range_is_refused_by_name(
     server: Running, path: str, name: str, value: object
 ) -> None:
-    assert str(refusal(server, path, **{name: value})["param"]).split("[")[0] == name
+    assert re.split(r"[.\[]", str(refusal(server, path, **{name: value})["param"]))[0] == name
+
+
+def calling(role: str, arguments: str) -> dict[str, object]:
+    function = {"name": "f", "arguments": arguments}
+    return {"role": role, "content": "a", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
 
 
 def test_places_inside_a_parameter_are_named(server: Running) -> None:
@@ -171,7 +176,11 @@ def test_places_inside_a_parameter_are_named(server: Running) -> None:
         "messages[1].role": [*MESSAGES, {"role": "robot", "content": "a"}],
         "messages[0].content": [{"role": "user"}],
         "messages[0].content[1].type": [{"role": "user", "content": [{"type": "text", "text": "a"}, image]}],
-        "messages[0].tool_calls": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}],
+        "messages[0].tool_calls[0].function": [{"role": "assistant", "tool_calls": [{"id": "1"}]}],
+        "messages[0].tool_calls[0].function.arguments": [calling("assistant", "[1")],
+        "messages[0].tool_calls": [calling("user", "{}")],
+        "messages[0].tool_call_id": [{"role": "tool", "content": "a"}],
+        "messages[1].tool_call_id": [*MESSAGES, {"role": "user", "content": "a", "tool_call_id": "1"}],
         "messages[0].feeling": [{"role": "user", "content": "a", "feeling": "good"}],
         "messages": [],
     }
@@ -184,6 +193,7 @@ def test_combinations_that_contradict_are_refused(server: Running) -> None:
     assert refusal(server, CHAT, top_logprobs=2)["param"] == "top_logprobs"
     assert refusal(server, CHAT, max_completion_tokens=2)["param"] == "max_tokens"
     assert refusal(server, CHAT, stream_options={"include_usage": True})["param"] == "stream_options"
+    assert refusal(server, TEXT, echo=True, logprobs=1, stream=True)["param"] == "stream"
 
 
 def test_bodies_that_are_no_object_are_refused(server: Running) -> None:
@@ -235,6 +245,7 @@ def test_another_model_is_not_found(server: Running) -> None:
 def test_unknown_paths_and_methods_are_error_objects(server: Running) -> None:
     for response, status in (
         (post(server, "/v1/embeddings", {}), 404),
+        (post(server, "/v1/responses", {}), 404),
         (server.http.get(TEXT), 405),
     ):
         assert response.status_code == status
@@ -284,10 +295,10 @@ JSON = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
-@given(path=st.sampled_from([CHAT, TEXT]), data=st.data())
+@given(path=st.sampled_from(sorted(BODIES)), data=st.data())
 def test_no_body_brings_the_server_down(server: Running, path: str, data: st.DataObject) -> None:
     names = st.sampled_from([name for name in BODIES[path] if name not in ("stream", "max_tokens")])
     changes = data.draw(st.dictionaries(names, JSON, min_size=1, max_size=2))
-    response = post(server, path, WHOLE[path] | changes)
-    assert response.status_code in (200, 400, 404)
+    response = post(server, path, SOUND[path] | changes)
+    assert response.status_code in (200, 400, 404, 408)
     assert response.status_code == 200 or response.json()["error"]["message"]

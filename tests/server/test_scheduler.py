@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,7 +92,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(layout=LAYOUTS, arrivals=ARRIVALS)
 def test_answers_do_not_depend_on_company_and_every_page_comes_back(
     tokenizer: Tokenizer, layout: dict[str, object], arrivals: list[tuple[int, int, int, int | None]]
@@ -151,18 +152,98 @@ def test_a_prompt_takes_what_the_decodes_leave_of_the_budget(tokenizer: Tokenize
 
 def test_several_prompts_share_a_step(tokenizer: Tokenizer) -> None:
     loop = loop_of(tokenizer, batch_tokens=16)
-    submit(loop, request(5, 2), request(6, 2), request(30, 2))
+    submit(loop, request(5, 2), request(6, 2, 1), request(30, 2, 2))
     loop.advance()
     assert loop.engine.steps == [[5, 6, 5]]
 
 
 def test_admission_is_in_order_of_arrival_even_if_a_later_one_would_fit(tokenizer: Tokenizer) -> None:
     loop = loop_of(tokenizer, level="bf16", exact_pages=12, page_tokens=4)
-    first, big, small = submit(loop, request(4, 29), request(4, 29), request(2, 2))
+    first, big, small = submit(loop, request(20, 9), request(28, 5, 1), request(2, 2, 2))
     loop.advance()
     assert [sequence is first.sequence for sequence in loop.scheduler.running] == [True]
     run(loop)
     assert first.sequence.times.ended <= big.sequence.times.admitted <= small.sequence.times.admitted
+
+
+def test_nobody_reserves_what_it_may_never_need(tokenizer: Tokenizer) -> None:
+    """Four answers, each of which may fill the pools, run side by side; who came last gives way."""
+    pools = {"level": "bf16", "exact_pages": 12, "page_tokens": 4}
+    loop = loop_of(tokenizer, **pools)
+    requests = [request(3, 45, seed) for seed in range(4)]
+    answers = submit(loop, *requests)
+    loop.advance()
+    assert len(loop.scheduler.running) == 4
+    order: list[int] = []
+    while not loop.scheduler.idle:
+        loop.advance()
+        order += [i for i, answer in enumerate(answers) if answer.finish and i not in order]
+    assert order == [0, 1, 2, 3]
+    for asked, answer in zip(requests, answers, strict=True):
+        (alone,) = submit(other := loop_of(tokenizer, **pools), asked)
+        run(other)
+        assert answer.text == alone.text
+
+
+def test_a_better_priority_is_served_first_and_takes_the_place_of_a_worse_one(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, sequences=2)
+    slow, usual = submit(loop, request(2, 40, priority=5), request(2, 40, 1))
+    loop.advance()
+    late, urgent = submit(loop, request(2, 5, 2), request(2, 5, 3, priority=-1))
+    loop.advance()
+    running = [answer.sequence in loop.scheduler.running for answer in (slow, usual, late, urgent)]
+    assert running == [False, True, False, True]
+    assert loop.scheduler.waiting == [late.sequence, slow.sequence]
+    run(loop)
+    assert all(answer.finish == "length" for answer in (slow, usual, late, urgent))
+    ended = [answer.sequence.times.ended for answer in (urgent, late, usual, slow)]
+    assert ended == sorted(ended)
+
+
+def test_who_gave_way_goes_on_from_what_is_left_of_its_pages(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, sequences=1, sink=1, recent=1)
+    (first,) = submit(loop, request(22, 20, priority=1))
+    while first.sequence.generated < 10:
+        loop.advance()
+    submit(loop, request(2, 3, 1))
+    loop.advance()
+    assert first.sequence.computed == 0
+    while first.sequence.table is None:
+        loop.advance()
+    # Of 31 tokens that were computed, seven pages were full; nobody needed them since.
+    assert loop.engine.steps[-1] == [32 - 28]
+    run(loop)
+    (alone,) = submit(other := loop_of(tokenizer), request(22, 20))
+    run(other)
+    assert first.text == alone.text
+
+
+def test_a_long_prompt_does_not_hold_up_the_short_ones_behind_it(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, batch_tokens=16)
+    submit(loop, request(100, 2), request(5, 2, 1), request(100, 2, 2), request(6, 2, 3))
+    loop.advance()
+    # Half for the first, then who has least left; what they leave goes to the first again.
+    assert loop.engine.steps == [[8, 5, 3]]
+    loop.advance()
+    assert sorted(loop.engine.steps[-1]) == [1, 3, 12]
+    run(loop)
+
+
+def test_a_request_past_its_deadline_ends_with_a_failure(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, sequences=1)
+    soon = time.monotonic() + 0.02
+    running, waiting = submit(loop, request(2, 200, deadline=soon), request(2, 5, 1, deadline=soon))
+    (patient,) = submit(loop, request(2, 5, 2, deadline=soon + 60))
+    loop.advance()
+    time.sleep(0.03)
+    loop.advance()
+    for late in (running, waiting):
+        assert late.sequence.ending == "deadline"
+        assert late.pieces[-1].problem.code == "IC511"
+    assert running.sequence.generated == 1
+    run(loop)
+    assert patient.finish == "length"
+    assert loop.pages.usage == 0
 
 
 def test_no_more_run_than_the_engine_takes(tokenizer: Tokenizer) -> None:
@@ -179,6 +260,67 @@ def test_every_running_decode_is_in_every_step(tokenizer: Tokenizer) -> None:
         before = {sequence: sequence.generated for sequence in loop.scheduler.running if sequence.generated}
         loop.advance()
         assert all(sequence.generated > count for sequence, count in before.items())
+
+
+def test_a_prompt_that_is_known_is_not_computed_again(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, sink=1, recent=2)
+    asked = [request(41, 9, salt=salt) for salt in ("", "", "somebody", "")]
+    answers = []
+    for each in asked:
+        answers += submit(loop, each)
+        run(loop)
+    assert [answer.sequence.cached_tokens for answer in answers] == [0, 40, 0, 40]
+    assert len({answer.text for answer in answers}) == 1
+    # The next turn of a talk begins with the whole of the last one.
+    talk = np.concatenate([answers[0].sequence.tokens, request(5, 1, 7).prompt])
+    (turn,) = submit(loop, Request(talk, 3))
+    run(loop)
+    assert turn.sequence.cached_tokens == (50 - 1) // 4 * 4
+
+
+def test_a_prompt_is_shared_while_it_runs(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer, sink=1, recent=2)
+    (first,) = submit(loop, request(41, 60))
+    while first.sequence.generated < 30:
+        loop.advance()
+    (second,) = submit(loop, request(41, 60))
+    loop.advance()
+    assert second.sequence.cached_tokens == 40
+    assert loop.engine.steps[-1] == [1, 1]
+    run(loop)
+    assert first.text == second.text
+
+
+@pytest.mark.parametrize("layout", [{"level": "bf16"}, {"sink": 1, "recent": 2, "exact_pages": 60}])
+def test_a_prompt_that_many_bring_at_once_is_computed_once(
+    tokenizer: Tokenizer, layout: dict[str, object]
+) -> None:
+    """All but the last few tokens, even where they part in the middle; who differs is not held up."""
+    loop = loop_of(tokenizer, sequences=8, **layout)
+    same = [request(61, 5) for _ in range(3)]
+    parting = [Request(np.concatenate([same[0].prompt[:42], one.prompt]), 5) for one in (request(9, 1, 5),)]
+    other = request(20, 5, 6)
+    answers = submit(loop, *same, *parting, other)
+    loop.advance()
+    assert len(loop.engine.steps[0]) == 2
+    run(loop)
+    assert [answer.sequence.cached_tokens for answer in answers] == [0, 60, 60, 40, 0]
+    computed = sum(map(sum, loop.engine.steps))
+    assert computed == 61 + 1 + 1 + (51 - 40) + 20 + 5 * 4
+    for asked, answer in zip([*same, *parting, other], answers, strict=True):
+        (alone,) = submit(fresh := loop_of(tokenizer, **layout), asked)
+        run(fresh)
+        assert answer.text == alone.text
+
+
+def test_who_waits_for_another_goes_on_without_it(tokenizer: Tokenizer) -> None:
+    loop = loop_of(tokenizer)
+    first, second = submit(loop, request(61, 5), request(61, 5))
+    loop.advance()
+    loop.cancel([first.sequence])
+    run(loop)
+    assert second.finish == "length"
+    assert second.sequence.cached_tokens == 16  # what the first had computed
 
 
 def test_everyone_gets_the_log_probabilities_of_its_own_tokens(tokenizer: Tokenizer) -> None:
@@ -265,7 +407,7 @@ def test_a_defect_ends_the_thread_and_fails_everybody(tokenizer: Tokenizer) -> N
 
 def test_lost_pages_end_the_thread_when_it_is_idle(tokenizer: Tokenizer) -> None:
     loop = loop_of(tokenizer)
-    loop.pages.exact.free.pop()
+    loop.pages.exact.free.popitem()
     loop.start()
     loop._thread.join(5)
     assert not loop.alive

@@ -306,8 +306,8 @@ def test_none_is_told_with_the_best_that_there_was() -> None:
     made = on_card()
     assert made.speculation.method == "none"
     assert "no drafter is known" in reason(made, "speculation").why
-    mine = plan(spec(), tiny(), cpu())
-    assert "drafts nothing" in reason(mine, "speculation").why
+    mine = plan(spec(pin={"engine": "native"}), tiny(), gpu())
+    assert f"native drafts nothing for LlamaForCausalLM on {gpu().name}" in reason(mine, "speculation").why
 
 
 def test_the_split_is_told_with_the_next_best() -> None:

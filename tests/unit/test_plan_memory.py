@@ -99,7 +99,7 @@ def test_devices_hold_their_part_of_layers_and_experts() -> None:
     budget=st.sampled_from([64, 256]),
     cache=st.sampled_from([EXACT, PACKED]),
 )
-def test_the_pools_hold_what_the_runtime_reserves(
+def test_the_pools_hold_what_the_runtime_takes(
     context: int, share: float, sequences: int, budget: int, cache: Cache
 ) -> None:
     """One sequence of the full context beside others of the typical length."""
@@ -107,9 +107,14 @@ def test_the_pools_hold_what_the_runtime_reserves(
     held = Held(context, typical, sequences, budget)
     limits = pool_limits(layout, held)
     pools = Pages(layout, limits)
-    others = [pools.open(typical) for _ in range(sequences - 1)]
-    longest = pools.open(context)
-    assert longest is not None and all(table is not None for table in others)
+    others = [pools.open() for _ in range(sequences - 1)]
+    longest = pools.open()
+    assert pools.fits([(longest, context), *((other, typical) for other in others)])
+    for other in others:
+        for done in range(0, typical, layout.page_tokens):
+            count = min(layout.page_tokens, typical - done)
+            pools.prepare(other, done, count, count)
+            pools.commit(other, done + count)
     # And the longest may use the whole step for its prompt.
     assert pools.room(longest, 0, min(budget, context)) == min(budget, context)
     taken = limits.exact_pages * layout.exact_page_bytes + limits.packed_pages * layout.packed_page_bytes

@@ -193,16 +193,16 @@ model: {source: m}
 target: l4
 pin:
   engine: native
-  speculation: draft
+  speculation: medusa
   parallelism:
     tensor: 2
     pipeline: 2
     data: 2
 """,
         """\
-error[IC014]: chat.yaml:5: speculation "draft" is not served by engine "native"
-  because: native serves none
-  fix: speculation: none, or engine: tensorrt-llm or vllm or sglang or llama.cpp
+error[IC014]: chat.yaml:5: speculation "medusa" is not served by engine "native"
+  because: native serves ngram, draft
+  fix: speculation: draft, or engine: vllm
 error[IC014]: chat.yaml:8: pipeline and data parallelism is not served by engine "native"
   because: native splits a model by tensor
   fix: remove pipeline and data, or another engine""",

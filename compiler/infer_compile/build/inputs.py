@@ -7,17 +7,20 @@ from pathlib import Path
 
 from ..bundle.files import model_digest
 from ..catalog.source import ModelSource, fetch
+from ..catalog.source import resolve as resolve_source
 from ..catalog.target import Cpu
 from ..codegen.toolchain import find
 from ..evaluate.machine import require_here
 from ..evaluate.text import Text
 from ..graph.build import build
 from ..graph.graph import Graph
-from ..lower.lower import lower
+from ..lower.lower import lower, lower_draft
 from ..planner.plan import Plan
 from ..planner.recount import recount
+from ..quantize.assets import require_same_tokens
 from ..runtime.errors import Exit, InferCompileError, Problem
-from ..runtime.formats.manifest import Asked, Manifest, Source
+from ..runtime.formats.manifest import Asked, Manifest, Source, Speculation
+from ..runtime.formats.manifest import Draft as ListedDraft
 from ..runtime.formats.program import Program
 from . import identity
 from .resolve import Resolved, draftings_of, name_of, plan_of, resolve
@@ -32,6 +35,16 @@ class Gate:
     budget: float
     text: Text
     pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The model that drafts; ``digest`` is that of its ``folder``."""
+
+    model: ModelSource
+    folder: Path
+    digest: str
+    program: Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +63,7 @@ class Inputs:
     model: ModelSource
     folder: Path
     model_digest: str
+    draft: Draft | None
     cpu: Cpu
     toolchain: dict[str, str]
 
@@ -75,7 +89,23 @@ class Inputs:
 
     @property
     def source(self) -> Source:
-        return Source(source=self.model.source, revision=self.model.revision, sha256=self.model_digest)
+        return _source(self.model, self.model_digest)
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """As the manifest has it; raises ValueError for a method that no bundle serves."""
+        decided, found = self.plan.speculation, self.draft
+        if not decided.tokens:
+            return None
+        draft = found and ListedDraft(source=_source(found.model, found.digest), program=found.program.digest)
+        return Speculation.model_validate(
+            {
+                "method": decided.method,
+                "tokens": decided.tokens,
+                "acceptance": decided.acceptance,
+                "draft": draft,
+            }
+        )
 
     @property
     def asked(self) -> Asked:
@@ -93,6 +123,7 @@ class Inputs:
             "evaluation text": (self.asked.evaluation, manifest.asked.evaluation),
             "calibration text": (self.asked.calibration, manifest.asked.calibration),
             "model": (self.source, manifest.source),
+            "speculation": (self.speculation, manifest.speculation),
             "port": (self.port, manifest.serving.port),
             **{
                 name: (self.toolchain.get(name), manifest.toolchain.get(name))
@@ -140,9 +171,28 @@ def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
         model=resolved.source,
         folder=folder,
         model_digest=model_digest(folder),
+        draft=_draft(resolved, plan, folder),
         cpu=cpu,
         toolchain=identity.toolchain(find(cpu.architecture)),
     )
+
+
+def _draft(resolved: Resolved, plan: Plan, model: Path) -> Draft | None:
+    """The model that drafts, fetched and lowered; None where none does. Raises IC132 for one of other tokens
+    than ``model``."""
+    name = plan.speculation.draft
+    if name is None:
+        return None
+    found = fetch(resolved.draft or resolve_source(name, None, resolved.loaded.base))
+    if found.folder is None:
+        raise ValueError("a model that was fetched lies in a folder")
+    require_same_tokens(found.folder, model)
+    program = lower_draft(build(found.config, name_of(name)), plan)
+    return Draft(found, found.folder, model_digest(found.folder), program)
+
+
+def _source(model: ModelSource, digest: str) -> Source:
+    return Source(source=model.source, revision=model.revision, sha256=digest)
 
 
 def _gate(resolved: Resolved, cpu: Cpu) -> Gate | None:

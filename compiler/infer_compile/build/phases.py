@@ -18,12 +18,24 @@ from ..quantize.write import write
 from ..runtime.formats.manifest import Engine, Manifest, Serving
 from ..runtime.formats.program import Program
 from . import calibration, identity, ship
-from .inputs import Inputs
+from .inputs import Draft, Inputs
 from .journal import Journal
 from .phase import Phase, Work
 from .progress import Advance
 from .requirements import direct, pinned
 from .templates import render
+
+DEPLOYED = (
+    "Dockerfile",
+    "compose.yaml",
+    "requirements.txt",
+    "prometheus.yaml",
+    "alerts.yaml",
+    "dashboard.json",
+)
+"""Files of ``deploy/``, each from its template."""
+ACCEPTANCE_LOW = 0.5
+"""Share of the planned acceptance below which an alert is raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +50,9 @@ def names(inputs: Inputs) -> tuple[str, ...]:
     """The phases of a build from ``inputs``, in order."""
     calibrate = ("calibrate",) if inputs.calibration else ()
     gate = ("reference", "gate") if inputs.gate else ()
+    draft = ("draft",) if inputs.draft else ()
     closing = ("plan", "runtime", "deploy", "manifest")
-    return ("spec", *calibrate, "program", "weights", "engine", *gate, *closing)
+    return ("spec", *calibrate, "program", "weights", "engine", *gate, *draft, *closing)
 
 
 SCRATCH: Mapping[str, str] = MappingProxyType({"calibrate": calibration.FOLDER, "reference": "reference"})
@@ -93,6 +106,24 @@ def engine(inputs: Inputs, program: Program, fitted: str) -> Phase:
     return _phase("engine", (layout.ENGINE,), parts, work)
 
 
+def draft(inputs: Inputs, found: Draft) -> Phase:
+    """The weights and the engine of the model that drafts."""
+
+    def work(folder: Path, advance: Advance) -> None:
+        cpu, place = inputs.cpu, folder / layout.DRAFT
+        write(
+            Checkpoint.open(found.folder),
+            found.program,
+            place / layout.MODEL,
+            config=found.model.config,
+            progress=lambda _, done, total: advance(done, total),
+        )
+        emit(found.program, cpu.architecture, cpu.isa, place / layout.MODEL, place / layout.ENGINE)
+
+    parts = (found.program.digest, found.digest, identity.tool(inputs.toolchain), str(inputs.cpu))
+    return _phase("draft", (layout.DRAFT,), parts, work)
+
+
 def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
     """What follows once the engine is what it will be; the last phase lists what ``journal`` says that the
     others wrote."""
@@ -109,7 +140,7 @@ def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
     def deploy(folder: Path, advance: Advance) -> None:
         values = _values(inputs, made.plan, packages)
         (folder / layout.DEPLOY).mkdir(exist_ok=True)
-        for name in ("Dockerfile", "compose.yaml", "requirements.txt"):
+        for name in DEPLOYED:
             save(folder / layout.DEPLOY / name, render(f"deploy/{name}.j2", **values).encode())
         save(folder / layout.README, render("bundle/README.md.j2", **values).encode())
 
@@ -122,17 +153,21 @@ def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
             source=inputs.source,
             engine=Engine(kind="cpu", isa=inputs.cpu.isa),
             serving=Serving(port=inputs.port),
+            speculation=inputs.speculation,
             toolchain=inputs.toolchain,
             files=journal.files(layout.MANIFEST, SCRATCH),
         )
         save(folder / layout.MANIFEST, listed.sealed().to_json().encode())
 
+    speculation = str(inputs.speculation)
     all_of_it = (inputs.plan.digest, decided, made.program.digest, tool, inputs.model_digest, pins)
+    drafts = (draft(inputs, inputs.draft),) if inputs.draft else ()
     return (
+        *drafts,
         _phase("plan", (layout.PLAN,), (decided,), plan),
         _phase("runtime", (layout.RUNTIME,), (tool,), runtime),
         _phase("deploy", (layout.DEPLOY, layout.README), (decided, tool, pins, str(inputs.port)), deploy),
-        _phase("manifest", (layout.MANIFEST,), (*all_of_it, str(inputs.asked)), manifest),
+        _phase("manifest", (layout.MANIFEST,), (*all_of_it, str(inputs.asked), speculation), manifest),
     )
 
 
@@ -158,5 +193,10 @@ def _values(inputs: Inputs, plan: Plan, packages: list[tuple[str, str]]) -> dict
         "max_context": plan.limits.max_context,
         "max_sequences": plan.limits.max_sequences,
         "overflow": plan.limits.overflow,
+        "speculation": plan.speculation,
+        "acceptance": plan.speculation.acceptance,
+        "acceptance_low": round((plan.speculation.acceptance or 0) * ACCEPTANCE_LOW, 3),
+        "ttft_seconds": round(plan.predicted.ttft_ms_high / 1000, 4),
+        "itl_seconds": round(plan.predicted.itl_ms_high / 1000, 5),
         "first_tokens": plan.kv.sink_pages * plan.kv.page_tokens,
     }

@@ -12,7 +12,7 @@ from ..catalog.facts import Facts, load_facts
 from ..catalog.model import load_card
 from ..catalog.source import ModelSource
 from ..catalog.source import resolve as resolve_source
-from ..catalog.speculation import Method
+from ..catalog.speculation import Method, SpeculationFacts
 from ..catalog.target import THIS_MACHINE, Target, load_target, target_names
 from ..graph.build import build
 from ..graph.graph import Graph
@@ -30,13 +30,15 @@ from .texts import text_problems
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A spec and what its names stand for here and now. ``targets`` are in the order of the spec."""
+    """A spec and what its names stand for here and now. ``targets`` are in the order of the spec; ``draft``
+    is the drafting model that it names."""
 
     loaded: LoadedSpec
     source: ModelSource
     graph: Graph
     targets: tuple[Target, ...]
     facts: Facts
+    draft: ModelSource | None = None
 
     @property
     def spec(self) -> Spec:
@@ -63,14 +65,21 @@ def resolve(spec_path: Path) -> Resolved:
     status: Exit | None = None
     source: ModelSource | None = None
     graph: Graph | None = None
+    draft: ModelSource | None = None
     targets: list[Target] = []
-    model = loaded.spec.model
+    model, facts = loaded.spec.model, load_facts()
     try:
         source = resolve_source(model.source, model.revision, loaded.base)
         graph = build(source.config, name_of(model.source))
     except InferCompileError as error:
         problems += (_placed(problem, loaded.where("model.source")) for problem in error.problems)
         status = error.exit
+    if model.draft not in ("auto", "none", *_checkpoints(facts.speculation)):
+        try:
+            draft = resolve_source(model.draft, None, loaded.base)
+        except InferCompileError as error:
+            problems += (_placed(problem, loaded.where("model.draft")) for problem in error.problems)
+            status = status or error.exit
     for index, group in enumerate(loaded.spec.targets):
         where = (
             loaded.where("target.device")
@@ -87,7 +96,12 @@ def resolve(spec_path: Path) -> Resolved:
         status = status or Exit.USAGE
     if source is None or graph is None or problems:
         raise InferCompileError(problems, status or Exit.FAILED)
-    return Resolved(loaded, source, graph, tuple(targets), load_facts())
+    return Resolved(loaded, source, graph, tuple(targets), facts, draft)
+
+
+def _checkpoints(facts: SpeculationFacts) -> tuple[str, ...]:
+    """Drafters of the catalog that are no models of their own."""
+    return tuple(one.id for one in (*facts.eagle3.checkpoints, *facts.medusa.checkpoints))
 
 
 def _loaded(spec_path: Path) -> LoadedSpec:
@@ -137,6 +151,8 @@ def draftings_of(resolved: Resolved) -> Draftings:
 
     @cache
     def graph_of(name: str) -> Graph | None:
+        if resolved.draft is not None and name == wanted:
+            return build(resolved.draft.config, name_of(name))
         found = load_card(name)
         return build(found.config, found.id) if found else None
 

@@ -63,7 +63,7 @@ def continued(player: Player, prompts: Sequence[Int32], count: int, ends: Collec
     while waiting or lanes:
         while waiting and len(lanes) < limits.max_sequences:
             index, prompt = waiting[-1]
-            lane = open_lane(players, index, prompt, len(prompt) + count)
+            lane = open_lane(players, lanes, index, prompt, len(prompt) + count)
             if lane is None:
                 break
             lanes.append(lane)

@@ -42,25 +42,26 @@ class Forced:
 
 @dataclass(slots=True)
 class Lane:
-    """A context under way: ``done`` tokens of ``tokens`` are cached, ``tables`` has one entry per player."""
+    """A context under way: ``done`` tokens of ``tokens`` are cached, ``room`` at most, and ``tables`` has one
+    entry per player."""
 
     context: int
     tokens: Int32
+    room: int
     tables: tuple[PageTable, ...]
     done: int = 0
 
 
-def open_lane(players: Sequence[Player], context: int, tokens: Int32, room: int) -> Lane | None:
-    """Pages for ``room`` tokens with every player; None while others hold them."""
-    tables: list[PageTable] = []
-    for player in players:
-        table = player.pages.open(room)
-        if table is None:
-            for opened, held in zip(players, tables, strict=False):
-                opened.pages.close(held)
+def open_lane(
+    players: Sequence[Player], lanes: Sequence[Lane], context: int, tokens: Int32, room: int
+) -> Lane | None:
+    """A lane whose ``room`` tokens every player has pages for beside those of ``lanes``, or None."""
+    lane = Lane(context, tokens, room, tuple(player.pages.open() for player in players))
+    for which, player in enumerate(players):
+        if not player.pages.fits((each.tables[which], each.room) for each in (*lanes, lane)):
+            close_lane(players, lane)
             return None
-        tables.append(table)
-    return Lane(context, tokens, tuple(tables))
+    return lane
 
 
 def close_lane(players: Sequence[Player], lane: Lane) -> None:
@@ -80,7 +81,7 @@ def forced(players: Sequence[Player], contexts: Sequence[Int32], first: int = 1)
         while waiting or lanes:
             while waiting and len(lanes) < most:
                 index, tokens = waiting[-1]
-                lane = open_lane(players, index, tokens, len(tokens))
+                lane = open_lane(players, lanes, index, tokens, len(tokens))
                 if lane is None:
                     break
                 lanes.append(lane)

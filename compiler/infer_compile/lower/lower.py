@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..graph.graph import Graph
 from ..planner.plan import Plan
 from ..runtime.errors import Exit, InferCompileError, Problem
-from ..runtime.formats.kv import CacheLayout, LayerCache
+from ..runtime.formats.kv import LEVELS, CacheLayout, LayerCache, uniform
 from ..runtime.formats.program import Program
+from ..runtime.formats.weights import BF16
 from .assemble import assemble
 from .signs import signs
 
@@ -23,6 +24,26 @@ def lower(graph: Graph, plan: Plan) -> Program:
     program = assemble(graph, plan.weights.descriptor, cache, plan.program_limits)
     _same(graph, plan, program)
     return program
+
+
+def lower_draft(graph: Graph, plan: Plan) -> Program:
+    """The Program of the model that drafts for ``plan``: unquantized, with a cache in bf16 for the same
+    sequences. Raises InferCompileError IC280 as ``assemble``."""
+    kv, level = plan.kv, LEVELS["bf16"]
+    cache = CacheLayout(
+        level=level,
+        page_tokens=kv.page_tokens,
+        sink_pages=kv.sink_pages if plan.limits.overflow == "evict" else 0,
+        recent_pages=0,
+        kv_heads=graph.kv_heads,
+        head_dim=graph.head_dim,
+        layers=uniform(level, graph.cache_layers, graph.head_dim),
+    )
+    context = min(plan.limits.max_context, graph.max_context)
+    limits = plan.program_limits.model_copy(
+        update={"max_context": context, "exact_pages": kv.pages, "packed_pages": 0}
+    )
+    return assemble(graph, BF16, cache, limits)
 
 
 def fitted(program: Program, layers: tuple[LayerCache, ...]) -> Program:

@@ -185,6 +185,8 @@ def _solved(asked: Deployment, block: Block, sequences: Counts, seen: Forecast) 
         held_for(asked, -(-sequences // copies), block.budget),
         draft_bytes=block.of_drafts(lambda one: one.resident_bytes),
         draft_token_bytes=block.of_drafts(lambda one: one.draft_cache_elements_per_token * BF16.bits / 8),
+        draft_token_values=block.of_drafts(lambda one: one.draft_token_values),
+        draft_output_values=block.of_drafts(lambda one: one.draft_output_values),
     )
     kind = block.engine.on(asked.target.kind)
     taken = memory(asked.shape, block.stored, block.cache, block.layout, held, asked.target, kind)

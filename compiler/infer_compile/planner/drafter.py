@@ -14,7 +14,14 @@ from ..graph.experts import Experts
 from ..graph.graph import Graph
 from ..graph.latent import LatentAttend
 from ..graph.operations import Attend, Operation
-from ..graph.storage import native_scheme, one_expert_bytes, shared_bytes, weight_bytes
+from ..graph.storage import (
+    native_scheme,
+    one_expert_bytes,
+    output_buffers,
+    shared_bytes,
+    token_buffers,
+    weight_bytes,
+)
 from ..runtime.formats.weights import BF16
 
 DRAFTER_SCHEME = native_scheme(BF16)
@@ -35,6 +42,12 @@ class Drafter:
     step_flops: float = 0.0
     mixtures: tuple[Mixture, ...] = ()
     expert_bytes: tuple[float, ...] = ()
+    token_values: int = 0
+    """Float values that our own engine keeps for each token of a pass."""
+    output_values: int = 0
+    """The same for each token whose logits it computes."""
+    native: bool = False
+    """Our own engine runs it."""
     basis: Basis = "arithmetic"
 
 
@@ -49,6 +62,9 @@ def smaller_model(graph: Graph, scheme: WeightScheme = DRAFTER_SCHEME) -> Drafte
         cache_elements_per_token=totals.cache_elements_per_token,
         mixtures=totals.mixtures,
         expert_bytes=tuple(one_expert_bytes(group, scheme) for group in totals.mixtures),
+        token_values=sum(token_buffers(graph, BF16).values()),
+        output_values=sum(output_buffers(graph).values()),
+        native=graph.native,
     )
 
 

@@ -169,6 +169,8 @@ def _draftings(asked: Deployment, engine: Engine) -> tuple[Drafting, ...]:
     if asked.narrow and not pinned:
         methods = ("none",)
     found = asked.draftings(methods, engine.vocabulary_slack)
+    if engine.architectures.own:
+        found = tuple(one for one in found if one.native)
     if pinned is None:
         return found
     return tuple(one for one in found if one.method == pinned.method and pinned.tokens in (None, one.tokens))

@@ -53,7 +53,9 @@ class Drafting:
     ``draft_bytes`` of weights, before they are split over devices (``pass_bytes`` for more sequences, which
     reach more experts of ``mixtures``), and computes ``draft_flops_per_token``. ``host_seconds`` come once a
     step, ``host_seconds_per_sequence`` for each of its sequences. ``resident_bytes`` of weights stay in
-    memory, and ``draft_cache_elements_per_token`` numbers per token of a sequence.
+    memory, and ``draft_cache_elements_per_token`` numbers per token of a sequence; in our own engine, which
+    runs it if it is ``native``, ``draft_token_values`` floats besides for each token of a step, and
+    ``draft_output_values`` for each that is drafted.
     """
 
     method: str
@@ -70,6 +72,9 @@ class Drafting:
     host_seconds_per_sequence: float = 0.0
     resident_bytes: float = 0.0
     draft_cache_elements_per_token: int = 0
+    draft_token_values: int = 0
+    draft_output_values: int = 0
+    native: bool = True
     mixtures: tuple[Mixture, ...] = ()
     expert_bytes: tuple[float, ...] = ()
     basis: Basis = "arithmetic"
@@ -246,6 +251,9 @@ def _drafting(facts: SpeculationFacts, acceptance: Acceptance, way: _Way, tokens
         host_seconds=(overhead.step_us.value + passes * overhead.pass_us.value) * 1e-6,
         resident_bytes=one.resident_bytes,
         draft_cache_elements_per_token=one.cache_elements_per_token,
+        draft_token_values=one.token_values,
+        draft_output_values=one.output_values,
+        native=one.native,
         mixtures=one.mixtures,
         expert_bytes=one.expert_bytes,
         basis=weakest((acceptance.basis, way.basis, overhead.step_us.basis, overhead.pass_us.basis)),

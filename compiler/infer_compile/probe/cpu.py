@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..catalog.target import Architecture, Isa
+from ..runtime.formats.isa import lacking
 from .cgroup import cpu_quota
 
 _ARCHITECTURES: dict[str, Architecture] = {
@@ -16,14 +17,7 @@ _ARCHITECTURES: dict[str, Architecture] = {
     "aarch64": "aarch64",
     "arm64": "aarch64",
 }
-# Names of /proc/cpuinfo; what catalog/target.py says each set stands for.
-_SETS: tuple[tuple[Isa, frozenset[str]], ...] = (
-    (
-        "avx512",
-        frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "fma", "f16c"}),
-    ),
-    ("avx2", frozenset({"avx2", "fma", "f16c"})),
-)
+_LARGEST_FIRST: tuple[Isa, ...] = ("avx512", "avx2", "portable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +65,7 @@ def parse(cpuinfo: str) -> dict[str, str]:
 
 def isa_of(flags: frozenset[str]) -> Isa:
     """The largest instruction set that ``flags`` hold whole."""
-    return next((isa for isa, needed in _SETS if needed <= flags), "portable")
+    return next(isa for isa in _LARGEST_FIRST if not lacking(isa, flags))
 
 
 def cores() -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from ..runtime.errors import InferCompileError, Problem
 from .disk import save
 
@@ -37,6 +39,29 @@ def copy_assets(folder: Path, out_dir: Path) -> list[str]:
     for name in names:
         save(out_dir / name, (folder / name).read_bytes())
     return names
+
+
+def require_same_tokens(draft: Path, model: Path) -> None:
+    """Raise IC132 unless both folders' tokenizers have the same tokens under the same numbers; IC134 where
+    one has none."""
+    for folder in (draft, model):
+        require_tokenizer(folder)
+    mine, other = (
+        Tokenizer.from_file(str(folder / TOKENIZER)).get_vocab(with_added_tokens=True)
+        for folder in (draft, model)
+    )
+    if mine != other:
+        stray = next(token for token in sorted({*mine, *other}) if mine.get(token) != other.get(token))
+        numbers = [vocabulary.get(stray, "no token") for vocabulary in (mine, other)]
+        raise InferCompileError(
+            Problem(
+                "IC132",
+                "the drafting model has another tokenizer than the model",
+                str(draft),
+                f"{stray!r} is {numbers[0]} there and {numbers[1]} in the model",
+                "name a draft of the model's family, or model: {draft: none}",
+            )
+        )
 
 
 def require_tokenizer(folder: Path) -> None:

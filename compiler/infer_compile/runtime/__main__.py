@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import queue
 import sys
 from collections.abc import Sequence
@@ -12,15 +11,20 @@ from pathlib import Path
 from .bundle import open_bundle
 from .chat import ChatTemplate, TemplateRefusal
 from .errors import Exit, InferCompileError, Problem
+from .journal import configure
 from .loop import EngineLoop
 from .sampling import Controls
 from .sequence import Delta, Failure, Request, summary
-from .server.run import serve
+from .server.keys import VARIABLE
+from .server.metrics import PREFIX
+from .server.run import Options, serve
+from .server.service import Limits
 from .step import Int32
 from .tokenizer import Tokenizer
 
 QUEUE = 128
 """Sequences that may wait for a place in the batch."""
+DRAIN_SECONDS = 30
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -32,9 +36,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     serving = commands.add_parser("serve", parents=[common], help="OpenAI-compatible server")
     serving.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serving.add_argument("--port", type=_port, help="0 takes a free one (default: the spec's)")
-    serving.add_argument(
-        "--queue", type=_natural, default=QUEUE, help="requests that may wait (default: %(default)s)"
-    )
+    _serving(serving)
     once = commands.add_parser("generate", parents=[common], help="one answer, no server")
     once.add_argument("prompt", metavar="PROMPT")
     once.add_argument("--max-tokens", type=_positive, help="default: to the end of the context")
@@ -45,6 +47,50 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     once.add_argument("--stream", action="store_true", help="print the text as it comes")
     return parser.parse_args(arguments)
+
+
+def _serving(parser: argparse.ArgumentParser) -> None:
+    """The options of the server; docs/serving.md explains them."""
+
+    def number(name: str, default: int, text: str) -> None:
+        parser.add_argument(name, type=_positive, default=default, help=f"{text} (default: %(default)s)")
+
+    parser.add_argument(
+        "--queue", type=_natural, default=QUEUE, help="requests that may wait (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=_natural,
+        default=DRAIN_SECONDS,
+        help="for answers under way, after a signal to stop (default: %(default)s)",
+    )
+    parser.add_argument("--api-key-file", type=Path, help=f"one key in a line; also ${VARIABLE}")
+    parser.add_argument("--open-metrics", action="store_true", help="/metrics needs no key")
+    parser.add_argument(
+        "--metrics-names", choices=sorted(PREFIX), default="infer", help="prefix (default: %(default)s)"
+    )
+    parser.add_argument("--log-format", choices=["text", "json"], default="text")
+    limits = Limits()
+    number("--max-body-bytes", limits.body_bytes, "of a request")
+    number("--max-header-bytes", limits.header_bytes, "of a request")
+    number("--max-choices", limits.choices, "prompts times n of a request")
+    parser.add_argument("--max-prompt-tokens", type=_positive, help="default: as many as the context holds")
+
+
+def _options(given: argparse.Namespace) -> Options:
+    return Options(
+        host=given.host,
+        port=given.port,
+        threads=given.threads,
+        queue=given.queue,
+        drain_seconds=given.drain_seconds,
+        key_file=given.api_key_file,
+        open_metrics=given.open_metrics,
+        metrics_names=given.metrics_names,
+        limits=Limits(
+            given.max_body_bytes, given.max_header_bytes, given.max_prompt_tokens, given.max_choices
+        ),
+    )
 
 
 def _natural(text: str) -> int:
@@ -97,16 +143,13 @@ def _generate(options: argparse.Namespace) -> None:
     bundle = open_bundle(options.bundle)
     tokenizer = Tokenizer(bundle.model_dir)
     prompt = _prompt(options.prompt, options.raw, bundle.model_dir, tokenizer)
-    engine = bundle.engine(options.threads)
-    loop = EngineLoop(engine, tokenizer, 0)
-    try:
+    with bundle.opened(options.threads) as opened:
+        loop = EngineLoop(opened.engine, tokenizer, 0, speculator=opened.speculator)
         limit = options.max_tokens or loop.answer_tokens(len(prompt))
         if not len(prompt) or len(prompt) + max(1, limit) > loop.longest:
             raise InferCompileError(_misfit(len(prompt), limit, loop.longest), Exit.USAGE)
         controls = Controls(temperature=options.temperature, seed=options.seed)
         _print(loop, Request(prompt, limit, controls, stop_ids=tokenizer.end_ids), options.stream)
-    finally:
-        engine.close()
 
 
 def _misfit(prompt: int, limit: int, context: int) -> Problem:
@@ -141,10 +184,10 @@ def _print(loop: EngineLoop, request: Request, stream: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    configure(getattr(options, "log_format", "text"))
     try:
         if options.command == "serve":
-            serve(options.bundle, options.host, options.port, options.threads, options.queue)
+            serve(options.bundle, _options(options))
         else:
             _generate(options)
     except InferCompileError as error:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .engines.cpu import CpuEngine
 from .errors import Exit, InferCompileError, Problem
+from .formats.isa import flags, lacking
 from .formats.manifest import Manifest, difference, read
 from .formats.program import Program
+from .speculation.draft_model import DraftModel
+from .speculation.ngram import Ngram
+from .speculation.proposer import Proposer
+from .speculation.speculator import Speculator
 from .step import Engine
 
 HASHED_BYTES = 64 * 2**20
 """Of larger files only the size is checked when a bundle is opened; ``infer-compile verify`` reads all."""
-NEEDED = ("engine/", "model/")
+NEEDED = ("engine/", "model/", "draft/engine/")
 """What running reads."""
 REBUILD = "build the bundle again, or copy it again from where it was built"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A bundle's engine, and what drafts for it."""
+
+    engine: Engine
+    speculator: Speculator | None
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """All that there are, the model's own first."""
+        return (self.engine, *(self.speculator.engines if self.speculator is not None else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +54,44 @@ class Bundle:
         return self.folder / "model"
 
     def engine(self, threads: int | None) -> Engine:
-        """Loads the engine; ``threads`` None means one per core. Raises IC431 for an unknown kind."""
-        kind = self.manifest.engine.kind
+        """Loads the engine; ``threads`` None means one per core. Raises IC431 for an unknown kind, IC523
+        where this machine's processor cannot run it."""
+        return self._engine(self.folder / "engine", threads)
+
+    @contextmanager
+    def opened(self, threads: int | None) -> Iterator[Opened]:
+        """The engine and, where the plan has tokens drafted, what drafts them. Raises as ``engine``."""
+        with ExitStack() as closing:
+            engine = self.engine(threads)
+            closing.callback(engine.close)
+            wanted = self.manifest.speculation
+            if wanted is None:
+                yield Opened(engine, None)
+                return
+            proposer: Proposer = Ngram()
+            if wanted.draft is not None:
+                draft = self._engine(self.folder / "draft" / "engine", threads)
+                closing.callback(draft.close)
+                proposer = DraftModel(draft)
+            limits = self.program.limits
+            yield Opened(engine, Speculator(proposer, wanted.tokens, wanted.acceptance, limits))
+
+    def _engine(self, folder: Path, threads: int | None) -> Engine:
+        kind, isa = self.manifest.engine.kind, self.manifest.engine.isa
         if kind != "cpu":
             raise _problem("IC431", f"no engine of kind {kind!r} in this runtime", self.folder, "", REBUILD)
-        return CpuEngine(self.folder / "engine", threads)
+        if missing := lacking(isa, flags()):
+            because = f"it was compiled for {isa}, and the processor lacks {', '.join(missing)}"
+            fix = "build the bundle for this machine, or run it on one of its target"
+            raise _problem("IC523", "this processor cannot run the engine", self.folder, because, fix)
+        return CpuEngine(folder, threads)
 
 
 def open_bundle(folder: Path) -> Bundle:
     """Reads the manifest and the program and holds the files that running needs against the manifest.
 
     Raises IC401 (no bundle), IC402 (unreadable manifest), IC421 and IC422 (all files that changed or are
-    missing) and IC430 (the program is not the manifest's).
+    missing) and IC430 (a program is not the manifest's).
     """
     manifest = read(folder)
     problems = [
@@ -55,16 +101,18 @@ def open_bundle(folder: Path) -> Bundle:
     ]
     if any(problems):
         raise InferCompileError([problem for problem in problems if problem], Exit.MISMATCH)
-    return Bundle(folder, manifest, _program(folder / "engine" / "program.json", manifest))
+    if manifest.speculation is not None and manifest.speculation.draft is not None:
+        _program(folder / "draft" / "engine" / "program.json", manifest.speculation.draft.program)
+    return Bundle(folder, manifest, _program(folder / "engine" / "program.json", manifest.program))
 
 
-def _program(path: Path, manifest: Manifest) -> Program:
+def _program(path: Path, digest: str) -> Program:
     try:
         program = Program.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _problem("IC430", "the program cannot be read", path, str(error), REBUILD) from error
-    if program.digest != manifest.program:
-        because = f"its digest is {program.digest}, and the manifest says {manifest.program}"
+    if program.digest != digest:
+        because = f"its digest is {program.digest}, and the manifest says {digest}"
         raise _problem("IC430", "the program is not the manifest's", path, because, REBUILD)
     return program
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -97,6 +98,7 @@ class ChatTemplate:
         if found is None:
             raise _broken(folder, "neither chat_template.jinja nor tokenizer_config.json holds one")
         path, source = found
+        self.source = source
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -108,11 +110,20 @@ class ChatTemplate:
         """Whether the model has a template; a base model has none."""
         return _source(folder, tokenizer.config) is not None
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> str:
-        """The prompt up to where the assistant answers; raises TemplateRefusal."""
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        answer: bool = True,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
+        """The prompt, with ``answer`` up to where the assistant answers. ``variables`` are further ones of
+        the template's own. Raises TemplateRefusal."""
+        ours = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": answer}
+        if taken := sorted(variables.keys() & (ours.keys() | self._special.keys())):
+            raise TemplateRefusal(f"{taken[0]!r} is no variable of its own")
         try:
-            return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special
-            )
+            return self._template.render(**variables, **ours, **self._special)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise TemplateRefusal(str(error)) from error

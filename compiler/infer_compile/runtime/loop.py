@@ -15,7 +15,8 @@ from .pages import Pages
 from .pool import broken
 from .scheduler import Scheduler, Work
 from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
-from .step import Engine, StepResult
+from .speculation.speculator import Outcome, Speculator
+from .step import Engine, Float32, StepResult
 from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,15 @@ class Observer(Protocol):
     def evicted(self, tokens: int) -> None:
         """A sequence dropped ``tokens`` of its oldest tokens."""
 
+    def admitted(self, sequence: Sequence) -> None:
+        """``sequence`` begins; the cache held ``cached_tokens`` of its prompt."""
+
+    def preempted(self, sequences: int) -> None:
+        """So many sequences gave their pages to others, and will begin anew."""
+
+    def drafted(self, drafted: int, accepted: int) -> None:
+        """A step verified ``drafted`` guesses of a sequence, the first ``accepted`` of which were right."""
+
     def drew(self, sequence: Sequence, since: float) -> None:
         """A token was drawn, ``since`` seconds after the previous one or, the first, after the arrival."""
 
@@ -51,7 +61,12 @@ class EngineLoop:
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, queue: int, observer: Observer | None = None
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        queue: int,
+        observer: Observer | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         program = engine.program
         self.engine = engine
@@ -64,6 +79,7 @@ class EngineLoop:
         """Most tokens of one prompt and its answer."""
         self.alive = True
         self._observer = observer
+        self._speculator = speculator
         self._wake = threading.Condition()
         self._closing = False
         self._interval = 0.0
@@ -83,7 +99,8 @@ class EngineLoop:
     def submit(self, requests: Iterable[tuple[Request, Sink]]) -> list[Sequence]:
         """Queues all requests, or none and raises QueueFull. Each must fit into ``longest``."""
         now = time.monotonic()
-        sequences = [Sequence(request, self.tokenizer, sink, now) for request, sink in requests]
+        size = self.pages.layout.page_tokens
+        sequences = [Sequence(request, self.tokenizer, sink, now, size) for request, sink in requests]
         with self._wake:
             if self._closing or not self.alive:
                 raise InferCompileError(STOPPED)
@@ -110,13 +127,24 @@ class EngineLoop:
 
     def advance(self) -> None:
         """One step, if there is work; the thread does this, or a caller without one."""
+        if self._speculator is not None:
+            self._speculator.draft(self.scheduler.running)
         with self._wake:
             now = time.monotonic()
-            for sequence in self.scheduler.cancelled():
-                self._finish(sequence, "cancelled", now)
-            work = self.scheduler.schedule(now)
-        if work:
-            self._step(work)
+            overdue = self.scheduler.overdue(now)
+            for sequence, why in overdue:
+                self._finish(sequence, why, now)
+            step = self.scheduler.schedule(now)
+        for sequence, why in overdue:
+            if why == "deadline":
+                sequence.sink(Failure(OVERDUE))
+        if self._observer is not None:
+            for sequence in step.admitted:
+                self._observer.admitted(sequence)
+            if step.preempted:
+                self._observer.preempted(step.preempted)
+        if step.work:
+            self._step(step.work)
 
     def _run(self) -> None:
         try:
@@ -137,6 +165,8 @@ class EngineLoop:
             return not self._closing
 
     def _check_idle(self) -> None:
+        if self._speculator is not None:
+            self._speculator.idle()
         self.pages.check()
         if self.pages.tables:
             raise broken(f"{len(self.pages.tables)} page tables are open, but no sequence is")
@@ -159,28 +189,48 @@ class EngineLoop:
     def _hand_out(self, work: list[Work], result: StepResult) -> None:
         now = time.monotonic()
         row = 0
+        outcomes = []
         for part, tokens in zip(work, result.tokens, strict=True):
-            with self._wake:
-                self.scheduler.commit(part)
-            sequence = part.sequence
-            if part.step.outputs and not sequence.cancelled:
-                wanted = sequence.request.logprobs
-                logprobs = None
-                token = int(tokens[-1])
-                if wanted is not None and result.logits is not None:
-                    logprobs = token_logprobs(result.logits[row], token, wanted)
-                if self._observer is not None:
-                    self._observer.drew(sequence, now - (sequence.times.last or sequence.times.arrived))
-                self._deliver(sequence, sequence.push(token, logprobs, now), now)
+            rows = None if result.logits is None else result.logits[row : row + part.step.outputs]
             row += part.step.outputs
+            drawn = part.drawn(tokens)
+            if part.drafts:
+                outcomes.append(Outcome(part.sequence, part.drafts, len(drawn) - 1))
+            try:
+                self._draw(part, drawn, rows, now)
+            except InferCompileError as error:
+                self._fail([part.sequence], error.problems[0])
+        if self._observer is not None:
+            for outcome in outcomes:
+                self._observer.drafted(outcome.drafted, outcome.accepted)
+        if self._speculator is not None:
+            computed = sum(len(part.step.tokens) for part in work)
+            decodes = all(len(part.step.tokens) == part.step.outputs for part in work)
+            self._speculator.stepped(outcomes, computed, decodes)
 
-    def _deliver(self, sequence: Sequence, delta: Delta | None, now: float) -> None:
-        if delta is None:
-            return
-        if delta.finish is not None:
+    def _draw(self, part: Work, drawn: list[int], logits: Float32 | None, now: float) -> None:
+        """Adds what a step drew to its sequence, up to the token that ends it, and hands it out."""
+        sequence, wanted = part.sequence, part.sequence.request.logprobs
+        deltas: list[Delta] = []
+        if sequence.cancelled:
+            drawn = []
+        for row, token in enumerate(drawn):
+            told = None
+            if wanted is not None and logits is not None:
+                told = token_logprobs(logits[row], token, wanted)
+            if self._observer is not None:
+                self._observer.drew(sequence, now - (sequence.times.last or sequence.times.arrived))
+            delta = sequence.push(token, told, now)
+            deltas += [] if delta is None else [delta]
+            if delta is not None and delta.finish is not None:
+                drawn = drawn[: row + 1]
+                break
+        self.scheduler.commit(part, len(drawn))
+        if deltas and (finish := deltas[-1].finish) is not None:
             with self._wake:
-                self._finish(sequence, delta.finish, now)
-        sequence.sink(delta)
+                self._finish(sequence, finish, now)
+        for delta in deltas:
+            sequence.sink(delta)
 
     def _finish(self, sequence: Sequence, ending: Ending, now: float) -> None:
         self.scheduler.finish(sequence, ending, now)
@@ -209,6 +259,12 @@ class EngineLoop:
 
 STOPPED = Problem(
     "IC507", "the server is stopping", fix="send the request to another replica, or again later"
+)
+OVERDUE = Problem(
+    "IC511",
+    "the answer was not finished in time",
+    because="the request's deadline has passed",
+    fix="allow it more time, or ask for fewer tokens",
 )
 OUT_OF_MEMORY = Problem(
     "IC506", "a step ran out of memory", fix="lower concurrency or the planned batch limits, or free memory"

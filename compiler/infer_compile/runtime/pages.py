@@ -1,38 +1,48 @@
 """Pages: two pools of fixed-size pages, and the page table of each sequence.
 
-A sequence reserves its worst case when it is admitted, so that it never runs out later: what a single new
-token needs at any point. A prefill chunk may need more for the length of one step; it takes that from what
-nobody has reserved, and is cut to it.
+Nothing is reserved: a sequence takes pages as it grows, and whoever schedules sees to it that there are some
+(``room``, ``fits``).
 
-What sequences with a beginning in common (``fork``) hold together, and will replace before they end, is
-reserved for each of them; pages that stay to the end need no replacement, so sharing them saves.
+A table whose pages have names (prefix.py) shares its full pages with every other of the same beginning, as
+long as they are held and for as long after as nobody needs them. What is shared is never written: the page
+under way is always the sequence's own.
+
+A new sequence may go on behind a page border only where all that a query there sees is still held in the form
+in which it sees it: the pages before it compressed, and exactly the sinks and the ``recent_pages`` before the
+border. Of a compressed cache most exact pages are of no use to anybody once their sequence has passed them;
+they keep their names only at the borders where others are likely to go on: behind a prompt, behind what was
+computed when a sequence ended, and where a prompt parted from what was known, so that the next one that
+parts there goes on from there. Such a border costs ``recent_pages`` exact pages, and the sinks once for all
+that begin with them, while the pool has them to spare; nobody waits for a page that is only kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable
 
 from .errors import InferCompileError, Problem
 from .formats.kv import CacheLayout
 from .formats.program import Limits
-from .pool import ALL, Holding, Pool, broken, copy_page
+from .pool import ABSENT, ALL, Holding, Pool, broken
+from .prefix import PageNames
 
 
 class PageTable:
     """Where one sequence's pages lie in both forms, and how far it is."""
 
-    __slots__ = ("behind", "evicted", "exact", "packed", "passed", "sealed", "tokens")
+    __slots__ = ("behind", "borders", "evicted", "exact", "names", "packed", "passed", "sealed", "tokens")
 
-    def __init__(self, exact: Holding, packed: Holding, sinks: int) -> None:
+    def __init__(self, exact: Holding, packed: Holding, sinks: int, names: PageNames | None) -> None:
         self.exact = exact
         self.packed = packed
+        self.names = names
+        """Of its full pages; whoever adds tokens adds names. None shares nothing."""
+        self.borders: tuple[int, ...] = ()
+        """Pages before which the exact tail keeps its name."""
         self.tokens = 0
         """Tokens that are cached and accepted."""
         self.sealed = 0
-        """Pages that these fill."""
+        """Pages that are compressed, where they are, and named."""
         self.passed = sinks
         """Exact pages before this one, sinks aside, are given back."""
         self.behind = 0
@@ -54,14 +64,12 @@ class Pages:
 
     def __init__(self, layout: CacheLayout, limits: Limits) -> None:
         self.layout = layout
-        evicts = limits.overflow == "evict"
-        lasting = ALL if layout.window is None else 0
-        sinks = min(lasting, layout.sink_pages)
-        self.exact = Pool("exact", limits.exact_pages, sinks if evicts or layout.compressed else lasting)
-        self.packed = Pool("packed", limits.packed_pages, sinks if evicts else lasting)
+        self.exact = Pool("exact", limits.exact_pages)
+        self.packed = Pool("packed", limits.packed_pages)
         self.tables: set[PageTable] = set()
         self.capacity = self._capacity(limits.max_context)
         """Tokens of the longest sequence that fits when it is alone."""
+        evicts = limits.overflow == "evict"
         self.context_pages = self.capacity // layout.page_tokens if evicts else ALL
         """Most pages of one sequence; what is older is evicted."""
         if self.context_pages < layout.sink_pages + 2:
@@ -78,47 +86,101 @@ class Pages:
 
     @property
     def usage(self) -> float:
-        """Share of the cache's bytes that is handed out, 0 to 1."""
+        """Share of the cache's bytes that sequences hold, 0 to 1."""
         sizes = ((self.exact, self.layout.exact_page_bytes), (self.packed, self.layout.packed_page_bytes))
         total = sum(pool.size * size for pool, size in sizes)
         return sum(pool.used * size for pool, size in sizes) / total if total else 0.0
 
-    def _unreserved(self) -> tuple[int, int]:
-        """Exact and packed pages that no open table has claim to."""
-        exact = len(self.exact.free) - self.exact.owed - sum(table.exact.claim for table in self.tables)
-        packed = len(self.packed.free) - self.packed.owed - sum(table.packed.claim for table in self.tables)
-        return exact, packed
-
-    def _table(self, tokens: int) -> PageTable:
-        """An empty one for a sequence that caches up to ``tokens`` tokens."""
-        layout = self.layout
-        tokens = min(tokens, self.capacity) if self.context_pages < ALL else tokens
-        pages = layout.pages(tokens)
-        return PageTable(
-            Holding(self.exact, pages, layout.exact_pages(tokens)),
-            Holding(self.packed, pages, layout.packed_pages(tokens)),
-            layout.sink_pages,
-        )
-
-    def open(self, tokens: int) -> PageTable | None:
-        """A table for a sequence that caches up to ``tokens`` tokens; None while others hold its pages."""
-        table = self._table(tokens)
-        exact, packed = self._unreserved()
-        if table.exact.claim > exact or table.packed.claim > packed:
-            return None
+    def open(self, names: PageNames | None = None, tokens: int = 0) -> PageTable:
+        """A table for a new sequence. If the ``names`` of the whole pages of its ``tokens`` tokens are told,
+        it begins behind as many of them as are still held, all but the last token at most
+        (``PageTable.tokens`` says how many)."""
+        table = PageTable(Holding(self.exact), Holding(self.packed), self.layout.sink_pages, names)
+        if names is not None:
+            most, held = self.most_held(tokens), self.held(names, tokens)
+            known = held
+            while known < most and self._known(names, known):
+                known += 1
+            table.borders = (most, known)
+            if held:
+                self._begin(table, names, held)
         self.tables.add(table)
         return table
 
-    def evict(self, table: PageTable, start: int) -> int:
-        """Gives back what a new token at ``start`` must not see any more; how many tokens that is."""
-        gap = self._gap(start // self.layout.page_tokens) * self.layout.page_tokens
-        fresh, sinks = gap - table.evicted, self.layout.sink_pages
+    def most_held(self, tokens: int) -> int:
+        """Behind how many pages a sequence of ``tokens`` tokens may begin: one token is left to compute."""
+        return self._whole(max(0, tokens - 1))
+
+    def held(self, names: PageNames, tokens: int) -> int:
+        """Behind how many of the pages of ``names`` a sequence of ``tokens`` tokens can begin now."""
+        pages = self.most_held(tokens)
+        while pages:
+            last = pages - 1
+            if self._found(names, pages, last):
+                seen = reversed(self._seen(pages))
+                missing = next((page for page in seen if not self._found(names, pages, page)), ABSENT)
+                if missing == ABSENT:
+                    return pages
+                last = missing
+            # Whoever goes on behind the missing page and before this border misses it as well.
+            pages = last
+        return 0
+
+    def _found(self, names: PageNames, query: int, page: int) -> bool:
+        """Whether there is all of ``page`` that a sequence at the border before page ``query`` needs."""
+        name = names[page]
+        return (not self.layout.exact(query, page) or self.exact.find(name) is not None) and (
+            not self.layout.packs(page) or self.packed.find(name) is not None
+        )
+
+    def _known(self, names: PageNames, page: int) -> bool:
+        """Whether there is ``page`` in the form that lasts."""
+        pool = self.packed if self.layout.packs(page) else self.exact
+        return pool.find(names[page]) is not None
+
+    def _seen(self, pages: int) -> list[int]:
+        """Those of the first ``pages`` pages that a token behind them sees."""
+        layout, tokens = self.layout, pages * self.layout.page_tokens
+        gap = self._gap(pages) * layout.page_tokens
+        return layout.seen(tokens, pages - 1, gap, layout.window)
+
+    def _begin(self, table: PageTable, names: PageNames, pages: int) -> None:
+        """The first ``pages`` pages of ``table`` are those with ``names``."""
+        table.tokens, table.sealed = pages * self.layout.page_tokens, pages
+        self.evict(table, table.tokens)
+        self._pass(table)
+        for holding in table.holdings:
+            holding.reach(pages)
+        for page in self._seen(pages):
+            place = self.exact.find(names[page])
+            if self.layout.exact(pages, page) and place is not None:
+                table.exact.share(page, place)
+            place = self.packed.find(names[page])
+            if self.layout.packs(page) and place is not None:
+                table.packed.share(page, place)
+
+    def fits(self, wanted: Iterable[tuple[PageTable, int]]) -> bool:
+        """Whether all of these tables can come to hold so many tokens, token by token, with what is free now.
+        Pages that they share with others and give back on their way are not counted twice: who shares may
+        still run out."""
+        exact, packed = len(self.exact.free), len(self.packed.free)
+        for table, most in wanted:
+            tokens = min(most, self.capacity)
+            exact -= max(0, self.layout.exact_pages(tokens) - table.exact.held)
+            packed -= max(0, self.layout.packed_pages(tokens) - table.packed.held)
+        return exact >= 0 and packed >= 0
+
+    def evict(self, table: PageTable, start: int) -> None:
+        """Gives back what a new token at ``start`` must not see any more."""
+        if self.context_pages == ALL:
+            return
+        gap = self._gap(self._whole(start)) * self.layout.page_tokens
+        sinks = self.layout.sink_pages
         for page in range(sinks + self._whole(table.evicted), sinks + self._whole(gap)):
             for holding in table.holdings:
                 holding.give(page)
         table.evicted = gap
         table.passed = max(table.passed, sinks + self._whole(gap))
-        return fresh
 
     def _whole(self, tokens: int) -> int:
         return tokens // self.layout.page_tokens
@@ -128,22 +190,40 @@ class Pages:
         is the last. As all visibility, this depends on the page alone."""
         return max(0, query_page + 1 - self.context_pages)
 
-    def room(self, table: PageTable, start: int, count: int) -> int:
-        """How many of ``count`` new tokens at ``start`` can be cached in this step: one at least."""
-        layout, own = self.layout, self._whole(start)
-        exact, packed = self._unreserved()
-        first = max(table.sealed, layout.sink_pages)
+    def _within(self, table: PageTable, start: int, count: int) -> bool:
+        """Whether new tokens at ``start`` neither begin a page nor fill one, and no page that drafts filled
+        is still to be sealed: most decodes, of which nothing in the tables changes."""
+        offset = start % self.layout.page_tokens
+        return 0 < offset < self.layout.page_tokens - count and table.sealed == self._whole(start)
+
+    def room(self, table: PageTable, start: int, count: int, accepted: int | None = None) -> int:
+        """How many of ``count`` new tokens at ``start`` can be cached in this step with the pages that are
+        free. They are all certain, or only ``accepted`` of them, for which there is room."""
+        if self._within(table, start, count):
+            return count
+        layout = self.layout
+        first = layout.pages(start)
+        while table.exact.has(first):
+            first += 1
         ends = [
-            (layout.pages(start) + table.exact.claim + exact) * layout.page_tokens,
+            (first + len(self.exact.free)) * layout.page_tokens,
             # All tokens of a step see the same gap.
-            max(self.context_pages, own + 1) * layout.page_tokens,
+            max(self.context_pages, self._whole(start) + 1) * layout.page_tokens,
         ]
-        if layout.compressed:
-            ends.append((first + table.packed.claim + packed + 1) * layout.page_tokens - 1)
-        return min(count, *(end - start for end in ends))
+        if layout.compressed and accepted is None:
+            first = max(table.sealed, layout.sink_pages)
+            while table.packed.has(first):
+                first += 1
+            ends.append((first + len(self.packed.free) + 1) * layout.page_tokens - 1)
+        elif layout.compressed and accepted is not None:
+            # Nobody sees a page compressed before its tokens are certain.
+            ends.append((self._whole(start + accepted) + layout.recent_pages + 1) * layout.page_tokens)
+        return max(0, min(count, *(end - start for end in ends)))
 
     def prepare(self, table: PageTable, start: int, count: int, accepted: int) -> None:
         """Hands out what a step writes: ``count`` new tokens at ``start``, ``accepted`` of them certain."""
+        if self._within(table, start, count):
+            return
         layout = self.layout
         for holding in table.holdings:
             holding.reach(layout.pages(start + count))
@@ -153,12 +233,34 @@ class Pages:
             if layout.packs(page):
                 table.packed.take(page)
 
-    def commit(self, table: PageTable, tokens: int) -> None:
-        """``tokens`` tokens are cached and accepted: seals their full pages, and gives back the exact pages
-        that no later query sees exactly, and what no layer sees at all."""
+    def commit(self, table: PageTable, tokens: int, drafted: int = 0) -> None:
+        """``tokens`` tokens are cached and accepted, the last ``drafted`` of them since the step: names the
+        pages that the step sealed, and gives back the exact pages that no later query sees exactly, and what
+        no layer sees at all."""
+        within = self._within(table, table.tokens, tokens - table.tokens)
+        table.tokens = tokens
+        if within and self.layout.window is None:
+            return
+        sealed = self._whole(tokens - drafted)
+        if table.names is not None:
+            for page in range(table.sealed, min(sealed, len(table.names))):
+                self._call(table, page, table.names[page])
+        table.sealed = max(table.sealed, sealed)
+        self._pass(table)
+
+    def _call(self, table: PageTable, page: int, name: bytes) -> None:
         layout = self.layout
-        table.tokens, table.sealed = tokens, self._whole(tokens)
-        while table.passed < table.sealed and not layout.exact(table.sealed, table.passed):
+        if layout.packs(page):
+            table.packed.call(page, name)
+        tail = any(border - layout.recent_pages <= page < border for border in table.borders)
+        if tail or page < layout.sink_pages or not layout.compressed:
+            table.exact.call(page, name)
+
+    def _pass(self, table: PageTable) -> None:
+        """Gives back what no query behind the tokens of ``table`` sees."""
+        layout, tokens = self.layout, table.tokens
+        query = self._whole(tokens)
+        while table.passed < table.sealed and not layout.exact(query, table.passed):
             table.exact.give(table.passed)
             table.passed += 1
         first = layout.first_page(tokens, layout.window)
@@ -171,101 +273,28 @@ class Pages:
                     holding.give(page)
         table.behind = first
 
-    def forkable(self, table: PageTable, tokens: int) -> int:
-        """Behind how many of the first ``tokens`` tokens of ``table`` another sequence can go on: all, or
-        those of so many whole pages that what a query there sees exactly is still held so."""
-        tokens = min(tokens, table.tokens)
-        if self._complete(table, tokens):
-            return tokens
-        whole = range(self._whole(tokens) * self.layout.page_tokens, 0, -self.layout.page_tokens)
-        return next((tokens for tokens in whole if self._complete(table, tokens)), 0)
-
-    def _complete(self, table: PageTable, tokens: int) -> bool:
-        """Whether ``table`` holds all that a token behind its first ``tokens`` sees."""
-        query = self._whole(tokens)
-        return all(
-            (table.exact.has(page) or not self._exact(query, page))
-            and (table.packed.has(page) or not self._packed(query, page))
-            # What was given back last is most likely to lack.
-            for page in reversed(self._seen(tokens))
-        )
-
-    def _seen(self, tokens: int) -> list[int]:
-        """Pages with some of the first ``tokens`` tokens that a token behind them sees."""
-        layout, query = self.layout, self._whole(tokens)
-        gap = self._gap(query) * layout.page_tokens
-        return layout.seen(tokens, layout.pages(tokens) - 1, gap, layout.window)
-
-    def _exact(self, query: int, page: int) -> bool:
-        """Whether a sequence that is about to go on in page ``query`` holds ``page`` exact."""
-        return page == query or self.layout.exact(query, page)
-
-    def _packed(self, query: int, page: int) -> bool:
-        """Whether it holds ``page`` compressed."""
-        return page < query and self.layout.packs(page)
-
-    def fork(
-        self, table: PageTable, tokens: int, most: int, pool: Callable[[str], NDArray[np.uint8]]
-    ) -> PageTable | None:
-        """A table for a sequence of up to ``most`` tokens whose first ``tokens`` are those of ``table``
-        (``forkable`` says how many can be); None while others hold its pages.
-
-        Full pages are shared; the one that is not full is copied in ``pool`` (``Engine.pool``).
-        """
-        if tokens > table.tokens or not self._complete(table, tokens):
-            raise broken(f"a sequence cannot be forked behind its first {tokens} tokens")
-        query, fork = self._whole(tokens), self._table(most)
-        self.evict(fork, tokens)
-        self.commit(fork, tokens)
-        seen = self._seen(tokens)
-        copies = query in seen
-        if copies and not self.exact.free:
-            return None
-        self.tables.add(fork)
-        for holding in fork.holdings:
-            holding.reach(self.layout.pages(tokens))
-        for page in seen:
-            if page < query and self._exact(query, page):
-                fork.exact.share(page, table.exact)
-            if self._packed(query, page):
-                fork.packed.share(page, table.packed)
-        if copies:
-            fork.exact.take(query)
-        if min(self._unreserved()) < 0:
-            self.close(fork)
-            return None
-        if copies:
-            places = int(table.exact.places[query]), int(fork.exact.places[query])
-            copy_page(pool("exact"), self.layout.exact_page_bytes, *places)
-        return fork
-
-    def keep(self, table: PageTable) -> None:
-        """The sequence is over, but what it holds, the exact tail with it, stays for others to fork from
-        until it is closed. It claims nothing more."""
-        for holding in table.holdings:
-            holding.reserved = 0
-
     def close(self, table: PageTable) -> None:
-        """Gives everything back that nobody else holds."""
+        """Gives everything back that nobody else holds. The exact tail keeps its name, and the end of a
+        sequence is forgotten before its beginning."""
         self.tables.remove(table)
+        named = 0 if table.names is None else min(len(table.names), self._whole(table.tokens))
         for holding in table.holdings:
-            for _, page in list(holding.pairs()):
+            for page in reversed(holding.pages()):
+                if table.names is not None and page < named and holding is table.exact:
+                    holding.call(page, table.names[page])
                 holding.give(page)
 
     def check(self) -> None:
-        """Raises IC505 unless every page is free or held by the tables that it counts, and no reservation is
-        overdrawn."""
+        """Raises IC505 unless every page is free or held by the tables that it counts."""
         for pool in (self.exact, self.packed):
             holdings = [
                 holding for table in self.tables for holding in table.holdings if holding.pool is pool
             ]
-            pool.check(pair for holding in holdings for pair in holding.pairs())
+            pool.check(place for holding in holdings for place in holding.held_places())
             for holding in holdings:
-                counted = len(list(holding.pairs()))
+                counted = len(holding.pages())
                 if counted != holding.held:
                     raise broken(f"a page table holds {counted} {pool.name} pages, but counts {holding.held}")
-        if min(self._unreserved()) < 0:
-            raise broken("more pages are reserved than there are")
 
 
 def _no_room(layout: CacheLayout, capacity: int) -> InferCompileError:

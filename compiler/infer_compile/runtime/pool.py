@@ -1,17 +1,18 @@
 """The pages of one pool, and those of it that a sequence holds.
 
-Pages are counted, since sequences with a beginning in common hold some of them together. One that a sequence
-gives back before it ends will be replaced, by a page of its own if others still hold the old one.
+Pages are counted, since sequences with a beginning in common hold some of them together. A page that is full
+may be given a name, which tells what it holds. A page that nobody holds is free, but keeps its content and
+its name until it is handed out again: the free pages are the cache of prefixes, and there is no other. Pages
+without a name are handed out first, then those that were not used for longest.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .errors import InferCompileError, Problem
 from .step import Int32
@@ -29,81 +30,85 @@ def broken(message: str) -> InferCompileError:
     )
 
 
-def copy_page(pool: NDArray[np.uint8], page_bytes: int, source: int, target: int) -> None:
-    """Copies one page of a pool's bytes (``Engine.pool``) over another."""
-    pages = pool.reshape(-1, page_bytes)
-    pages[target] = pages[source]
-
-
 class Pool:
-    """How many sequences hold each page of one pool, and which are free.
+    """How many sequences hold each page of one pool, which are free, and which have a name."""
 
-    A sequence's pages before its page ``lasting`` are given back only when it ends.
-    """
-
-    def __init__(self, name: str, size: int, lasting: int) -> None:
+    def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
-        self.lasting = lasting
-        self.free = list(range(size - 1, -1, -1))
+        self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(size))
+        """In the order in which they are handed out."""
         self.holders = [0] * size
-        self.owed = 0
-        """Pages that will be taken when those who share a page that does not last give it back."""
+        self._names: list[bytes | None] = [None] * size
+        self._places: dict[bytes, int] = {}
 
     @property
     def used(self) -> int:
         return self.size - len(self.free)
 
     def take(self) -> int:
+        """A free page for one sequence; what it held is forgotten."""
         if not self.free:
             raise broken(f"the {self.name} pool of {self.size} pages ran out")
-        place = self.free.pop()
+        place, _ = self.free.popitem(last=False)
+        name = self._names[place]
+        if name is not None:
+            del self._places[name]
+            self._names[place] = None
         self.holders[place] = 1
         return place
 
-    def share(self, place: int, page: int) -> None:
-        """One more sequence holds ``place``, as its page ``page``."""
+    def share(self, place: int) -> None:
+        """One more sequence holds ``place``."""
+        if not self.holders[place]:
+            del self.free[place]
         self.holders[place] += 1
-        self.owed += page >= self.lasting
 
-    def give(self, place: int, page: int) -> None:
-        """A sequence no longer holds ``place`` as its page ``page``."""
+    def give(self, place: int) -> None:
+        """A sequence no longer holds ``place``."""
         self.holders[place] -= 1
-        if self.holders[place]:
-            self.owed -= page >= self.lasting
-        else:
-            self.free.append(place)
+        if not self.holders[place]:
+            self.free[place] = None
+            if self._names[place] is None:
+                self.free.move_to_end(place, last=False)
 
-    def check(self, held: Iterator[tuple[int, int]]) -> None:
-        """``held`` are all pairs of a place and the page that a sequence has there. Raises IC505 unless every
-        page is free or held, and as often as it is counted."""
-        pairs = list(held)
-        found = Counter(place for place, _ in pairs)
-        if sorted([*self.free, *found]) != list(range(self.size)):
+    def call(self, place: int, name: bytes) -> int:
+        """The page with ``name``: ``place`` from now on, unless another has it."""
+        found = self._places.setdefault(name, place)
+        if found == place:
+            self._names[place] = name
+        return found
+
+    def find(self, name: bytes) -> int | None:
+        """The page with ``name``, if it still holds what the name tells."""
+        return self._places.get(name)
+
+    def check(self, held: Iterable[int]) -> None:
+        """``held`` has each place as often as sequences hold it. Raises IC505 unless every page is free or
+        held, as often as it is counted, and names lead to the pages that bear them."""
+        found = Counter(held)
+        if len(self.free) + len(found) != self.size or not found.keys().isdisjoint(self.free):
             count = len(self.free) + len(found)
             raise broken(f"the {self.name} pool has {self.size} pages, but {count} are free or held")
-        if self.holders != [found[place] for place in range(self.size)]:
+        counted = all(self.holders[place] == count for place, count in found.items())
+        if not counted or sum(self.holders) != found.total():
             raise broken(f"the {self.name} pool counts other holders of its pages than there are")
-        moving = Counter(place for place, page in pairs if page >= self.lasting)
-        if self.owed != moving.total() - len(moving):
-            raise broken(f"the {self.name} pool counts {self.owed} pages to be replaced")
+        named = sum(name is not None for name in self._names)
+        if named != len(self._places) or any(
+            self._names[place] != name for name, place in self._places.items()
+        ):
+            raise broken(f"the {self.name} pool has pages by other names than their own")
 
 
 class Holding:
     """The pages of one form that a sequence holds: its page p lies at ``places[p]``, or -1."""
 
-    __slots__ = ("held", "places", "pool", "reserved")
+    __slots__ = ("held", "places", "pool")
 
-    def __init__(self, pool: Pool, pages: int, reserved: int) -> None:
+    def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.places: Int32 = np.full(pages, ABSENT, np.int32)
+        self.places: Int32 = np.empty(0, np.int32)
         self.held = 0
-        self.reserved = reserved
-
-    @property
-    def claim(self) -> int:
-        """Pages that are reserved and not taken."""
-        return max(0, self.reserved - self.held)
 
     def has(self, page: int) -> bool:
         return page < len(self.places) and bool(self.places[page] != ABSENT)
@@ -120,19 +125,30 @@ class Holding:
             self.places[page] = self.pool.take()
             self.held += 1
 
-    def share(self, page: int, other: Holding) -> None:
-        """The same page as ``other``'s."""
-        self.places[page] = other.places[page]
-        self.pool.share(int(self.places[page]), page)
+    def share(self, page: int, place: int) -> None:
+        """Holds ``place``, which others may hold too, as its page ``page``."""
+        self.pool.share(place)
+        self.places[page] = place
         self.held += 1
+
+    def call(self, page: int, name: bytes) -> None:
+        """``page`` is full and bears ``name``; a page of that name that others wrote replaces it."""
+        own = int(self.places[page])
+        place = self.pool.call(own, name)
+        if place != own:
+            self.pool.share(place)
+            self.pool.give(own)
+            self.places[page] = place
 
     def give(self, page: int) -> None:
         if self.has(page):
-            self.pool.give(int(self.places[page]), page)
+            self.pool.give(int(self.places[page]))
             self.places[page] = ABSENT
             self.held -= 1
 
-    def pairs(self) -> Iterator[tuple[int, int]]:
-        """Places and the pages that lie there."""
-        for page in np.flatnonzero(self.places != ABSENT).tolist():
-            yield int(self.places[page]), page
+    def pages(self) -> list[int]:
+        """The pages that are held, in order."""
+        return np.flatnonzero(self.places != ABSENT).tolist()
+
+    def held_places(self) -> Iterator[int]:
+        return iter(self.places[self.places != ABSENT].tolist())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
 
 from .formats.program import Limits
 from .pages import Pages, PageTable
-from .sequence import Ending, Sequence
-from .step import SequenceStep
+from .sequence import NO_DRAFTS, Ending, Sequence
+from .step import Int32, SequenceStep
 
 
 class QueueFull(Exception):
@@ -17,29 +17,65 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A sequence's share of a step. For it ``evicted`` tokens of the sequence were dropped."""
+    """A sequence's share of a step: tokens of its own, the last ``drafts`` of them guessed."""
 
     sequence: Sequence
     table: PageTable
     step: SequenceStep
+    drafts: int
     evicted: int
+    """Tokens of the sequence that were dropped for it."""
+
+    def drawn(self, tokens: Int32) -> list[int]:
+        """Of what was sampled behind its rows, what the sequence gets: as long as drafts are what was drawn,
+        the row behind them stands for the next token."""
+        drawn: list[int] = tokens.tolist()
+        if not self.drafts:
+            return drawn
+        guessed = self.step.tokens[len(self.step.tokens) - self.drafts :].tolist()
+        for place, draft in enumerate(guessed):
+            if draft != drawn[place]:
+                return drawn[: place + 1]
+        return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The next step, who begins with it, and how many had to give their pages to others."""
+
+    work: list[Work]
+    admitted: list[Sequence]
+    preempted: int
 
 
 class Scheduler:
     """Who computes how many tokens in the next step.
 
-    Sequences one token behind go first (decodes never wait for a prompt), then prompts in chunks and in order
-    of arrival, then the queue is admitted, in order, as far as pages and budget go. Nobody is admitted before
-    everybody who runs had a token, so no more run than a step has tokens, and every decode is in every step.
+    All are served by rank: lower priority first, of equals who came first. Every running sequence that is one
+    token behind is in every step: no more run than a step has tokens. Then the queue is admitted, in order,
+    as long as the tokens of everybody who runs, and a page of new ones each, fit into the free pages; but who
+    begins as somebody does whose prompt is under way waits for those pages, and others pass. What decodes
+    leave of the budget goes to prompts: half of it to the first by rank, which thus always comes to
+    its end, the rest, within a priority, to those that have least left, so that a long prompt does not hold
+    up the short ones behind it. What is left at last verifies drafts.
+
+    Pages are not reserved. Who finds none takes them from who ranks last, which computes its tokens again
+    when there is room: engines' results depend on neither chunks nor company, so nobody's answer changes. The
+    first by rank can take from everybody, and alone each fits; so it always gets on, and everybody ends.
     """
 
     def __init__(self, pages: Pages, limits: Limits, queue: int) -> None:
         self.pages = pages
         self.budget = limits.max_batch_tokens
+        self.outputs = limits.max_outputs
         self.most_running = limits.max_sequences
         self.queue = queue
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        """Both by rank."""
+        self._arrivals = 0
+        self._blocked: tuple[Sequence, int, int, int] | None = None
+        """Who waits for pages, and what there was when there were too few."""
 
     @property
     def idle(self) -> bool:
@@ -50,42 +86,125 @@ class Scheduler:
         present = len(self.waiting) + len(self.running)
         if present + len(sequences) > self.most_running + self.queue:
             raise QueueFull
-        self.waiting.extend(sequences)
+        for sequence in sequences:
+            self._arrivals += 1
+            sequence.rank = (sequence.request.priority, self._arrivals)
+            insort(self.waiting, sequence, key=_rank)
 
-    def schedule(self, now: float) -> list[Work]:
-        """The next step; empty only when nothing is left to do."""
-        work: list[Work] = []
-        budget = self.budget
-        for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
-            if budget and sequence.table is not None:
-                work.append(self._take(sequence, sequence.table, budget))
-                budget -= len(work[-1].step.tokens)
-        while self.waiting and budget and len(self.running) < self.most_running:
-            table = self.pages.open(self.waiting[0].most_cached)
-            if table is None:
+    def schedule(self, now: float) -> Schedule:
+        """The next step; without work only when nothing is left to do."""
+        step = _Step(self)
+        for sequence in list(self.running):
+            if sequence.pending == 1:
+                step.take(sequence, 1)
+        admitted = self._admit(step, now)
+        self._compute_prompts(step)
+        step.verify_drafts()
+        return Schedule(step.work(), admitted, step.preempted)
+
+    def _admit(self, step: _Step, now: float) -> list[Sequence]:
+        """Moves sequences from the queue into the batch; those that begin for the first time."""
+        admitted: list[Sequence] = []
+        for sequence in list(self.waiting):
+            if self._full and self.running[-1].rank < sequence.rank:
                 break
-            sequence = self.waiting.popleft()
-            sequence.table = table
-            sequence.times.admitted = now
-            self.running.append(sequence)
-            work.append(self._take(sequence, table, budget))
-            budget -= len(work[-1].step.tokens)
-        return work
+            if self._follows(sequence):
+                continue
+            while self._full or not self._open(sequence):
+                if not self.running or self.running[-1].rank < sequence.rank:
+                    return admitted
+                step.preempt(self.running[-1])
+            self.waiting.remove(sequence)
+            insort(self.running, sequence, key=_rank)
+            if not sequence.times.admitted:
+                sequence.times.admitted = now
+                sequence.cached_tokens = sequence.computed
+                admitted.append(sequence)
+        return admitted
 
-    def _take(self, sequence: Sequence, table: PageTable, budget: int) -> Work:
-        evicted = self.pages.evict(table, sequence.computed)
-        count = self.pages.room(table, sequence.computed, min(sequence.pending, budget))
-        self.pages.prepare(table, sequence.computed, count, count)
-        return Work(sequence, table, sequence.step(table, count), evicted)
+    @property
+    def _full(self) -> bool:
+        return len(self.running) == min(self.most_running, self.budget)
 
-    def cancelled(self) -> list[Sequence]:
-        """Sequences that nobody waits for any more; the caller finishes them."""
-        return [sequence for sequence in [*self.running, *self.waiting] if sequence.cancelled]
+    def _follows(self, sequence: Sequence) -> bool:
+        """Whether ``sequence`` is better off waiting: somebody of better rank is about to compute pages that
+        it begins with as well. That one is told to keep what a sequence needs to go on where they part."""
+        if sequence.leader is not None:
+            table, border = sequence.leader
+            if table in self.pages.tables and table.sealed < border:
+                return True
+            sequence.leader = None
+        sequence.name_pages()
+        for other in self.running:
+            if other.table is None or other.pending == 1 or other.rank > sequence.rank:
+                continue
+            border = min(sequence.names.common(other.names), self.pages.most_held(sequence.length))
+            if other.table.sealed < border > self.pages.held(sequence.names, sequence.length):
+                other.table.borders = (*other.table.borders, border)
+                sequence.leader = (other.table, border)
+                return True
+        return False
 
-    def commit(self, work: Work) -> None:
-        """The step of ``work`` is done: its tokens are in the cache."""
-        work.sequence.computed += len(work.step.tokens)
-        self.pages.commit(work.table, work.sequence.computed)
+    def _open(self, sequence: Sequence) -> bool:
+        """Opens a table for ``sequence`` if there are pages for it beside everybody who runs."""
+        pages = self.pages
+        state = (sequence, len(self.running), len(pages.exact.free), len(pages.packed.free))
+        if state == self._blocked:
+            return False
+        table = pages.open(sequence.names, sequence.length)
+        everybody = [(sequence, table), *((other, other.table) for other in self.running)]
+        more = pages.layout.page_tokens
+        if not pages.fits(
+            (held, min(one.length + more, one.most_cached)) for one, held in everybody if held is not None
+        ):
+            pages.close(table)
+            self._blocked = state
+            return False
+        sequence.table, sequence.computed = table, table.tokens
+        return True
+
+    def _compute_prompts(self, step: _Step) -> None:
+        prompts = [sequence for sequence in self.running if sequence not in step.counts]
+        if not prompts:
+            return
+        left = step.budget
+        shares = dict.fromkeys(prompts, 0)
+        first = prompts[0]
+        shares[first] = min(first.pending, -(-left // 2))
+        left -= shares[first]
+        for sequence in sorted(prompts, key=lambda one: (one.request.priority, one.pending)):
+            more = min(sequence.pending - shares[sequence], left)
+            shares[sequence] += more
+            left -= more
+        for sequence in prompts:
+            if shares[sequence] and sequence.table is not None:
+                step.take(sequence, shares[sequence])
+
+    def overdue(self, now: float) -> list[tuple[Sequence, Ending]]:
+        """Sequences that nobody waits for any more, and why; the caller finishes them."""
+        present = [*self.running, *self.waiting]
+        return [(sequence, why) for sequence in present if (why := sequence.overdue(now)) is not None]
+
+    def commit(self, work: Work, drawn: int) -> None:
+        """The step of ``work`` is done and its tokens are in the cache; ``drawn`` tokens were drawn and
+        added to the sequence, all but one of which are drafts that were right."""
+        sequence, drafted = work.sequence, max(0, drawn - 1)
+        sequence.computed += work.step.accepted + drafted
+        sequence.drafts = NO_DRAFTS
+        if self._fills(work.table, work.step):
+            sequence.name_pages()
+        self.pages.commit(work.table, sequence.computed, drafted)
+
+    def _fills(self, table: PageTable, step: SequenceStep) -> bool:
+        return (step.start + step.accepted) // self.pages.layout.page_tokens > table.sealed
+
+    def preempt(self, sequence: Sequence) -> None:
+        """``sequence`` gives its pages to others, and waits for new ones."""
+        self.running.remove(sequence)
+        self._close(sequence)
+        sequence.computed = 0
+        sequence.drafts = NO_DRAFTS
+        insort(self.waiting, sequence, key=_rank)
 
     def finish(self, sequence: Sequence, ending: Ending, now: float) -> None:
         """Takes ``sequence`` out and gives its pages back."""
@@ -93,7 +212,86 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self.running.remove(sequence)
-            self.pages.close(sequence.table)
-            sequence.table = None
+            self._close(sequence)
         sequence.ending = ending
         sequence.times.ended = now
+
+    def _close(self, sequence: Sequence) -> None:
+        if sequence.table is not None:
+            self.pages.close(sequence.table)
+            sequence.table = None
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
+
+
+class _Step:
+    """A step while it is put together: who computes how many tokens, and the pages for them."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._pages = scheduler.pages
+        self._drafts: dict[Sequence, int] = {}
+        self._evicted: dict[Sequence, int] = {}
+        self.counts: dict[Sequence, int] = {}
+        """Tokens that are certain, of each sequence."""
+        self.preempted = 0
+
+    @property
+    def budget(self) -> int:
+        """Tokens that are left."""
+        return self._scheduler.budget - sum(self.counts.values())
+
+    def take(self, sequence: Sequence, count: int) -> None:
+        """Up to ``count`` tokens of ``sequence``, and one at least, for which those who rank behind it give
+        their pages; none if it ranks last itself, and gives its own."""
+        table, start = sequence.table, sequence.computed
+        if table is None:
+            return
+        before = sequence.evicted
+        self._pages.evict(table, start)
+        while not (room := self._pages.room(table, start, count)):
+            last = self._scheduler.running[-1]
+            self.preempt(last)
+            if last is sequence:
+                return
+        self._pages.prepare(table, start, room, room)
+        sequence.evicted = max(before, table.evicted)
+        self._evicted[sequence] = sequence.evicted - before
+        self.counts[sequence] = room
+
+    def preempt(self, sequence: Sequence) -> None:
+        self._scheduler.preempt(sequence)
+        self.counts.pop(sequence, None)
+        self.preempted += 1
+
+    def verify_drafts(self) -> None:
+        """Gives what is left of budget, rows and free pages to drafts, by rank."""
+        drafting = [one for one in self.counts if len(one.drafts) and one.draftable]
+        if not drafting:
+            return
+        drawing = sum(one.pending == count for one, count in self.counts.items())
+        left = min(self.budget, self._scheduler.outputs - drawing)
+        for sequence in drafting:
+            table, start = sequence.table, sequence.computed
+            most = min(left, len(sequence.drafts), sequence.most_cached - sequence.length)
+            if table is None or most <= 0:
+                continue
+            count = self._pages.room(table, start, 1 + most, 1)
+            self._pages.prepare(table, start, count, 1)
+            self._drafts[sequence] = count - 1
+            left -= count - 1
+
+    def work(self) -> list[Work]:
+        return [
+            Work(
+                sequence,
+                sequence.table,
+                sequence.step(sequence.table, count, self._drafts.get(sequence, 0)),
+                self._drafts.get(sequence, 0),
+                self._evicted[sequence],
+            )
+            for sequence, count in self.counts.items()
+            if sequence.table is not None
+        ]

@@ -11,15 +11,18 @@ import numpy as np
 from .errors import Problem
 from .logprobs import TokenLogprobs
 from .pages import PageTable
+from .prefix import PageNames
+from .rule import Rule
 from .sampling import Controls, Sampler
-from .step import Int32, SequenceStep
+from .step import Int32, Sampling, SequenceStep
 from .stops import StopStrings
 from .tokenizer import Detokenizer, Tokenizer
 
 FinishReason = Literal["stop", "length"]
-Ending = Literal["stop", "length", "cancelled", "error"]
+Ending = Literal["stop", "length", "cancelled", "deadline", "error"]
 FIRST_ROOM = 4096
 """Generated tokens that a sequence has room for at first."""
+NO_DRAFTS: Int32 = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,21 @@ class Request:
     """Tokens that end the text and are no part of it."""
     logprobs: int | None = None
     """How many likeliest tokens to report beside each drawn one; None reports nothing."""
+    rule: Rule | None = None
+    """What the text follows; a text cut by ``max_tokens`` is the beginning of one that does."""
+    forced: Int32 = field(default_factory=lambda: np.empty(0, np.int32))
+    """Tokens that ``rule`` makes the first of the answer; they are the end of the prompt, for which
+    log-probabilities are asked, and count among ``max_tokens``."""
+    keep_stop: bool = False
+    """Whether the text holds the stop string that ends it."""
+    keep_special: bool = False
+    """Whether special tokens have a text."""
+    priority: int = 0
+    """Lower is served first, as in vLLM."""
+    deadline: float | None = None
+    """Monotonic seconds after which nobody waits for the answer."""
+    salt: str = ""
+    """Requests of another salt share no cached prefix with this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +90,14 @@ class Times:
 class Sequence:
     """A request under way: its tokens, and how many of them the cache holds (``computed``).
 
-    Scheduling knows one rule: ``computed`` chases ``length``. A prompt is far behind, a decode one token.
+    Scheduling knows one rule: ``computed`` chases ``length``. A prompt is far behind, a decode one token, and
+    who lost its pages begins anew. ``drafts`` are guesses of what comes behind ``length``: the next step may
+    verify them.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, sink: Sink, now: float) -> None:
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, sink: Sink, now: float, page_tokens: int
+    ) -> None:
         self.request = request
         self.sink = sink
         self.prompt_tokens = len(request.prompt)
@@ -85,15 +107,34 @@ class Sequence:
         self._tokens[: self.prompt_tokens] = request.prompt
         self.length = self.prompt_tokens
         self.computed = 0
+        self.cached_tokens = 0
+        """Tokens of the prompt that the cache held already when the sequence began."""
         self.evicted = 0
         """Tokens that the cache held and dropped."""
+        self.drafts = NO_DRAFTS
+        self.rank = (request.priority, 0)
+        """Who is served first: by priority, then by arrival."""
         self.table: PageTable | None = None
+        self.names = PageNames(page_tokens, request.salt)
+        self.leader: tuple[PageTable, int] | None = None
+        """Whose pages it waits for, and how many."""
         self.cancelled = False
         self.ending: Ending | None = None
         self.times = Times(arrived=now)
-        self._sampler = Sampler(request.controls, request.prompt)
-        self._detokenizer = Detokenizer(tokenizer, request.prompt)
-        self._stops = StopStrings(request.stop)
+        guide = request.rule.matcher() if request.rule is not None else None
+        prompt = np.concatenate([request.prompt, request.forced])
+        self._sampler = Sampler(request.controls, prompt, guide, request.stop_ids, len(request.forced))
+        self._detokenizer = Detokenizer(tokenizer, request.prompt, request.keep_special)
+        self._stops = StopStrings(request.stop, request.keep_stop)
+
+    @property
+    def tokens(self) -> Int32:
+        """The prompt and all that was drawn."""
+        return self._tokens[: self.length]
+
+    @property
+    def sampling(self) -> Sampling:
+        return self._sampler.sampling()
 
     @property
     def pending(self) -> int:
@@ -105,24 +146,48 @@ class Sequence:
         return self.length - self.prompt_tokens
 
     @property
+    def answered(self) -> int:
+        """Generated tokens behind those that were forced."""
+        return max(0, self.generated - len(self.request.forced))
+
+    @property
     def most_cached(self) -> int:
         """Tokens that the cache ever holds; the last drawn token is never computed."""
         return self.most - 1
 
-    def step(self, table: PageTable, count: int) -> SequenceStep:
-        """The next ``count`` pending tokens as the engine takes them; a token is drawn behind the last."""
+    @property
+    def draftable(self) -> bool:
+        """Whether the next step draws one token, and could draw more behind it if they were guessed: what is
+        drawn must not change how the next is."""
+        return self.pending == 1 and self.length < self.most_cached and self._sampler.plain
+
+    def overdue(self, now: float) -> Ending | None:
+        """Why nobody waits for it any more, if so."""
+        if self.cancelled:
+            return "cancelled"
+        deadline = self.request.deadline
+        return "deadline" if deadline is not None and now > deadline else None
+
+    def name_pages(self) -> None:
+        """Names the pages that its tokens fill."""
+        self.names.reach(self.tokens)
+
+    def step(self, table: PageTable, count: int, drafts: int) -> SequenceStep:
+        """The next ``count`` pending tokens as the engine takes them, and the first ``drafts`` drafts behind
+        them; a token is drawn behind the last of the sequence's own, and one behind each draft."""
         end = self.computed + count
-        self.evicted = table.evicted
+        tokens = self._tokens[self.computed : end]
         return SequenceStep(
-            tokens=self._tokens[self.computed : end],
+            tokens=np.concatenate([tokens, self.drafts[:drafts]]) if drafts else tokens,
             start=self.computed,
             accepted=count,
             sealed=table.sealed,
             exact=table.exact.places,
             packed=table.packed.places,
-            outputs=1 if end == self.length else 0,
+            outputs=1 + drafts if end == self.length else 0,
             evicted=table.evicted,
             sampling=self._sampler.sampling(),
+            mask=self._sampler.mask,
         )
 
     def push(self, token: int, logprobs: TokenLogprobs | None, now: float) -> Delta | None:
@@ -135,6 +200,8 @@ class Sequence:
         self.times.first = self.times.first or now
         self.times.last = now
         told = (logprobs,) if logprobs is not None else ()
+        if not self.answered:
+            return Delta(self._detokenizer.push(token), told)
         if token in self.request.stop_ids:
             return self._end(self._detokenizer.flush(), told, "stop")
         text = self._detokenizer.push(token)

@@ -87,6 +87,11 @@ class Tokenizer:
         """The text of ``ids``, special tokens left out unless ``special``."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=not special))
 
+    def special_id(self, text: str) -> int | None:
+        """The id of ``text`` if it is one special token, which decoding leaves out unless told otherwise."""
+        id: int | None = self._tokenizer.token_to_id(text) if text else None
+        return id if id is not None and self.decode([id]) == "" else None
+
     def token(self, id: int) -> tuple[str, bytes | None]:
         """One token's text, and its bytes where known; a part of a character reads ``bytes:\\xc3``."""
         text = self.decode([id], special=True)
@@ -113,8 +118,10 @@ def _bytes_of(name: str) -> bytes | None:
 class Detokenizer:
     """Text of a growing sequence, given out as soon as it is certain: no character is ever cut."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Int32) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Int32, special: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._special = special
+        """Whether special tokens have a text."""
         self._ids: list[int] = prompt[-CONTEXT:].tolist()
         # The first ids are given out already; they are decoded again so that what follows joins on.
         self._given = len(self._ids)
@@ -129,8 +136,8 @@ class Detokenizer:
         return self._next(True)
 
     def _next(self, certain: bool) -> str:
-        before = self._tokenizer.decode(self._ids[: self._given])
-        text = self._tokenizer.decode(self._ids)
+        before = self._tokenizer.decode(self._ids[: self._given], special=self._special)
+        text = self._tokenizer.decode(self._ids, special=self._special)
         if len(text) <= len(before) or (text.endswith(UNFINISHED) and not certain):
             return ""
         self._ids = self._ids[self._given :]

@@ -138,8 +138,6 @@ def _nothing(asked: Deployment, chosen: Candidate) -> str:
     """Why there was nothing to choose from."""
     name = chosen.engine.name
     methods = support.methods(chosen.engine, asked.graph, asked.target)[1:]
-    if not chosen.engine.speculation:
-        return f"the {name} engine of this version drafts nothing"
     if not methods:
         return f"{name} drafts nothing for {asked.graph.architecture} on {asked.target.name}"
     return f"{name} drafts by {listed(methods)}, and no drafter is known for {asked.graph.name}"

@@ -42,7 +42,8 @@ class Memory:
 class Held:
     """What a copy keeps: ``sequences`` in flight, of which one may be ``context`` tokens long and the others
     are of the ``typical`` length; steps of ``budget`` tokens; and beside the model's own a draft of
-    ``draft_bytes`` with ``draft_token_bytes`` of cache per token.
+    ``draft_bytes`` with ``draft_token_bytes`` of cache per token; our own engine keeps ``draft_token_values``
+    floats for each token of its steps, and ``draft_output_values`` for each whose logits it computes.
 
     Sequences that grow beyond what is typical wait for one another; none is refused.
     """
@@ -53,6 +54,8 @@ class Held:
     budget: Ints
     draft_bytes: Floats = 0.0
     draft_token_bytes: Floats = 0.0
+    draft_token_values: Floats = 0.0
+    draft_output_values: Floats = 0.0
 
 
 def memory(
@@ -70,8 +73,9 @@ def memory(
             kept_bytes(shape, cache, tokens, tensor) for tokens in (held.context, held.typical)
         )
         kv = (longest + (np.asarray(held.sequences) - 1) * others) / stages
-    tokens = held.context + (np.asarray(held.sequences) - 1) * held.typical
-    draft = held.draft_bytes / tensor + tokens * held.draft_token_bytes / tensor
+    draft = draft_bytes(cache, held) / tensor
+    if engine.activations is None:
+        draft = draft + row_bytes(held.draft_token_values, held.draft_output_values, held)
     overhead = engine.overhead_gib.value * GIB + engine.weight_overhead_fraction.value * weights
     return Memory(
         weights=weights,
@@ -114,11 +118,24 @@ def activation_bytes(shape: Shape, rule: Activations, budget: Ints, tensor: Ints
     return taken
 
 
+def draft_bytes(cache: Cache, held: Held) -> Floats:
+    """The draft's weights, and its cache in pages as the model's own."""
+    longest, others = (-(-tokens // cache.page_tokens) for tokens in (held.context, held.typical))
+    tokens = (longest + (np.asarray(held.sequences) - 1) * others) * cache.page_tokens
+    return held.draft_bytes + tokens * held.draft_token_bytes
+
+
 def buffer_bytes(shape: Shape, stored: Stored, held: Held) -> Floats:
     """In our own engine, a row of every buffer for each token of the largest step and each row of logits."""
+    return row_bytes(stored.token_values, shape.output_values, held)
+
+
+def row_bytes(token_values: Floats, output_values: Floats, held: Held) -> Floats:
+    """Rows of buffers that are so many values wide together, for each token of the largest step and each row
+    of logits."""
     budget = np.asarray(held.budget)
     outputs = np.minimum(budget, 8 * np.asarray(held.sequences))
-    values: Floats = stored.token_values * budget + shape.output_values * outputs
+    values: Floats = token_values * budget + output_values * outputs
     return FLOAT_BYTES * values
 
 

@@ -41,6 +41,23 @@ class Serving(_Frozen):
     port: int
 
 
+class Draft(_Frozen):
+    """The model that drafts: the checkpoint, and the sha256 of its program."""
+
+    source: Source
+    program: str
+
+
+class Speculation(_Frozen):
+    """At most ``tokens`` are drafted for a sequence in a step, of which the share ``acceptance`` is expected
+    to be kept; ``draft`` is None where no model drafts."""
+
+    method: Literal["ngram", "draft"]
+    tokens: int
+    acceptance: float
+    draft: Draft | None
+
+
 class Asked(_Frozen):
     """What was to be built, before anything was measured or fitted: the sha256 of the program as planned, and
     of the texts that the build held its quality on and calibrated its cache on, if it did."""
@@ -66,6 +83,7 @@ class Manifest(_Frozen):
     source: Source
     engine: Engine
     serving: Serving
+    speculation: Speculation | None = None
     toolchain: dict[str, str]
     files: dict[str, File]
     digest: str = ""

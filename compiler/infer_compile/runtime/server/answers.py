@@ -9,15 +9,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..logprobs import TokenLogprobs
-from ..sequence import Delta, FinishReason, Sequence
+from ..sequence import Delta, Sequence
 from ..tokenizer import Tokenizer
+from .calls import Called, Calls, Piece
+from .requests import Work
 
 
-def usage(sequences: list[Sequence]) -> dict[str, Any]:
-    """OpenAI's counts, and how many tokens were dropped from what the model saw, if any were."""
-    prompt = sum(sequence.prompt_tokens for sequence in sequences)
-    completion = sum(sequence.generated for sequence in sequences)
-    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+def usage(sequences: list[Sequence], choices: int) -> dict[str, Any]:
+    """OpenAI's counts, and how many tokens were dropped from what the model saw, if any were. A prompt counts
+    once, however many of the ``sequences``, ``choices`` for each, answer it."""
+    prompts = sequences[::choices]
+    prompt = sum(sequence.prompt_tokens + len(sequence.request.forced) for sequence in prompts)
+    cached = sum(sequence.cached_tokens for sequence in prompts)
+    completion = sum(sequence.answered for sequence in sequences)
+    counts = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
     return counts | dropped(sum(sequence.evicted for sequence in sequences))
 
 
@@ -27,58 +37,99 @@ def dropped(tokens: int) -> dict[str, Any]:
 
 
 class Choice:
-    """One answer as far as it is known."""
+    """One answer as far as it is known; ``calls`` finds calls of tools in its text."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls | None) -> None:
         self.texts: list[str] = []
         self.logprobs: list[TokenLogprobs] = []
-        self.finish: FinishReason | None = None
+        self.finish: str | None = None
+        self.called: list[dict[str, Any]] = []
+        """In OpenAI's form."""
+        self._calls = calls
 
-    def add(self, delta: Delta) -> None:
-        self.texts.append(delta.text)
+    def add(self, delta: Delta) -> list[Piece]:
+        """What ``delta`` adds."""
         self.logprobs.extend(delta.logprobs)
-        self.finish = delta.finish
+        pieces: list[Piece] = [delta.text] if delta.text else []
+        if self._calls is not None:
+            pieces = self._calls.push(delta.text)
+            if delta.finish is not None:
+                pieces += self._calls.flush()
+        for piece in pieces:
+            if isinstance(piece, str):
+                self.texts.append(piece)
+            elif isinstance(piece, Called):
+                self.called.append(_call(piece.name))
+            else:
+                self.called[piece.index]["function"]["arguments"] += piece.text
+        self.finish = "tool_calls" if self.called and delta.finish == "stop" else delta.finish
+        return pieces
+
+
+def _call(name: str) -> dict[str, Any]:
+    return {
+        "id": f"call_{uuid.uuid4().hex[:24]}",
+        "type": "function",
+        "function": {"name": name, "arguments": ""},
+    }
 
 
 class Answer(ABC):
-    """One response of ``choices`` choices, written as a whole or chunk by chunk."""
+    """One response to ``work``, written as a whole or chunk by chunk."""
 
     prefix: str
     whole_object: str
     chunk_object: str
 
     def __init__(
-        self, model: str, fingerprint: str, tokenizer: Tokenizer, choices: int, wants_logprobs: bool
+        self, request_id: str, model: str, fingerprint: str, tokenizer: Tokenizer, work: Work
     ) -> None:
-        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
-        self.choices = [Choice() for _ in range(choices)]
+        self.id = f"{self.prefix}-{request_id}"
+        tools = work.tools
+        self.choices = [Choice(None if tools is None else tools.calls()) for _ in work.requests]
         self._common = {"created": int(time.time()), "model": model, "system_fingerprint": fingerprint}
         self._tokenizer = tokenizer
-        self._wants_logprobs = wants_logprobs
+        self._work = work
+        self._wants_logprobs = work.requests[0].logprobs is not None
 
     def add(self, index: int, delta: Delta) -> None:
         self.choices[index].add(delta)
 
     def whole(self, sequences: list[Sequence]) -> dict[str, Any]:
         choices = [
-            {"index": index, "finish_reason": choice.finish, "logprobs": self._logprobs(choice.logprobs, 0)}
-            | self._content("".join(choice.texts))
+            {
+                "index": index,
+                "finish_reason": choice.finish,
+                "logprobs": self._logprobs(choice.logprobs, index),
+            }
+            | self._content(index, choice)
             for index, choice in enumerate(self.choices)
         ]
-        return self._body(self.whole_object, choices) | {"usage": usage(sequences)}
+        return self._body(self.whole_object, choices) | self.usage(sequences)
+
+    def usage(self, sequences: list[Sequence]) -> dict[str, Any]:
+        return {"usage": usage(sequences, self._work.choices)}
 
     def usage_chunk(self, sequences: list[Sequence]) -> dict[str, Any]:
-        return self._body(self.chunk_object, []) | {"usage": usage(sequences)}
+        return self._body(self.chunk_object, []) | self.usage(sequences)
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """Chunks before the first piece."""
-        yield from ()
+        for index in range(len(self.choices)):
+            if (first := self._first(index)) is not None:
+                choice = {"index": index, "finish_reason": None, "logprobs": None} | first
+                yield self._body(self.chunk_object, [choice])
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
-        """The chunk for a piece of choice ``index``; every piece is told once and in order."""
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        """The chunk for a piece of choice ``index``; every piece is told once and in order. None for text
+        that may yet turn out to be the beginning of a call."""
+        choice = self.choices[index]
+        pieces = choice.add(delta)
+        if not (pieces or delta.logprobs or delta.finish):
+            return None
         logprobs = self._logprobs(list(delta.logprobs), index)
-        choice = {"index": index, "finish_reason": delta.finish, "logprobs": logprobs}
-        return self._body(self.chunk_object, [choice | self._delta(delta)]) | dropped(delta.evicted)
+        told = {"index": index, "finish_reason": choice.finish, "logprobs": logprobs}
+        return self._body(self.chunk_object, [told | self._delta(choice, pieces)]) | dropped(delta.evicted)
 
     def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, **self._common, "choices": choices}
@@ -87,10 +138,13 @@ class Answer(ABC):
         return self._told(tokens, index) if self._wants_logprobs else None
 
     @abstractmethod
-    def _content(self, text: str) -> dict[str, Any]: ...
+    def _first(self, index: int) -> dict[str, Any] | None: ...
 
     @abstractmethod
-    def _delta(self, delta: Delta) -> dict[str, Any]: ...
+    def _content(self, index: int, choice: Choice) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _delta(self, choice: Choice, pieces: list[Piece]) -> dict[str, Any]: ...
 
     @abstractmethod
     def _told(self, tokens: list[TokenLogprobs], index: int) -> dict[str, Any]: ...
@@ -101,17 +155,27 @@ class ChatAnswer(Answer):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def opening(self) -> Iterator[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
-        yield self._body(
-            self.chunk_object, [{"index": 0, "finish_reason": None, "logprobs": None, "delta": delta}]
-        )
+    def _first(self, index: int) -> dict[str, Any]:
+        return {"delta": {"role": "assistant", "content": ""}}
 
-    def _content(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def _content(self, index: int, choice: Choice) -> dict[str, Any]:
+        text = "".join(choice.texts)
+        message = {"role": "assistant", "content": text or None if choice.called else text, "refusal": None}
+        return {"message": message | ({"tool_calls": choice.called} if choice.called else {})}
 
-    def _delta(self, delta: Delta) -> dict[str, Any]:
-        return {"delta": {"content": delta.text} if delta.text else {}}
+    def _delta(self, choice: Choice, pieces: list[Piece]) -> dict[str, Any]:
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        calls: dict[int, dict[str, Any]] = {}
+        for piece in pieces:
+            if isinstance(piece, Called):
+                begun = choice.called[piece.index]
+                function = begun["function"] | {"arguments": ""}
+                calls[piece.index] = {"index": piece.index} | begun | {"function": function}
+            elif not isinstance(piece, str):
+                call = calls.setdefault(piece.index, {"index": piece.index, "function": {"arguments": ""}})
+                call["function"]["arguments"] += piece.text
+        delta: dict[str, Any] = {"content": text} if text else {}
+        return {"delta": delta | ({"tool_calls": list(calls.values())} if calls else {})}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text, raw = self._tokenizer.token(token)
@@ -134,24 +198,40 @@ class CompletionAnswer(Answer):
         super().__init__(*args)
         self._offsets = [0] * len(self.choices)
 
-    def _content(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def _echo(self, index: int) -> str:
+        return self._work.echo[index // self._work.choices] if self._work.echo else ""
 
-    def _delta(self, delta: Delta) -> dict[str, Any]:
-        return {"text": delta.text}
+    def _first(self, index: int) -> dict[str, Any] | None:
+        return {"text": self._echo(index)} if self._work.echo else None
+
+    def _content(self, index: int, choice: Choice) -> dict[str, Any]:
+        return {"text": self._echo(index) + "".join(choice.texts)}
+
+    def _delta(self, choice: Choice, pieces: list[Piece]) -> dict[str, Any]:
+        return {"text": "".join(piece for piece in pieces if isinstance(piece, str))}
 
     def _told(self, tokens: list[TokenLogprobs], index: int) -> dict[str, Any]:
-        texts, offsets, tops = [], [], []
+        texts: list[str] = []
+        offsets: list[int] = []
+        tops: list[dict[str, float] | None] = []
+        values: list[float | None] = []
+        if self._work.echo:
+            # Nothing comes before the first token that could make it likely.
+            first = int(self._work.requests[index].prompt[0])
+            texts, offsets, tops, values = [self._tokenizer.token(first)[0]], [0], [None], [None]
+            self._offsets[index] = len(texts[0])
         for told in tokens:
             text, raw = self._tokenizer.token(told.token)
             texts.append(text)
             offsets.append(self._offsets[index])
             self._offsets[index] += len(raw.decode(errors="ignore")) if raw is not None else len(text)
-            tops.append({self._tokenizer.token(id)[0]: logprob for id, logprob in told.top})
-            tops[-1].setdefault(text, told.logprob)
+            tops.append(
+                {text: told.logprob} | {self._tokenizer.token(id)[0]: value for id, value in told.top}
+            )
+            values.append(told.logprob)
         return {
             "tokens": texts,
-            "token_logprobs": [told.logprob for told in tokens],
+            "token_logprobs": values,
             "top_logprobs": tops,
             "text_offset": offsets,
         }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,51 +11,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ..errors import InferCompileError, Problem
+from ..errors import InferCompileError
 from .metrics import Metrics
 from .protocol import BODIES
+from .refusal import ApiError, error_object, error_response, failed
 
-log = logging.getLogger(__name__)
-
-BRANCHES = frozenset({"str", "int", "float", "bool"})
+BRANCHES = frozenset({"str", "int", "float", "bool", "NamedTool"})
 """What pydantic adds to an error's path for a branch of a union, beside names with brackets."""
-
-
-class ApiError(Exception):
-    """Answered with ``status`` and an error object."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        self.status = status
-        self.body = error_object(status, message, param, code)
-        self.headers = headers
-        super().__init__(message)
-
-
-def error_object(
-    status: int, message: str, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    kind = {429: "rate_limit_error", 404: "not_found_error"}.get(
-        status, "invalid_request_error" if status < 500 else "server_error"
-    )
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def problem_object(problem: Problem) -> dict[str, Any]:
-    """A failure of the server, with its code."""
-    return error_object(500, problem.message, code=problem.code)
-
-
-def error_response(status: int, body: object, headers: Mapping[str, str] | None = None) -> Response:
-    # Escaped, since a message may quote a lone surrogate of the request, which has no UTF-8 form.
-    return Response(json.dumps(body), status, dict(headers or {}), "application/json")
 
 
 def _place(location: Sequence[str | int]) -> str:
@@ -99,12 +59,13 @@ def validation_error(path: str, errors: Sequence[Mapping[str, Any]]) -> dict[str
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
-    """Every error of ``app`` leaves as an error object, one line in the log and one more in ``metrics``."""
+    """Every error of ``app`` leaves as an error object, with its message in the log's line of the request,
+    and is counted in ``metrics``."""
 
     def respond(
         request: Request, status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None
     ) -> Response:
-        log.info("%s %s %d: %s", request.method, request.url.path, status, body["error"]["message"])
+        request.state.notes["error"] = body["error"]["message"]
         metrics.refused(status)
         return error_response(status, body, headers)
 
@@ -120,7 +81,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         return respond(request, status, error_object(status, message), error.headers)
 
     async def coded(request: Request, error: InferCompileError) -> Response:
-        return respond(request, 503, problem_object(error.problems[0]))
+        return respond(request, *failed(error.problems[0]))
 
     async def defect(request: Request, error: Exception) -> Response:
         # Starlette raises the error again after this answer, so that the log shows where it came from.

@@ -1,6 +1,8 @@
-"""Metrics for Prometheus: vLLM's names under our own prefix, in a registry of their own."""
+"""Metrics for Prometheus: vLLM's names under our own prefix or its own, in a registry of their own."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -31,14 +33,48 @@ SHORT = (
 )
 LONG = (*SHORT, 20, 40, 80, 160, 320, 640, 1280, 2560)
 COUNTS = tuple(float(2**power) for power in range(18))
+Names = Literal["infer", "vllm"]
+OWN = "infer_"
+PREFIX: dict[Names, str] = {"infer": OWN, "vllm": "vllm:"}
+VLLM = frozenset(
+    {
+        "e2e_request_latency_seconds",
+        "generation_tokens",
+        "inter_token_latency_seconds",
+        "iteration_tokens_total",
+        "kv_cache_usage_perc",
+        "num_preemptions",
+        "num_requests_running",
+        "num_requests_waiting",
+        "prefix_cache_hits",
+        "prefix_cache_queries",
+        "prompt_tokens",
+        "request_decode_time_seconds",
+        "request_generation_tokens",
+        "request_params_max_tokens",
+        "request_prefill_time_seconds",
+        "request_prompt_tokens",
+        "request_queue_time_seconds",
+        "request_success",
+        "spec_decode_num_accepted_tokens",
+        "spec_decode_num_accepted_tokens_per_pos",
+        "spec_decode_num_draft_tokens",
+        "spec_decode_num_drafts",
+        "time_to_first_token_seconds",
+    }
+)
+"""Names that vLLM has too (docs/design/metrics.md there); all others keep our prefix whatever is chosen."""
+
+REFUSALS = (400, 401, 404, 408, 413, 429, 500, 503)
 
 
 class Metrics:
     """Every series carries the model's name; see the help texts for units."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, names: Names = "infer") -> None:
         self.registry = CollectorRegistry()
         self._model = model
+        self._prefix = PREFIX[names]
         self._steps = self._histogram("iteration_tokens_total", "Tokens computed per engine step.", COUNTS)
         self._first = self._histogram("time_to_first_token_seconds", "Arrival to first token.", LONG)
         self._between = self._histogram(
@@ -55,38 +91,54 @@ class Metrics:
         self._evicted = self._counter(
             "evicted_tokens", "Tokens dropped from the contexts of sequences that outgrew them."
         )
-        self._success = Counter(
-            "infer_request_success",
-            "Sequences that ended with an answer, by reason.",
-            ["model_name", "finished_reason"],
-            registry=self.registry,
+        self._queried = self._counter("prefix_cache_queries", "Prompt tokens looked for in the cache.")
+        self._hits = self._counter("prefix_cache_hits", "Prompt tokens that the cache held.")
+        self._preemptions = self._counter(
+            "num_preemptions", "Sequences that gave their pages to others, to compute their tokens again."
         )
-        self._unfinished = Counter(
-            "infer_request_unfinished",
-            "Sequences that ended without a whole answer: cancelled by the client, or failed.",
-            ["model_name", "reason"],
-            registry=self.registry,
+        self._drafts = self._counter("spec_decode_num_drafts", "Steps of a sequence that verified drafts.")
+        self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Drafted tokens.")
+        self._accepted = self._counter("spec_decode_num_accepted_tokens", "Drafted tokens that were kept.")
+        self._at = self._labelled(
+            "spec_decode_num_accepted_tokens_per_pos", "The same, by place behind the last token.", "position"
+        )
+        self._limits = self._histogram("request_params_max_tokens", "Longest answer asked for.", COUNTS)
+        self._success = self._labelled(
+            "request_success", "Sequences that ended with an answer, by reason.", "finished_reason"
+        )
+        self._unfinished = self._labelled(
+            "request_unfinished",
+            "Sequences without a whole answer: cancelled by the client, out of time, or failed.",
+            "reason",
         )
         for reason in ("stop", "length"):
             self._success.labels(model, reason)
-        for reason in ("cancelled", "error"):
+        for reason in ("cancelled", "deadline", "error"):
             self._unfinished.labels(model, reason)
-        self._refused = Counter(
-            "infer_requests_refused",
-            "Requests answered with an error, by status.",
-            ["model_name", "status"],
-            registry=self.registry,
+        self._refused = self._labelled(
+            "requests_refused", "Requests answered with an error, by status.", "status"
         )
+        # A series that begins with its first error shows no increase.
+        for status in REFUSALS:
+            self._refused.labels(model, str(status))
+
+    def _name(self, name: str) -> str:
+        return f"{self._prefix if name in VLLM else OWN}{name}"
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(f"infer_{name}", text, ["model_name"], registry=self.registry, buckets=buckets)
+        whole = self._name(name)
+        histogram = Histogram(whole, text, ["model_name"], registry=self.registry, buckets=buckets)
         return histogram.labels(self._model)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(f"infer_{name}", text, ["model_name"], registry=self.registry).labels(self._model)
+        return Counter(self._name(name), text, ["model_name"], registry=self.registry).labels(self._model)
+
+    def _labelled(self, name: str, text: str, label: str) -> Counter:
+        """A counter with a second label."""
+        return Counter(self._name(name), text, ["model_name", label], registry=self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"infer_{name}", text, ["model_name"], registry=self.registry).labels(self._model)
+        return Gauge(self._name(name), text, ["model_name"], registry=self.registry).labels(self._model)
 
     def watch(self, engine: EngineLoop, measured: Measured) -> None:
         """Adds the gauges, which are read from ``engine`` when asked for."""
@@ -113,19 +165,35 @@ class Metrics:
     def evicted(self, tokens: int) -> None:
         self._evicted.inc(tokens)
 
+    def admitted(self, sequence: Sequence) -> None:
+        self._queried.inc(sequence.prompt_tokens)
+        self._hits.inc(sequence.cached_tokens)
+
+    def preempted(self, sequences: int) -> None:
+        self._preemptions.inc(sequences)
+
+    def drafted(self, drafted: int, accepted: int) -> None:
+        """A step verified ``drafted`` guesses of a sequence, the first ``accepted`` of which were right."""
+        self._drafts.inc()
+        self._draft_tokens.inc(drafted)
+        self._accepted.inc(accepted)
+        for position in range(accepted):
+            self._at.labels(self._model, str(position)).inc()
+
     def drew(self, sequence: Sequence, since: float) -> None:
         self._generation_tokens.inc()
         (self._between if sequence.generated else self._first).observe(since)
 
     def ended(self, sequence: Sequence) -> None:
         times = sequence.times
-        if sequence.ending in ("cancelled", "error"):
+        if sequence.ending in ("cancelled", "deadline", "error"):
             self._unfinished.labels(self._model, sequence.ending).inc()
             return
         self._success.labels(self._model, sequence.ending).inc()
         self._prompt_tokens.inc(sequence.prompt_tokens)
         self._prompts.observe(sequence.prompt_tokens)
         self._answers.observe(sequence.generated)
+        self._limits.observe(sequence.request.max_tokens)
         self._whole.observe(times.ended - times.arrived)
         self._queued.observe(times.admitted - times.arrived)
         self._prefill.observe(times.first - times.admitted)

@@ -6,27 +6,66 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from ..bundle import Bundle, open_bundle
 from ..chat import ChatTemplate
 from ..errors import InferCompileError, Problem
+from ..grammar import Grammars
+from ..journal import Line
 from ..loop import EngineLoop
 from ..measure import measure
 from ..tokenizer import Tokenizer
-from .api import Service, create_app
-from .metrics import Metrics
+from ..warmup import warm_up
+from . import keys
+from .api import create_app
+from .metrics import Metrics, Names
+from .service import Limits, Service
 
 log = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 10
-"""How long answers under way may go on after a signal to stop."""
+LAST_SECONDS = 1
+"""For the last words to clients whose answers are cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a bundle is served."""
+
+    host: str
+    port: int | None
+    """None takes the bundle's."""
+    threads: int | None
+    queue: int
+    drain_seconds: int
+    key_file: Path | None
+    open_metrics: bool
+    metrics_names: Names
+    limits: Limits
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds of each phase of the start."""
+
+    began: float = field(default_factory=time.monotonic)
+    phases: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, phase: str) -> None:
+        """``phase`` has ended just now."""
+        self.phases[phase] = round(time.monotonic() - self.began - sum(self.phases.values()), 3)
+
+    def line(self) -> Line:
+        seconds = {f"{phase}_s": taken for phase, taken in self.phases.items()}
+        return Line("start", seconds | {"seconds": round(sum(self.phases.values()), 3)})
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -53,23 +92,26 @@ def url(bound: socket.socket) -> str:
 
 
 @contextmanager
-def service(bundle: Bundle, threads: int | None, queue: int) -> Iterator[Service]:
-    """The bundle's engine, measured and running; closed at the end."""
+def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Service]:
+    """The bundle's engine, warm, measured and running; closed at the end."""
     tokenizer = Tokenizer(bundle.model_dir)
     has_template = ChatTemplate.exists(bundle.model_dir, tokenizer)
     template = ChatTemplate(bundle.model_dir, tokenizer) if has_template else None
+    watch.lap("tokenizer")
     manifest = bundle.manifest
-    engine = bundle.engine(threads)
-    try:
-        measured = measure(engine)
-        log.info(
-            "a cached token takes %d bytes (%s), %d in an exact page, measured",
-            measured.token_bytes,
-            measured.level,
-            measured.exact_token_bytes,
-        )
-        metrics = Metrics(manifest.name)
-        loop = EngineLoop(engine, tokenizer, queue, metrics)
+    grammars = Grammars(bundle.model_dir, bundle.program.vocabulary, tokenizer.end_ids)
+    watch.lap("grammars")
+    with bundle.opened(options.threads) as opened:
+        watch.lap("engine")
+        for engine in opened.engines:
+            warm_up(engine)
+        watch.lap("warm_up")
+        measured, *_ = map(measure, opened.engines)
+        watch.lap("measure")
+        cache = {"bytes_per_token": measured.token_bytes, "exact_bytes_per_token": measured.exact_token_bytes}
+        log.info(Line("cache", {"kv": measured.level} | cache))
+        metrics = Metrics(manifest.name, options.metrics_names)
+        loop = EngineLoop(opened.engine, tokenizer, options.queue, metrics, opened.speculator)
         metrics.watch(loop, measured)
         version = {
             "version": bundle.fingerprint,
@@ -80,50 +122,83 @@ def service(bundle: Bundle, threads: int | None, queue: int) -> Iterator[Service
         }
         loop.start()
         try:
-            yield Service(
-                manifest.name, bundle.fingerprint, version, loop, tokenizer, template, metrics, measured
-            )
+            parts = (loop, tokenizer, template, grammars, metrics, measured, options.limits)
+            yield Service(manifest.name, bundle.fingerprint, version, *parts)
         finally:
             loop.close()
-    finally:
-        engine.close()
 
 
-def serve(folder: Path, host: str, port: int | None, threads: int | None, queue: int) -> None:
-    """Serves until SIGTERM or SIGINT; ``port`` None takes the bundle's. Once ready, says on stderr where."""
+def serve(folder: Path, options: Options) -> None:
+    """Serves until SIGTERM or SIGINT, and says on stderr where, once ready. What is under way then has
+    ``drain_seconds`` to end; a second signal ends it at once."""
+    watch = Stopwatch()
+    allowed = keys.load(options.key_file)
     bundle = open_bundle(folder)
-    bound = bind(host, bundle.manifest.serving.port if port is None else port)
+    watch.lap("bundle")
+    bound = bind(options.host, bundle.manifest.serving.port if options.port is None else options.port)
     stopped: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
         stopped.append(number)
 
-    # uvicorn takes both signals while it serves, and sends them again to these handlers when it is done.
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Until the event loop takes the signals over, one that comes is kept in mind.
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
-        with service(bundle, threads, queue) as running:
+        with service(bundle, options, watch) as running:
+            log.info(watch.line())
+            app = create_app(running, allowed, open_metrics=options.open_metrics)
             if not stopped:
-                asyncio.run(_serve(running, bound))
+                asyncio.run(_serve(app, running, bound, options))
     finally:
         bound.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-async def _serve(running: Service, bound: socket.socket) -> None:
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+async def _serve(app: ASGIApp, running: Service, bound: socket.socket, options: Options) -> None:
     config = uvicorn.Config(
-        create_app(running),
+        app,
+        http="h11",
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        server_header=False,
+        h11_max_incomplete_event_size=options.limits.header_bytes,
+        timeout_graceful_shutdown=LAST_SECONDS,
     )
     server = uvicorn.Server(config)
-    address = url(bound)
+    # Its own handlers stop listening at the first signal; ours answer 503 until all is finished.
+    server.capture_signals = nullcontext
+
+    def stop() -> None:
+        server.should_exit = server.force_exit = running.drain.begun
+        running.drain.begin()
+
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop)
     task = asyncio.create_task(server.serve(sockets=[bound]))
+    draining = asyncio.create_task(_drain(server, running, options.drain_seconds))
     while not server.started and not task.done():
         await asyncio.sleep(0.01)
     if server.started:
-        print(f"listening on {address}", file=sys.stderr, flush=True)
+        log.info("listening on %s", url(bound))
     await task
+    draining.cancel()
+
+
+async def _drain(server: uvicorn.Server, running: Service, seconds: float) -> None:
+    """Ends ``server`` when it was told to stop and what was under way is finished, or out of time."""
+    await running.drain.begun_at_last()
+    log.info(Line("stopping", {"requests": running.drain.requests, "seconds": seconds}))
+    with suppress(TimeoutError):
+        await asyncio.wait_for(running.drain.finished(), seconds)
+    if running.drain.requests:
+        log.warning(Line("cut off", {"requests": running.drain.requests}))
+        await asyncio.to_thread(running.engine.close)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(running.drain.finished(), LAST_SECONDS)
+    server.should_exit = True

@@ -1,0 +1,51 @@
+"""Who drafts tokens, as those see it who verify them.
+
+A draft is a guess. The engine draws the token of every row with a number that the seed and the position alone
+decide, and a draft is kept as long as it is what was drawn: whatever is guessed, a sequence gets the tokens
+that it would have had without. For a proposal that puts all its weight on one token this is rejection
+sampling (Leviathan et al., arXiv 2211.17192): it is accepted with the model's own probability of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..step import Engine, Int32
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """``most`` tokens, one at least, are wanted behind ``tokens``: the prompt and all that was drawn so far.
+    ``key`` names the sequence from one step to the next."""
+
+    key: Hashable
+    tokens: Int32
+    most: int
+
+
+class Proposer(Protocol):
+    """Drafts for many sequences at a time, and remembers each from step to step."""
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Engines of its own; who opened them closes them."""
+        ...
+
+    def catch_up(self, asks: Sequence[Ask]) -> None:
+        """Reads what it is far behind, such as a prompt, as far as one step goes; ``propose`` drafts nothing
+        for who is still behind. Beside an answer that takes little, so that drafts are timed without."""
+        ...
+
+    def propose(self, asks: Sequence[Ask]) -> list[Int32]:
+        """For each of ``asks`` how it may go on: as many tokens as it wants, fewer, or none."""
+        ...
+
+    def keep(self, keys: Collection[Hashable]) -> None:
+        """Forgets every sequence but these, and gives back what it held for them."""
+        ...
+
+    def check(self) -> None:
+        """Raises IC505 if anything is held for a sequence that was forgotten."""
+        ...

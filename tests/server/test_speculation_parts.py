@@ -1,0 +1,207 @@
+"""Drafters alone, and how many tokens they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infer_compile.runtime.speculation.acceptance import Acceptance
+from infer_compile.runtime.speculation.lengths import best_lengths
+from infer_compile.runtime.speculation.ngram import CANDIDATES, LONGEST, STRIDE, Index, Ngram
+from infer_compile.runtime.speculation.pace import LONGEST_PROBE, Pace
+from infer_compile.runtime.speculation.proposer import Ask
+from infer_compile.runtime.speculation.times import StepTimes
+
+
+def text(*tokens: int) -> np.ndarray:
+    return np.array(tokens, np.int32)
+
+
+def longest_match(tokens: list[int]) -> int | None:
+    """By brute force: the place behind the latest of the longest earlier occurrences of the last tokens."""
+    count, best, furthest = len(tokens), None, 1
+    for place in range(count - 1, 1, -1):
+        agreed = 0
+        while agreed < min(LONGEST, place) and tokens[place - 1 - agreed] == tokens[count - 1 - agreed]:
+            agreed += 1
+        if agreed > furthest:
+            best, furthest = place, agreed
+    return best
+
+
+@given(st.lists(st.integers(0, 3), max_size=60))
+def test_the_index_finds_the_longest_match_whenever_it_is_read(tokens: list[int]) -> None:
+    index = Index()
+    for end in range(0, len(tokens) + 1, 3):
+        found = index.find(text(*tokens[:end]))
+        best = longest_match(tokens[:end])
+        pair = tokens[end - 2 : end]
+        occurrences = sum(tokens[place - 2 : place] == pair for place in range(2, end))
+        assert (found is None) == (best is None)
+        if occurrences <= CANDIDATES:
+            assert found == best
+
+
+def test_a_long_text_is_read_in_pieces() -> None:
+    tokens = np.tile(np.arange(1000, dtype=np.int32), 10)
+    index = Index()
+    assert [index.find(tokens) for _ in range(len(tokens) // STRIDE)] == [None] * (len(tokens) // STRIDE)
+    assert index.find(tokens) == len(tokens) - 1000
+
+
+def test_a_draft_goes_on_where_its_source_ends() -> None:
+    drafts = Ngram().propose(
+        [
+            Ask("a", text(5, 6, 7, 9, 9, 5, 6), 2),
+            Ask("b", text(1, 2, 3, 1, 2, 3, 1, 2), 7),
+            Ask("c", text(1, 2, 3, 4), 4),
+            Ask("d", text(1), 4),
+        ]
+    )
+    assert [draft.tolist() for draft in drafts] == [[7, 9], [3, 1, 2, 3, 1, 2, 3], [], []]
+
+
+def test_a_forgotten_text_is_read_anew() -> None:
+    ngram = Ngram()
+    ngram.propose([Ask("a", text(1, 2, 3, 1, 2), 1)])
+    ngram.keep(())
+    assert ngram.propose([Ask("a", text(4, 5, 6, 4, 5), 1)])[0].tolist() == [6]
+
+
+def test_acceptance_is_learnt_by_position() -> None:
+    acceptance = Acceptance(np.full(3, 0.5), weight=2, memory=0.9)
+    for _ in range(100):
+        acceptance.observe(3, 1)
+    first, second, third = acceptance.rates
+    assert first > 0.99
+    assert second < 0.01
+    assert third == 0.5, "behind the first that is not kept nothing is seen"
+
+
+def test_times_follow_what_is_measured_and_outliers_hardly() -> None:
+    times = StepTimes()
+    assert times.at([1, 5]).tolist() == [0, 0]
+    times.observe(2, 1.0)
+    assert times.at([1, 2, 9]).tolist() == [1, 1, 1]
+    times.observe(4, 2.0)
+    assert times.at([2, 3, 4, 6]).tolist() == [1, 1.5, 2, 3]
+    times.observe(2, 100.0)
+    assert times.at(2) == pytest.approx(1.2)
+    for _ in range(40):
+        times.observe(2, 0.5)
+    assert times.at(2) == pytest.approx(0.5)
+
+
+def affine(fixed: float, each: float) -> StepTimes:
+    times = StepTimes()
+    for rows in (1, 100):
+        times.observe(rows, fixed + each * rows)
+    return times
+
+
+def by_hand(rates: np.ndarray, total: int, fixed: float, each: float, depth: float) -> float:
+    """The most tokens per second that any lengths give."""
+    sequences, positions = rates.shape
+    best = 0.0
+    for index in np.ndindex(*(positions + 1,) * sequences):
+        if sum(index) <= total:
+            tokens = sequences + sum(np.cumprod(rates[i])[:k].sum() for i, k in enumerate(index))
+            seconds = fixed + each * (sequences + sum(index)) + depth * max(index)
+            best = max(best, tokens / seconds)
+    return best
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 3),
+    st.integers(1, 10),
+    st.sampled_from([(10, 0.1), (1, 1), (0.1, 1)]),
+)
+def test_lengths_are_the_best_there_are(
+    seed: int, sequences: int, total: int, costs: tuple[float, float]
+) -> None:
+    rates = np.random.default_rng(seed).random((sequences, 4))
+    lengths = best_lengths(rates, total, affine(*costs), 0.0)
+    assert lengths.sum() <= total
+    tokens = sequences + sum(np.cumprod(row)[:k].sum() for row, k in zip(rates, lengths, strict=True))
+    speed = tokens / (costs[0] + costs[1] * (sequences + lengths.sum()))
+    assert speed * 1.021 >= by_hand(rates, total, *costs, 0.0)
+
+
+def test_a_slow_drafter_is_asked_for_less() -> None:
+    rates, times = np.full((2, 4), 0.8), affine(10, 0.01)
+    assert best_lengths(rates, 99, times, 0.1).tolist() == [4, 4]
+    assert best_lengths(rates, 99, times, 4.0).tolist() == [2, 2]
+    assert best_lengths(rates, 99, times, 9.0).tolist() == [0, 0]
+
+
+def simulated(
+    accept: Callable[[int], float], *, fixed: float, each: float, draft: float, steps: int
+) -> tuple[float, list[int]]:
+    """Seconds per token of one sequence over seconds per token without drafts, and the lengths asked for;
+    ``accept(step)`` is the chance of every draft."""
+    random = np.random.default_rng(3)
+    pace = Pace(4, 0.5)
+    seconds, tokens, asked = 0.0, 0, []
+    for step in range(steps):
+        (length,) = pace.lengths(["a"], 7)
+        kept = 0
+        while kept < length and random.random() < accept(step):
+            kept += 1
+        took = fixed + each * (1 + length)
+        pace.stepped(1 + length, took)
+        if length:
+            pace.proposed(1, length, draft * length)
+            pace.drafted("a", length, kept)
+        seconds += took + draft * length
+        tokens += 1 + kept
+        asked.append(length)
+    return seconds / tokens / (fixed + each), asked
+
+
+def test_a_drafter_that_is_always_wrong_is_switched_off_and_costs_little() -> None:
+    cost, asked = simulated(lambda step: 0.0, fixed=1, each=0.3, draft=0.2, steps=2000)
+    assert cost < 1.02
+    assert 0 < sum(length > 0 for length in asked) < 30
+    assert sum(length > 0 for length in asked[-LONGEST_PROBE // 2 :]) <= 1
+
+
+def test_a_good_one_is_used_at_full_length_where_steps_cost_no_more() -> None:
+    cost, asked = simulated(lambda step: 0.9, fixed=1, each=0.01, draft=0.01, steps=500)
+    assert np.mean(asked) > 3.5
+    assert cost < 0.35
+
+
+def test_what_does_not_pay_is_tried_again_and_taken_up_when_it_does() -> None:
+    _, asked = simulated(lambda step: 0.0 if step < 300 else 0.95, fixed=1, each=0.1, draft=0.05, steps=3000)
+    assert np.mean(asked[200:300]) < 0.1
+    assert np.mean(asked[-500:]) > 3
+
+
+def test_every_sequence_has_a_length_of_its_own() -> None:
+    pace, asked = Pace(4, 0.5), []
+    for _ in range(100):
+        lengths = pace.lengths(["good", "bad"], 14)
+        asked.append(lengths)
+        pace.stepped(2 + sum(lengths), 1 + 0.15 * (2 + sum(lengths)))
+        if any(lengths):
+            pace.proposed(2, max(lengths), 0.01)
+        for key, length, rate in zip(("good", "bad"), lengths, (1, 0), strict=True):
+            if length:
+                pace.drafted(key, length, length * rate)
+    assert sum(each == [4, 0] for each in asked[-20:]) >= 18, "all but probes"
+
+
+def test_no_more_is_drafted_than_there_are_rows() -> None:
+    pace = Pace(4, 1.0)
+    keys = list(range(5))
+    for _ in range(200):
+        lengths = pace.lengths(keys, 7)
+        assert sum(lengths) <= 7
+        pace.stepped(5 + sum(lengths), 1.0)
+        if any(lengths):
+            pace.proposed(5, max(lengths), 0.01)
