@@ -40,7 +40,7 @@ from infer_compile.runtime.formats.program import Limits, Program
 from infer_compile.runtime.formats.weights import NAMES, WeightFormat, weight_format
 from infer_compile.runtime.step import SequenceStep
 from synthetic_engine import layout, opened, step
-from synthetic_llama import CONFIG, HEAD_DIM, KV_HEADS, LAYERS, write_checkpoint
+from synthetic_llama import CONFIG, HEAD_DIM, HEADS, KV_HEADS, LAYERS, write_checkpoint
 
 FORMS: tuple[tuple[str, LevelName], ...] = (
     ("bf16", "bf16"),
@@ -171,10 +171,11 @@ def terms(subject: Subject, case: tuple[int, int, int], target: Target) -> dict[
         coded = float(packed_share(subject.shape, cache, max(1, before + tokens // 2)))
         each = codes(layer.keys) + codes(layer.values)
         found["codes_ps"] = sequences * float(far) * LAYERS * KV_HEADS * each * 1e-12
-        found["coded_attention"] = coded * pairs / plain
+        if tokens > 1:  # one query's products are part of what a code takes
+            found["coded_attention"] = coded * pairs / plain
     elif level != "bf16":
         found[f"cache_efficiency {level}"] = sequences * float(read.packed) / bandwidth
-    found["attention_efficiency"] = (1 - coded) * pairs / plain
+    found[f"{'decode_' if tokens == 1 else ''}attention_efficiency"] = (1 - coded) * pairs / plain
     return found
 
 
@@ -212,33 +213,38 @@ def written(found: Mapping[str, float], target: Target, error: float) -> dict[st
     made["cache_efficiency"] = {
         name: share(
             bandwidth
-            * plane_seconds(level, found, bandwidth)
+            * plane_seconds(level, found, target)
             / layer_cache(level, HEAD_DIM).token_bytes(HEAD_DIM, 1)
         )
         for name, level in LEVELS.items()
     }
-    made["attention_efficiency"] = share(found["attention_efficiency"])
+    for part in ("attention_efficiency", "decode_attention_efficiency"):
+        made[part] = share(found[part])
     made["coded_attention"] = round(found["attention_efficiency"] / found["coded_attention"], 2)
     made |= {name: round(found[name], 1) for name in ("layer_us", "sequence_us", "codes_ps")}
     at_bound = [name for name, factor in found.items() if bounded(name) and 1 / factor > BOUND]
     return made | {"mean error": round(error, 3), "at their bound": at_bound}
 
 
-def plane_seconds(level: LevelName, found: Mapping[str, float], bandwidth: float) -> float:
-    """To read a key and a value of one head."""
-    took = 0.0
+def plane_seconds(level: LevelName, found: Mapping[str, float], target: Target) -> float:
+    """To read a key and a value of one head. The planner counts the products of codes apart."""
+    bandwidth, took = target.bandwidth_gbs * 1e9, 0.0
+    products = 2 * HEAD_DIM * HEADS // KV_HEADS / ((target.rates.bf16_tflops or 0.0) * 1e12)
+    faster = found["coded_attention"] / found["attention_efficiency"]
     for plane in (layer_cache(level, HEAD_DIM).keys, layer_cache(level, HEAD_DIM).values):
+        read = plane.vector_bytes(HEAD_DIM) / bandwidth
         if plane.kind == "codes":
-            took += max(codes(plane) * found["codes_ps"] * 1e-12, plane.vector_bytes(HEAD_DIM) / bandwidth)
+            multiplied = products * found["decode_attention_efficiency"] * faster
+            took += max(codes(plane) * found["codes_ps"] * 1e-12 - multiplied, read)
         else:
-            took += plane.vector_bytes(HEAD_DIM) / bandwidth * found[f"cache_efficiency {plane.kind}"]
+            took += read * found[f"cache_efficiency {plane.kind}"]
     return took
 
 
 def bounded(name: str) -> bool:
-    """Whether the factor of a term is one over a share, and so at least one: of what is read, or of products
-    of floats. Those of integers may beat the rate, which is one of floats."""
-    return "efficiency" in name and not name.endswith(("matrix_efficiency int8", "matrix_efficiency int4-rtn"))
+    """Whether the factor of a term is one over a share, and so at least one: of what is read. Products of
+    integers may beat the rate, which is one of floats, and those of a single query wait for what is read."""
+    return name.startswith(("weight_efficiency", "cache_efficiency"))
 
 
 def share(factor: float) -> float:

@@ -167,7 +167,11 @@ def test_a_value_out_of_range_is_refused_by_name(
 
 def calling(role: str, arguments: str) -> dict[str, object]:
     function = {"name": "f", "arguments": arguments}
-    return {"role": role, "content": "a", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+    return {
+        "role": role,
+        "content": "a",
+        "tool_calls": [{"id": "1", "type": "function", "function": function}],
+    }
 
 
 def test_places_inside_a_parameter_are_named(server: Running) -> None:

@@ -98,9 +98,16 @@ class TestChoice:
         return plan(spec(workload=self.LOAD, **fields), self.GRAPH, cpu(memory_gb=gigabytes))
 
     def test_with_room_nothing_is_compressed(self) -> None:
-        made = self.at(64)
+        short = load(context_tokens=2048, input_tokens=500, output_tokens=1000, concurrency=4)
+        made = plan(spec(workload=short), self.GRAPH, cpu(memory_gb=64))
         assert made.kv.level == "bf16"
         assert "an exact cache keeps every limit" in reason(made, "kv")
+
+    def test_eight_bits_make_long_prompts_faster(self) -> None:
+        made = self.at(64)
+        exact = next(one for one in made.levels if one.level == "bf16")
+        assert made.kv.level == "int8"
+        assert made.predicted.itl_ms < exact.itl_ms
 
     def test_where_memory_is_short_eight_bits_come_first(self) -> None:
         made = self.at(18)
@@ -131,7 +138,7 @@ class TestChoice:
         graph = card("qwen2.5-0.5b")
         made = plan(spec(workload=long, objective="capacity"), graph, cpu(memory_gb=4))
         usual = plan(spec(workload=long, objective="throughput"), graph, cpu(memory_gb=4))
-        assert usual.kv.level == "bf16" and made.kv.level == "ct4"
+        assert usual.kv.level == "int8" and made.kv.level == "ct4"
         assert made.limits.max_sequences > usual.limits.max_sequences
 
     def test_a_level_that_is_pinned_tells_its_twin(self) -> None:
@@ -160,7 +167,7 @@ class TestSideBySide:
     def test_what_a_level_breaks(self) -> None:
         graph = card("llama-3.1-8b")
         levels = {one.level: one for one in plan(spec(), graph, cpu(memory_gb=64)).levels}
-        assert levels["tq3"].breaks == "8 %, budget 1 %"
+        assert levels["tq3"].breaks == "8.05 %, budget 1 %"
         assert not levels["ct4"].breaks
         assert "| ct4 | 4.12 | 33,792 | " in markdown(plan(spec(), graph, cpu(memory_gb=64)))
 

@@ -70,6 +70,7 @@ def test_the_bundle_says_what_it_drops() -> None:
     values = {
         **dict.fromkeys(("name", "version", "python", "model", "target", "weights", "kv"), "x"),
         "packages": [],
+        "speculation": {"tokens": 0, "draft": ""},
         "port": 1,
         "max_context": 1024,
         "max_sequences": 2,

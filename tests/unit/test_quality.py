@@ -66,8 +66,8 @@ def test_levels_with_fewer_bits_lose_more_and_calibrated_ones_less(quality: Qual
     for bits in (4, 3, 2):
         fitted, rotated = loss[f"ct{bits}"], loss[f"tq{bits}"]
         assert fitted.expected < rotated.expected
-        # Nothing of ours was measured on models of that size: at worst calibration is of no use.
-        assert fitted.high == rotated.high
+        # Where nothing of ours was measured on models of that size, calibration is at worst of no use.
+        assert fitted.basis == "measurement" or fitted.high == rotated.high
 
 
 def test_a_rotation_does_not_mend_keys_with_a_large_constant_part(quality: Quality) -> None:

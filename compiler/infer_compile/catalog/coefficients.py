@@ -50,12 +50,12 @@ class Rates(Frozen):
     """One engine, in one build, on one class of devices.
 
     Efficiencies are shares of the target's bandwidth and dense rate, by weight format or cache level;
-    ``other`` stands for those without an entry. Products of a processor may exceed one: its rate is that of
-    a product of floats, and ours are of integers. ``coded_attention``: how many times faster attention
-    multiplies codes of our own cache than numbers in bf16. ``reduce_us`` is one all-reduce within a machine
-    and ``node_us`` one message between machines, their bytes aside. ``routing`` is the exponent of the
-    tokens that choose experts independently: real tokens of a batch share experts more often than chance
-    does.
+    ``other`` stands for those without an entry. Products of a processor may exceed one: its rate is that
+    of a product of floats, and ours are of integers, or of one query and hidden behind what it reads.
+    ``coded_attention``: how many times faster attention multiplies codes of our own cache than numbers in
+    bf16. ``reduce_us`` is one all-reduce within a machine and ``node_us`` one message between machines,
+    their bytes aside. ``routing`` is the exponent of the tokens that choose experts independently: real
+    tokens of a batch share experts more often than chance does.
     """
 
     weight_efficiency: dict[str, Share]
@@ -64,7 +64,7 @@ class Rates(Frozen):
     expert_efficiency: dict[str, Share]
     attention_efficiency: Share
     decode_matrix_efficiency: dict[str, Ratio]
-    decode_attention_efficiency: Share
+    decode_attention_efficiency: Ratio
     coded_attention: Ratio = 1.0
     link_efficiency: Share
     step_us: Micro

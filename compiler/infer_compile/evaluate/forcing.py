@@ -29,6 +29,9 @@ class Player:
         return min(self.engine.program.limits.max_context, self.pages.capacity)
 
 
+NO_PAGES = Problem("IC521", "the engine refused a step", because="a context that it has no pages for")
+
+
 @dataclass(frozen=True, slots=True)
 class Forced:
     """Rows of logits of one context: row i, ``logits[player][i]`` [vocabulary], stands for token
@@ -57,8 +60,14 @@ def open_lane(
 ) -> Lane | None:
     """A lane whose ``room`` tokens every player has pages for beside those of ``lanes``, or None."""
     lane = Lane(context, tokens, room, tuple(player.pages.open() for player in players))
-    for which, player in enumerate(players):
-        if not player.pages.fits((each.tables[which], each.room) for each in (*lanes, lane)):
+    for player in players:
+        held = (
+            (table, each.room)
+            for each in (*lanes, lane)
+            for other, table in zip(players, each.tables, strict=True)
+            if other.pages is player.pages
+        )
+        if room > player.context or not player.pages.fits(held):
             close_lane(players, lane)
             return None
     return lane
@@ -87,11 +96,7 @@ def forced(players: Sequence[Player], contexts: Sequence[Int32], first: int = 1)
                 lanes.append(lane)
                 waiting.pop()
             if not lanes:
-                raise InferCompileError(
-                    Problem(
-                        "IC521", "the engine refused a step", because="a context that it has no pages for"
-                    )
-                )
+                raise InferCompileError(NO_PAGES)
             yield from _step(players, lanes, first)
             for lane in [lane for lane in lanes if lane.done == len(lane.tokens) - 1]:
                 close_lane(players, lane)
@@ -156,6 +161,8 @@ def run(
         for lane, count, output in zip(lanes, counts, outputs, strict=True)
         if count
     ]
+    if not batch:
+        raise InferCompileError(NO_PAGES)
     result = player.engine.step(batch, logits=True)
     for lane, count in zip(lanes, counts, strict=True):
         player.pages.commit(lane.tables[which], lane.done + count)
