@@ -12,7 +12,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pytest
 from fake_engine import VOCABULARY, FakeEngine, chain_after, random_logits, tiny_program
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -94,8 +93,9 @@ def guess(order: random.Random, loop: EngineLoop, answers: dict[Sequence, list[i
 
 
 @settings(
-    max_examples=45,
+    max_examples=90,
     deadline=None,
+    derandomize=True,  # so that all of it happens in every run
     suppress_health_check=[HealthCheck.too_slow],
     phases=(Phase.reuse, Phase.generate),  # to shrink a load takes minutes
 )
@@ -107,7 +107,7 @@ def guess(order: random.Random, loop: EngineLoop, answers: dict[Sequence, list[i
     speculates=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_nobody_is_lost_and_nothing_changes(
+def nobody_is_lost_and_nothing_changes(
     tokenizer: Tokenizer,
     layout: dict[str, object],
     spare: tuple[int, int],
@@ -187,10 +187,10 @@ class Observer:
     def ended(self, sequence: Sequence) -> None: ...
 
 
-def test_all_of_it_happened() -> None:
-    """Of the loads above: a test of what never occurs would say nothing."""
-    if not COUNTED["steps"]:
-        pytest.skip("the loads did not run")
+def test_any_load_on_any_pools(tokenizer: Tokenizer) -> None:
+    """A test of what never occurs would say nothing."""
+    COUNTED.clear()
+    nobody_is_lost_and_nothing_changes(tokenizer=tokenizer)
     assert COUNTED["steps"] > 2000
     for what in ("length", "cancelled", "deadline", "preempted", "hits", "refused", "evicted", "right"):
         assert COUNTED[what], f"{what} never happened"

@@ -184,7 +184,9 @@ def test_prometheus_scrapes_the_server(running: Running, tmp_path: Path) -> None
                     answer = httpx.get(f"http://{address}/api/v1/query", params=query)
                 except httpx.TransportError:
                     return []
-                return list(answer.json().get("data", {}).get("result", []))
+                # Until it has started it answers with a sentence.
+                found = answer.json() if answer.is_success else {}
+                return list(found.get("data", {}).get("result", []))
 
             running.wait(lambda: bool(generated()), 30)
             (series,) = generated()

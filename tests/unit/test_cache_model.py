@@ -187,8 +187,8 @@ def test_a_simulated_cache_is_close_to_the_reference_engine(level: str, tmp_path
         packed=pages,
     )
     expected = engine.step([step], logits=True).logits
-    # What is left is the rounding of factors to int8, which the simulation leaves out.
-    assert np.square(found - expected).mean() < 1e-3 * np.square(plain - expected).mean()
+    # What is left is the rounding of factors and weights to bytes, which the simulation leaves out.
+    assert np.square(found - expected).mean() < 5e-3 * np.square(plain - expected).mean()
 
 
 def test_token_rows_drop_what_does_not_fill_a_row() -> None:
