@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,6 +55,30 @@ def run(loop: EngineLoop, most: int = 10_000) -> None:
     raise AssertionError("it does not end")
 
 
+def driven(
+    loop: EngineLoop,
+    arrivals: list[tuple[int, int, int, int | None]],
+    requests: list[Request],
+    check: Callable[[], None] = lambda: None,
+) -> dict[int, Answer]:
+    """Submits ``requests`` when they arrive, cancels them when their patience ends, until all are over; the
+    pages are held to their counts after every step, and what ``check`` says."""
+    answers: dict[int, Answer] = {}
+    step = 0
+    while len(answers) < len(arrivals) or not loop.scheduler.idle:
+        for index, (arrives, _, _, patience) in enumerate(arrivals):
+            if index not in answers and arrives <= step:
+                (answers[index],) = submit(loop, requests[index])
+            if index in answers and patience is not None and step >= arrives + patience:
+                loop.cancel([answers[index].sequence])
+        loop.advance()
+        loop.pages.check()
+        check()
+        step += 1
+        assert step < 2000
+    return answers
+
+
 def request(length: int, max_tokens: int, seed: int = 0, **settings: object) -> Request:
     prompt = np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
     controls = Controls(temperature=1.0, seed=seed)
@@ -102,18 +127,7 @@ def test_answers_do_not_depend_on_company_and_every_page_comes_back(
     requests = [
         request(length, count, seed, stop_ids=ends) for seed, (_, length, count, _) in enumerate(arrivals)
     ]
-    answers: dict[int, Answer] = {}
-    step = 0
-    while len(answers) < len(arrivals) or not loop.scheduler.idle:
-        for index, (arrives, _, _, patience) in enumerate(arrivals):
-            if index not in answers and arrives <= step:
-                (answers[index],) = submit(loop, requests[index])
-            if index in answers and patience is not None and step >= arrives + patience:
-                loop.cancel([answers[index].sequence])
-        loop.advance()
-        loop.pages.check()
-        step += 1
-        assert step < 2000
+    answers = driven(loop, arrivals, requests)
     assert (loop.pages.exact.used, loop.pages.packed.used) == (0, 0)
 
     alone = loop_of(tokenizer, **layout)

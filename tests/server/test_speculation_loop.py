@@ -14,7 +14,7 @@ import toy_model
 from fake_engine import VOCABULARY, FakeEngine, chain_after, random_logits, tiny_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_scheduler import ARRIVALS, LAYOUTS, Answer, request, run, submit
+from test_scheduler import ARRIVALS, LAYOUTS, Answer, driven, request, run, submit
 
 from infer_compile.runtime.errors import InferCompileError, Problem
 from infer_compile.runtime.loop import EngineLoop
@@ -165,20 +165,8 @@ def test_tokens_are_those_without_drafts_and_every_page_comes_back(
         replace(request(length, count, seed), controls=Controls(temperature=temperature, seed=seed))
         for seed, (_, length, count, _) in enumerate(arrivals)
     ]
-    answers: dict[int, Answer] = {}
-    step = 0
-    while len(answers) < len(arrivals) or not loop.scheduler.idle:
-        for index, (arrives, _, _, patience) in enumerate(arrivals):
-            if index not in answers and arrives <= step:
-                (answers[index],) = submit(loop, requests[index])
-            if index in answers and patience is not None and step >= arrives + patience:
-                loop.cancel([answers[index].sequence])
-        loop.advance()
-        loop.pages.check()
-        if isinstance(proposer, DraftModel):
-            proposer.pages.check()
-        step += 1
-        assert step < 2000
+    check = proposer.pages.check if isinstance(proposer, DraftModel) else lambda: None
+    answers = driven(loop, arrivals, requests, check)
     loop._check_idle()
     assert not loop.pages.tables
 
