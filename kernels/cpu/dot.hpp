@@ -338,12 +338,18 @@ inline void multiply_stored(const uint8_t* stored, const int8_t* a, const int32_
 
 #endif
 
+// The scales of one group, opened.
+template <int BITS, int GROUP>
+inline void open_scales(const uint8_t* stored, uint8_t* panel) {
+  const auto* scales = reinterpret_cast<const uint16_t*>(stored + ROWS * GROUP * BITS / 8);
+  for (int v = 0; v < VECTORS; ++v) store(reinterpret_cast<float*>(panel + ROWS * GROUP) + v * W, load_bf16(scales + v * W));
+}
+
 // Opens one group.
 template <int BITS, int GROUP>
 inline void open_group(const uint8_t* stored, uint8_t* panel) {
   open_bytes<BITS>(stored, ROWS * GROUP, panel);
-  const auto* scales = reinterpret_cast<const uint16_t*>(stored + ROWS * GROUP * BITS / 8);
-  for (int v = 0; v < VECTORS; ++v) store(reinterpret_cast<float*>(panel + ROWS * GROUP) + v * W, load_bf16(scales + v * W));
+  open_scales<BITS, GROUP>(stored, panel);
 }
 
 }  // namespace ic
