@@ -6,8 +6,8 @@
 // Up to FEW rows the weights are multiplied as they lie, at the speed at which memory gives them; beyond, they are opened in any
 // case, and tiles take the place of vectors.
 //
-// Rows of activations lie in tiles of one height, at most 16 and as even as can be, the last one padded: the configuration of a
-// thread's tiles costs as much as a dozen of products and is set once.
+// Rows of activations lie in tiles of one height, at most 16 and as low as their number allows, the last one padded: so a thread's
+// tiles are configured once for all its work on a matrix, and 17 rows are two tiles of 9.
 #pragma once
 
 #include "dot.hpp"
@@ -40,7 +40,7 @@ inline bool tiles_permitted() {
 }
 #endif
 
-// What tile instructions will read has been written: not every compiler knows that they read memory.
+// What tile instructions will read has been written: GCC's intrinsics do not tell it that they read memory.
 inline void written(const void* p) { asm volatile("" : : "r"(p) : "memory"); }
 
 // The tiles of this thread: 0 to 3 sums, of two tiles of activations with two panels; 4 and 5 activations; 6 and 7 weights. Set
