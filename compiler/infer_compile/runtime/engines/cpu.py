@@ -15,8 +15,8 @@ from ..errors import InferCompileError, Problem
 from ..formats.program import Program
 from ..step import Float32, Int32, SequenceStep, StepResult
 
-_ABI = 2
-_NOT_FINITE = 2
+_ABI = 3
+_NOT_FINITE, _NOT_PERMITTED, _WRONG_PRODUCTS = 2, 3, 4
 _ERROR_BYTES = 512
 
 
@@ -38,7 +38,8 @@ class CpuEngine:
     """Runs the library in ``engine_dir`` (program.json, libengine.so, weights.bin) on ``threads`` threads, by
     default one per usable core.
 
-    Raises InferCompileError IC520 if a file is missing, damaged or of another build.
+    Raises InferCompileError: IC520 if a file is missing, damaged or of another build; IC524 if the system
+    withholds the matrix tiles that the library was compiled for, IC525 if their products are wrong.
     """
 
     def __init__(self, engine_dir: Path, threads: int | None = None) -> None:
@@ -56,16 +57,19 @@ class CpuEngine:
         self.threads = threads or len(os.sched_getaffinity(0))
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         weights = os.fsencode(engine_dir / "weights.bin")
-        self._engine: int | None = self._library.ic_open(weights, self.threads, error, _ERROR_BYTES)
-        if not self._engine:
+        opened = ctypes.c_void_p()
+        failed = self._library.ic_open(weights, self.threads, ctypes.byref(opened), error, _ERROR_BYTES)
+        if failed in (_NOT_PERMITTED, _WRONG_PRODUCTS):
+            raise self._unfit(failed)
+        if failed:
             raise self._broken(error.value.decode())
+        self._engine: int | None = opened.value
         self._hidden_width = self.program.buffers[self.program.hidden]
 
     def _declare(self) -> None:
         library, pointer, number = self._library, ctypes.c_void_p, ctypes.c_int32
         library.ic_program.restype = ctypes.c_char_p
-        library.ic_open.restype = pointer
-        library.ic_open.argtypes = [ctypes.c_char_p, number, ctypes.c_char_p, number]
+        library.ic_open.argtypes = [ctypes.c_char_p, number, pointer, ctypes.c_char_p, number]
         library.ic_close.argtypes = [pointer]
         library.ic_close.restype = None
         library.ic_pool.restype = ctypes.POINTER(ctypes.c_uint8)
@@ -85,6 +89,16 @@ class CpuEngine:
         return InferCompileError(
             Problem("IC520", "the engine cannot be opened", str(self._dir), why, "build the bundle again")
         )
+
+    def _unfit(self, failed: int) -> InferCompileError:
+        fix = "build for a target with isa: avx512; its engine gives the same results"
+        if failed == _NOT_PERMITTED:
+            code, message = "IC524", "the system does not let this process use the matrix tiles (AMX)"
+            because = "it refused arch_prctl(ARCH_REQ_XCOMP_PERM): a kernel before 5.16, or a sandbox"
+        else:
+            code, message = "IC525", "the processor's matrix tiles (AMX) give other products than its vectors"
+            because = "a small product is tried by both whenever an engine is opened"
+        return InferCompileError(Problem(code, message, str(self._dir), because, fix))
 
     def step(
         self, batch: Sequence[SequenceStep], *, logits: bool = False, hidden: bool = False
