@@ -23,6 +23,7 @@ from infer_compile.runtime.server.keys import Keys
 from infer_compile.runtime.server.metrics import Metrics
 from infer_compile.runtime.server.run import bind, url
 from infer_compile.runtime.server.service import Limits, Service
+from infer_compile.runtime.shadow import Shadow
 from infer_compile.runtime.step import Engine
 from infer_compile.runtime.tokenizer import Tokenizer
 
@@ -76,12 +77,14 @@ def serving(
     queue: int = 16,
     keys: Keys | None = None,
     limits: Limits | None = None,
+    shadow: float = 0.0,
 ) -> Iterator[Running]:
     """Serves ``engine`` with the real server; at the end every page must be back and the thread alive."""
     tokenizer = Tokenizer(model_dir)
     metrics = Metrics("tiny")
     measured = measure(engine)
-    loop = EngineLoop(engine, tokenizer, queue, metrics)
+    checks = Shadow(engine, shadow, metrics) if shadow else None
+    loop = EngineLoop(engine, tokenizer, queue, metrics, shadow=checks)
     metrics.watch(loop, measured)
     has_template = ChatTemplate.exists(model_dir, tokenizer)
     template = ChatTemplate(model_dir, tokenizer) if has_template else None

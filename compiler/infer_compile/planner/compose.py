@@ -77,6 +77,7 @@ def compose(found: Survey, chosen: Candidate, best: Callable[[Deployment], Candi
             max_sequences=chosen.sequences,
             max_batch_tokens=chosen.budget,
             overflow=asked.spec.serving.overflow,
+            checked_tokens=asked.checked_tokens,
         ),
         predicted=predicted_part(asked, chosen),
         reasons=reasons(asked, chosen, found),
@@ -95,8 +96,10 @@ def digest(model: BaseModel) -> str:
 
 
 def spec_digest(spec: Spec) -> str:
-    """Of what bears on the plan: the port does not."""
-    fields = spec.model_dump(mode="json", by_alias=True, exclude={"serving": {"port"}})
+    """Of what bears on the plan: the port does not, nor how many answers are checked."""
+    fields = spec.model_dump(
+        mode="json", by_alias=True, exclude={"serving": {"port": True, "shadow": {"fraction": True}}}
+    )
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -127,6 +127,8 @@ class LimitsPart(Frozen):
     max_batch_tokens: int
     overflow: Overflow = "stop"
     """What becomes of a sequence that reaches ``max_context``."""
+    checked_tokens: int = 0
+    """Of the longest answer that is checked against an exact cache: pages for it lie behind the others."""
 
 
 class Source(Frozen):
@@ -336,6 +338,7 @@ class Plan(Frozen):
             exact_pages=self.kv.exact_pages,
             packed_pages=self.kv.packed_pages,
             overflow=self.limits.overflow,
+            checked_tokens=self.limits.checked_tokens,
         )
 
     def require_buildable(self) -> None:

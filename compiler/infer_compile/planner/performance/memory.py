@@ -41,7 +41,8 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class Held:
     """What a copy keeps: ``sequences`` in flight, of which one may be ``context`` tokens long and the others
-    are of the ``typical`` length; steps of ``budget`` tokens; and beside the model's own a draft of
+    are of the ``typical`` length; steps of ``budget`` tokens; pages to check an answer of ``checked`` tokens
+    against an exact cache (our own engine); and beside the model's own a draft of
     ``draft_bytes`` with ``draft_token_bytes`` of cache per token; our own engine keeps ``draft_token_values``
     floats for each token of its steps, and ``draft_output_values`` for each whose logits it computes.
 
@@ -52,6 +53,7 @@ class Held:
     typical: int
     sequences: Ints
     budget: Ints
+    checked: int = 0
     draft_bytes: Floats = 0.0
     draft_token_bytes: Floats = 0.0
     draft_token_values: Floats = 0.0
@@ -152,6 +154,8 @@ def pool_bytes(shape: Shape, cache: Cache, held: Held, tensor: Ints) -> Floats:
         for most in (layout.exact_pages, layout.packed_pages)
     )
     share = np.ceil(layout.kv_heads / np.asarray(tensor)) / layout.kv_heads
+    check = layout.check_pages(held.checked)
+    exact, packed = exact + check[0], packed + check[1]
     pools: Floats = exact * layout.exact_page_bytes + packed * layout.packed_page_bytes
     return (pools + cache.table_bytes) * share
 
@@ -169,6 +173,7 @@ def pool_limits(layout: CacheLayout, held: Held) -> Limits:
         max_batch_tokens=budget,
         exact_pages=layout.exact_pages(held.context, budget) + others * layout.exact_pages(held.typical),
         packed_pages=layout.packed_pages(held.context, budget) + others * layout.packed_pages(held.typical),
+        checked_tokens=held.checked,
     )
 
 

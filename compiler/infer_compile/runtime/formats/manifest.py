@@ -38,7 +38,10 @@ class Engine(_Frozen):
 
 
 class Serving(_Frozen):
+    """``shadow_fraction`` of the answers are checked against an exact cache."""
+
     port: int
+    shadow_fraction: float = 0.0
 
 
 class Draft(_Frozen):

@@ -23,6 +23,7 @@ from ..grammar import Grammars
 from ..journal import Line
 from ..loop import EngineLoop
 from ..measure import measure
+from ..shadow import Shadow
 from ..tokenizer import Tokenizer
 from ..warmup import warm_up
 from . import keys
@@ -49,6 +50,8 @@ class Options:
     key_file: Path | None
     open_metrics: bool
     metrics_names: Names
+    shadow_fraction: float | None
+    """Of the answers that are checked against an exact cache; None takes the bundle's."""
     limits: Limits
 
 
@@ -111,7 +114,10 @@ def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Serv
         cache = {"bytes_per_token": measured.token_bytes, "exact_bytes_per_token": measured.exact_token_bytes}
         log.info(Line("cache", {"kv": measured.level} | cache))
         metrics = Metrics(manifest.name, options.metrics_names)
-        loop = EngineLoop(opened.engine, tokenizer, options.queue, metrics, opened.speculator)
+        fraction = options.shadow_fraction
+        fraction = manifest.serving.shadow_fraction if fraction is None else fraction
+        shadow = Shadow(opened.engine, fraction, metrics) if fraction else None
+        loop = EngineLoop(opened.engine, tokenizer, options.queue, metrics, opened.speculator, shadow)
         metrics.watch(loop, measured)
         version = {
             "version": bundle.fingerprint,
