@@ -179,7 +179,8 @@ def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
 
 
 def _serving(asked: spec.Serving) -> Serving:
-    return Serving(port=asked.port, shadow_fraction=asked.shadow.fraction if asked.shadow else 0.0)
+    fraction = asked.shadow.fraction if asked.shadow else 0.0
+    return Serving(port=asked.port, shadow_fraction=fraction, traces=asked.traces)
 
 
 def _draft(resolved: Resolved, plan: Plan, model: Path) -> Draft | None:

@@ -22,7 +22,7 @@ from .inputs import Draft, Inputs
 from .journal import Journal
 from .phase import Phase, Work
 from .progress import Advance
-from .requirements import direct, pinned
+from .requirements import TRACING, direct, pinned
 from .templates import render
 
 DEPLOYED = (
@@ -127,7 +127,7 @@ def draft(inputs: Inputs, found: Draft) -> Phase:
 def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
     """What follows once the engine is what it will be; the last phase lists what ``journal`` says that the
     others wrote."""
-    packages = pinned(direct())
+    packages = pinned([*direct(), *(TRACING if inputs.serving.traces else ())])
     pins = "\n".join("==".join(package) for package in packages)
     tool, decided = identity.tool(inputs.toolchain), made.plan.digest
 

@@ -96,9 +96,11 @@ def digest(model: BaseModel) -> str:
 
 
 def spec_digest(spec: Spec) -> str:
-    """Of what bears on the plan: the port does not, nor how many answers are checked."""
+    """Of what bears on the plan: the port does not, nor how many answers are checked, nor traces."""
     fields = spec.model_dump(
-        mode="json", by_alias=True, exclude={"serving": {"port": True, "shadow": {"fraction": True}}}
+        mode="json",
+        by_alias=True,
+        exclude={"serving": {"port": True, "shadow": {"fraction": True}, "traces": True}},
     )
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

@@ -274,6 +274,13 @@ class Serving(Strict):
         Shadow | None,
         Field(description="measures in production what the cache costs; default: nothing is checked"),
     ] = None
+    traces: Annotated[
+        bool,
+        Field(
+            description="OpenTelemetry, a span for each request: the bundle takes its packages along; "
+            "default: only where they are installed and OTEL_EXPORTER_OTLP_ENDPOINT is set"
+        ),
+    ] = False
 
 
 def _bundle_name(value: str) -> str:

@@ -30,6 +30,7 @@ from . import keys
 from .api import create_app
 from .metrics import Metrics, Names
 from .service import Limits, Service
+from .traces import open_traces
 
 log = logging.getLogger(__name__)
 
@@ -126,12 +127,15 @@ def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Serv
             "program": manifest.program,
             "engine": manifest.engine.model_dump(),
         }
+        traces = open_traces(manifest.name, bundle.fingerprint, manifest.serving.traces)
         loop.start()
         try:
-            parts = (loop, tokenizer, template, grammars, metrics, measured, options.limits)
+            parts = (loop, tokenizer, template, grammars, metrics, measured, options.limits, traces)
             yield Service(manifest.name, bundle.fingerprint, version, *parts)
         finally:
             loop.close()
+            if traces is not None:
+                traces.close()
 
 
 def serve(folder: Path, options: Options) -> None:
