@@ -22,7 +22,7 @@ from .explain.provenance import sources
 from .explain.reasons import reasons
 from .explain.turns import turns
 from .frontier import alternatives, choice, rejected
-from .performance.cache import all_token_bytes, cache_layout
+from .performance.cache import all_token_bytes
 from .performance.latency import matrix_tflops
 from .performance.memory import pool_limits
 from .plan import (
@@ -148,7 +148,7 @@ def kv_part(asked: Deployment, chosen: Candidate) -> KvPart:
     pages = -(-held.context // cache.page_tokens) + others
     exact, packed = pages, 0
     if chosen.engine.architectures.own:
-        limits = pool_limits(cache_layout(shape, cache), held)
+        limits = pool_limits(shape, cache, held)
         exact, packed = limits.exact_pages, limits.packed_pages
     return KvPart(
         level=chosen.level,
@@ -158,6 +158,7 @@ def kv_part(asked: Deployment, chosen: Candidate) -> KvPart:
         sink_pages=cache.sink_pages,
         recent_pages=cache.recent_pages,
         pages=pages,
+        spare_pages=cache.spare_pages,
         exact_pages=exact,
         packed_pages=packed,
         layers=cache.levels or (chosen.level,) * layers,

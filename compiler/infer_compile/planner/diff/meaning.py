@@ -66,6 +66,7 @@ _MEANINGS: tuple[Meaning, ...] = (
     _part("kv.bytes_per_token", "memory", "bytes"),
     _part("kv.pages", "memory"),
     _part("kv.exact_pages", "memory"),
+    _part("kv.spare_pages", "memory"),
     _part("kv.packed_pages", "memory"),
     _part("kv.table_bytes", "memory", "bytes"),
     Meaning("kv.*", "decisions"),
