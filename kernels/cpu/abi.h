@@ -15,7 +15,7 @@ typedef struct {
   const int32_t* tokens;
   const int32_t* parents; /* null: a chain */
   const int32_t* exact;   /* page table, `pages` entries, -1 for none */
-  const int32_t* packed;
+  const int32_t* packed; /* null: nothing is compressed, and every page is seen exact */
   const uint32_t* mask; /* null: every token is allowed */
   const int32_t* adjust_ids;
   const float* adjust_bias;

@@ -37,6 +37,7 @@ _SHORT = {
     "speculation": "drafts",
     "limits.max_context": "context",
     "limits.overflow": "beyond it",
+    "limits.checked_tokens": "checked",
     "limits.max_sequences": "sequences",
     "limits.max_batch_tokens": "step tokens",
     "predicted.matrix_rate": "matrix rate",

@@ -187,7 +187,7 @@ def _marshal(sequence: SequenceStep, alive: list[NDArray[Any]]) -> _Sequence:
         start=sequence.start,
         accepted=sequence.accepted,
         sealed=sequence.sealed,
-        pages=min(len(sequence.exact), len(sequence.packed)),
+        pages=min(len(table) for table in (sequence.exact, sequence.packed) if table is not None),
         outputs=sequence.outputs,
         adjust_count=count,
         top_k=sampling.top_k,
