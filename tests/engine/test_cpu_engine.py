@@ -181,7 +181,7 @@ def test_a_branch_has_the_bits_of_a_chain(small: tuple[Program, Path, Path]) -> 
     tree = [*text, *(token for _, token in siblings)]
     parents = [*range(-1, len(text) - 1), *(1 + depth for depth, _ in siblings)]
     engine = CpuEngine(folder, threads=2)
-    # Some of the chain, and slots of siblings, lie in the next page; the last is fed when pages are compressed.
+    # Some of the chain, and slots of siblings, lie in the next page; in the end pages are compressed.
     for start in (1, 25, 28, 31, 158, 250):
         branches = behind(engine, tokens[:start], tree, accepted=2, parents=parents)
         straight = behind(engine, tokens[:start], text, accepted=2)

@@ -73,8 +73,9 @@ class Bundle:
                 draft = self._engine(self.folder / "draft" / "engine", threads)
                 closing.callback(draft.close)
                 proposer = DraftModel(draft)
-            limits = self.program.limits
-            yield Opened(engine, Speculator(proposer, wanted.tokens, wanted.acceptance, limits))
+            limits, beside = self.program.limits, wanted.sibling_acceptance
+            speculator = Speculator(proposer, wanted.tokens, wanted.acceptance, limits, wanted.width, beside)
+            yield Opened(engine, speculator)
 
     def _engine(self, folder: Path, threads: int | None) -> Engine:
         kind, isa = self.manifest.engine.kind, self.manifest.engine.isa
