@@ -197,7 +197,7 @@ class EngineLoop:
             sampled = tokens.tolist()
             verdict = part.draft.verdict(sampled) if sampled else NONE_DRAWN
             if part.draft.rows:
-                outcomes.append(Outcome(part.sequence, part.draft, verdict))
+                outcomes.append(Outcome(part.sequence, part.draft, verdict, part.draft.looked(sampled)))
             try:
                 self._draw(part, verdict, sampled, rows, now)
             except InferCompileError as error:

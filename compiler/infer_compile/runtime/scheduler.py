@@ -263,7 +263,7 @@ class _Step:
     def verify_drafts(self) -> None:
         """Gives what is left of budget, rows and free pages to drafts, by rank."""
         drawing = [one for one, count in self.counts.items() if one.pending == count]
-        drafting = [one for one in drawing if len(one.draft.chain) and one.draftable]
+        drafting = [one for one in drawing if one.draft.rows and one.draftable]
         left = min(self.budget, self._scheduler.outputs - len(drawing))
         for sequence in drafting:
             table, start, certain = sequence.table, sequence.computed, sequence.pending

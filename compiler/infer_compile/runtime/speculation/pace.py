@@ -29,16 +29,20 @@ SHARED_MEMORY, OWN_MEMORY = 0.99, 0.95
 class Pace:
     """At most ``tokens`` are drafted one behind the other for a sequence, of which the share ``acceptance``
     is expected to be kept, and up to ``width`` choices for each; ``beside`` is how often one of the others is
-    expected to be drawn where the first is not.
+    expected to be drawn where the first is not. Whoever is drafted for has a window of ``window`` tokens
+    computed as well.
 
     Steps are made to yield as many tokens per second as they can (``best_widths``), by the measured times of
     steps and drafts and each sequence's acceptance at each position. What is not tried is not known: the
     first steps of all, and that of fewer sequences than ever, are plain, and now and then one is a probe.
     """
 
-    def __init__(self, tokens: int, acceptance: float, width: int = 1, beside: float = 0.0) -> None:
+    def __init__(
+        self, tokens: int, acceptance: float, width: int = 1, beside: float = 0.0, window: int = 0
+    ) -> None:
         self._tokens = tokens
         self._width = width
+        self._window = window
         self._times = StepTimes()
         self._draft_times = StepTimes()
         """By sequences, for each token in depth: drafters take one after the other."""
@@ -68,7 +72,7 @@ class Pace:
         if self._waited >= self._pause:
             self._waited, self._probed = 0, True
             self._full = not (self._full and self._drafts)
-            full = full_widths(total // len(keys), self._tokens, self._width)
+            full = full_widths(total // len(keys) - self._window, self._tokens, self._width)
             return [full if self._full else nothing] * len(keys)
         if self._draft_times.least is None:
             return [nothing] * len(keys)
@@ -82,7 +86,7 @@ class Pace:
             self._own.setdefault(key, Acceptance(self._shared.rates, EXPECTED, OWN_MEMORY))
         rates = np.stack([self._own[key].rates for key in keys])
         draft_seconds = float(self._draft_times.at(len(keys)))
-        chosen = best_widths(rates, total, self._times, draft_seconds)
+        chosen = best_widths(rates, total, self._times, draft_seconds, self._window)
         self._keys, self._widths, self._drafts = keys, list(chosen), bool(chosen.any())
         if self._drafts:
             self._pause = PROBE
