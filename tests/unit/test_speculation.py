@@ -213,10 +213,12 @@ class TestChoices:
         assert {one.draft for one in drafts(facts, "llama-3.1-70b", draft=eagle)[1:]} == {eagle}
 
     def test_text_that_is_looked_up_takes_host_time_alone(self, facts: SpeculationFacts) -> None:
-        ngram, lookahead = drafts(facts, "phi-4", ("ngram", "lookahead"), lengths=(5,))[1:]
+        ngram, lookahead, small = drafts(facts, "phi-4", ("ngram", "lookahead"), lengths=(5,))[1:]
         assert (ngram.tokens, ngram.passes, ngram.draft_bytes, ngram.resident_bytes) == (5, 0, 0, 0)
         assert ngram.host_seconds_per_sequence > 0
-        assert (lookahead.tokens, lookahead.passes) == (56, 0)
+        assert (lookahead.tokens, lookahead.width, lookahead.rows, lookahead.passes) == (4, 7, 28 + 27, 0)
+        assert (small.tokens, small.width, small.columns, small.rows) == (2, 1, 3, 2 + 5)
+        assert small.expected < lookahead.expected
         assert lookahead.expected < 5
 
     def test_text_decides_what_is_accepted(self, facts: SpeculationFacts) -> None:
