@@ -84,7 +84,7 @@ error[IC006]: chat.yaml:5: "slo" must be a mapping, not an empty value
   fix: give it a value, or remove the key
 error[IC006]: chat.yaml:6: "pin.weights" must be a name, or {format, group}, not 8
 error[IC006]: chat.yaml:6: "pin.kv" must be text, not a list
-error[IC006]: chat.yaml:6: "pin.speculation" must be a name, or {method, tokens}, not a list
+error[IC006]: chat.yaml:6: "pin.speculation" must be a name, or {method, tokens, width}, not a list
 error[IC006]: chat.yaml:6: "pin.parallelism.tensor" must be a whole number, not "2"
 error[IC006]: chat.yaml:7: "cost.usd_per_hour" must be a price, or {target: price}, not "1\"""",
     ),
@@ -147,7 +147,6 @@ target: l4
 quality: {calibration: a.jsonl, evaluation: ./a.jsonl}
 pin:
   weights: {format: int4-hqq, group: 32}
-  speculation: {method: lookahead, tokens: 4}
 """,
         """\
 error[IC009]: chat.yaml:1: sources of the kind "s3://" are not served by this version
@@ -160,10 +159,7 @@ error[IC019]: chat.yaml:3: calibration and evaluation are the same text
 error[IC009]: chat.yaml:5: weight format "int4-hqq" is not served by this version
   because: its engines serve bf16, int8, int4-rtn, fp8, int4-awq, int4-gptq, nvfp4, mxfp4, q8_0, q6_k, \
 q5_k_m, q4_k_m, q4_0, q3_k_m, q2_k, iq4_xs
-  fix: weights: int4-rtn
-error[IC009]: chat.yaml:6: speculation "lookahead" is not served by this version
-  because: its engines serve none, draft, ngram, eagle3, mtp, medusa
-  fix: speculation: ngram""",
+  fix: weights: int4-rtn""",
     ),
     "pins that the pinned engine does not serve": (
         """\
@@ -201,7 +197,7 @@ pin:
 """,
         """\
 error[IC014]: chat.yaml:5: speculation "medusa" is not served by engine "native"
-  because: native serves ngram, draft
+  because: native serves lookahead, ngram, draft
   fix: speculation: draft, or engine: vllm
 error[IC014]: chat.yaml:8: pipeline and data parallelism is not served by engine "native"
   because: native splits a model by tensor
@@ -225,6 +221,13 @@ error[IC013]: chat.yaml:3: engine "vllm" has no groups to choose
         """\
 error[IC015]: chat.yaml:3: speculation: draft needs a draft model, and model.draft is none
   fix: model: {draft: auto}, or another method""",
+    ),
+    "choices of an engine that verifies chains": (
+        MINIMAL + "pin: {engine: vllm, speculation: {method: ngram, tokens: 3, width: 2}}\n",
+        """\
+error[IC014]: chat.yaml:3: several choices for a drafted token are not served by engine "vllm"
+  because: vllm 0.26 is planned to verify chains
+  fix: width: 1, or engine: native""",
     ),
     "tokens of no speculation": (
         MINIMAL + "pin: {speculation: {method: none, tokens: 4}}\n",

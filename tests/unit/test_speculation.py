@@ -25,6 +25,7 @@ from infer_compile.planner.speculation import (
     break_even_batch,
     choices,
     expected_tokens,
+    sibling_tokens,
     speedup,
 )
 from infer_compile.runtime.formats.weights import BF16
@@ -83,6 +84,35 @@ class TestExpectedTokens:
         rates = np.array([[0.5] * 4, [0.9] * 4])
         assert expected_tokens(rates, np.array([1, 4])) == pytest.approx([1.5, 4.0951])
         assert expected_tokens(rates[0], np.array([[0, 1], [2, 4]])).shape == (2, 2)
+
+
+class TestSiblings:
+    def test_they_catch_a_share_of_what_the_chain_misses(self) -> None:
+        """Two tokens, right in 0.6 and 0.5: the first misses in 0.4, the second in 0.6 times 0.5."""
+        assert sibling_tokens([0.6, 0.5, 0.9], 2, 0.25) == pytest.approx(0.25 * (0.4 + 0.3))
+        assert sibling_tokens([[0.6, 0.5], [1.0, 0.0]], [1, 2], 0.5) == pytest.approx([0.2, 0.5])
+
+    @given(st.lists(shares, min_size=DEPTH, max_size=DEPTH), st.integers(0, DEPTH))
+    def test_those_that_are_never_wrong_end_every_chain_with_one_token_more(
+        self, rates: list[float], tokens: int
+    ) -> None:
+        whole = float(np.prod(rates[:tokens]))
+        assert sibling_tokens(rates, tokens, 1.0) == pytest.approx(1 - whole, abs=1e-9)
+
+    def test_trees_are_offered_where_other_choices_are_known(self, facts: SpeculationFacts) -> None:
+        found = drafts(facts, "llama-3.1-8b", ("draft", "ngram", "eagle3"), widths=range(1, 9))
+        wide = [one for one in found if one.width > 1]
+        assert {one.method for one in wide} == {"draft", "ngram"}
+        assert all(one.rows <= DEPTH for one in wide)
+        plain = {(one.method, one.draft, one.tokens): one for one in found if one.width == 1}
+        for one in wide:
+            chain = plain[one.method, one.draft, one.tokens]
+            assert one.expected == pytest.approx(chain.expected + one.by_siblings)
+            assert one.acceptance == pytest.approx(chain.acceptance)
+            assert one.expected < one.tokens + 1 + 1e-9
+        assert drafts(facts, "llama-3.1-8b", ("draft", "ngram")) == tuple(
+            one for one in found if one.width == 1 and one.method != "eagle3"
+        )
 
 
 class TestSpeedup:
@@ -183,10 +213,12 @@ class TestChoices:
         assert {one.draft for one in drafts(facts, "llama-3.1-70b", draft=eagle)[1:]} == {eagle}
 
     def test_text_that_is_looked_up_takes_host_time_alone(self, facts: SpeculationFacts) -> None:
-        ngram, lookahead = drafts(facts, "phi-4", ("ngram", "lookahead"), lengths=(5,))[1:]
+        ngram, lookahead, small = drafts(facts, "phi-4", ("ngram", "lookahead"), lengths=(5,))[1:]
         assert (ngram.tokens, ngram.passes, ngram.draft_bytes, ngram.resident_bytes) == (5, 0, 0, 0)
         assert ngram.host_seconds_per_sequence > 0
-        assert (lookahead.tokens, lookahead.passes) == (56, 0)
+        assert (lookahead.tokens, lookahead.width, lookahead.rows, lookahead.passes) == (4, 7, 28 + 27, 0)
+        assert (small.tokens, small.width, small.columns, small.rows) == (2, 1, 3, 2 + 5)
+        assert small.expected < lookahead.expected
         assert lookahead.expected < 5
 
     def test_text_decides_what_is_accepted(self, facts: SpeculationFacts) -> None:

@@ -42,6 +42,16 @@ class Acceptance(Frozen):
     source: str
 
 
+class Siblings(Frozen):
+    """Where the drafted token at a position is not what is drawn there, how often one of the next 1, 2, ...
+    choices of the drafter is."""
+
+    method: Method
+    shares: tuple[Rate, ...]
+    basis: Basis
+    source: str
+
+
 class Overhead(Frozen):
     """What speculation takes beside the products: once a step, and for each pass of the drafter or each
     sequence that text is looked up for."""
@@ -140,32 +150,36 @@ class Mtp(Frozen):
 
 
 class Lookahead(Frozen):
-    """N-grams of ``level`` tokens from a ``window`` of guesses of the model itself: a step carries
-    ``window + guesses`` of them, and accepts one less than ``level`` tokens at most."""
+    """N-grams of ``level`` tokens from a window of guesses of the model itself, of so many columns: a step
+    carries the window and ``guesses`` n-grams, and accepts one less than ``level`` tokens at most."""
 
-    level: Figure
-    window: Figure
-    guesses: Figure
-
-    @property
-    def verified(self) -> int:
-        """Tokens that a step carries beside the last accepted one."""
-        return int((self.window.value + self.guesses.value) * self.depth)
+    level: int
+    columns: int
+    guesses: int
+    basis: Basis
+    source: str
 
     @property
     def depth(self) -> int:
-        return int(self.level.value) - 1
+        return self.level - 1
+
+    @property
+    def window(self) -> int:
+        """Tokens of the window; the last accepted one heads the first column."""
+        return self.columns * self.depth - 1
 
 
 class SpeculationFacts(Frozen):
     schema_version: Literal[1]
     acceptance: tuple[Acceptance, ...]
+    siblings: tuple[Siblings, ...]
     overhead: Overhead
     pairs: tuple[Pair, ...]
     eagle3: Eagle3
     medusa: Medusa
     mtp: Mtp
-    lookahead: Lookahead
+    lookahead: tuple[Lookahead, ...]
+    """Shapes of windows; the first is the one whose acceptance was measured."""
 
     @model_validator(mode="after")
     def _each_method_in_general(self) -> SpeculationFacts:
@@ -176,6 +190,10 @@ class SpeculationFacts(Frozen):
         if lacking:
             raise ValueError(f"without figures for text in general: {', '.join(sorted(lacking))}")
         return self
+
+    def beside(self, method: Method) -> Siblings | None:
+        """What other choices of a method's drafters are worth; None where nothing is known of them."""
+        return next((one for one in self.siblings if one.method == method), None)
 
     def of(self, method: Method, kind: Kind = "general") -> Acceptance:
         """The acceptance of ``method`` on text of ``kind``, or in general where that kind has no figures of

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..catalog.engines import Engine, Part
+from ..catalog.speculation import DEPTH
 from ..graph.storage import misfits
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..runtime.formats.weights import GROUPS, WeightFormat, weight_format
@@ -108,7 +109,7 @@ def _options(asked: Deployment, engine: Engine) -> Options | Refusal:
         return Refusal(engine.name, "parallelism", _undivided(asked, engine))
     draftings = _draftings(asked, engine)
     if not draftings:
-        return Refusal(engine.name, "speculation", f"no {_method(asked)} is known for {graph.name}")
+        return Refusal(engine.name, "speculation", _undrafted(asked, engine))
     levels = (pin.kv,) if pin.kv else support.levels(engine, graph, target)
     return Options(engine, weights, levels, sizes, draftings)
 
@@ -173,10 +174,29 @@ def _draftings(asked: Deployment, engine: Engine) -> tuple[Drafting, ...]:
         methods = ("none",)
     found = asked.draftings(methods, engine.vocabulary_slack)
     if engine.architectures.own:
-        found = tuple(one for one in found if one.native)
+        found = tuple(one for one in found if one.native and one.rows <= DEPTH)
+    if asked.target.kind not in engine.trees:
+        found = tuple(one for one in found if one.width == 1 and not one.window)
     if pinned is None:
         return found
-    return tuple(one for one in found if one.method == pinned.method and pinned.tokens in (None, one.tokens))
+    return tuple(
+        one
+        for one in found
+        if one.method == pinned.method
+        and pinned.tokens in (None, one.tokens)
+        and pinned.width in (None, one.width)
+    )
+
+
+def _undrafted(asked: Deployment, engine: Engine) -> str:
+    """Why nothing is drafted as it is pinned."""
+    pinned = asked.spec.pin.speculation
+    if pinned is not None and (pinned.width or 1) > 1 and asked.target.kind not in engine.trees:
+        return f"{engine.title} verifies one choice for each drafted token, not {pinned.width}"
+    known = asked.draftings(support.methods(engine, asked.graph, asked.target), engine.vocabulary_slack)
+    if any(one.method == _method(asked) for one in known):
+        return f"a step drafts at most {DEPTH} tokens of a sequence, all choices and windows counted"
+    return f"no {_method(asked)} is known for {asked.graph.name}"
 
 
 def _blocks(asked: Deployment, options: Options) -> Iterator[Block]:

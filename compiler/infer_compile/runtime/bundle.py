@@ -13,6 +13,7 @@ from .formats.isa import flags, lacking
 from .formats.manifest import Manifest, difference, read
 from .formats.program import Program
 from .speculation.draft_model import DraftModel
+from .speculation.lookahead import Lookahead
 from .speculation.ngram import Ngram
 from .speculation.proposer import Proposer
 from .speculation.speculator import Speculator
@@ -69,12 +70,19 @@ class Bundle:
                 yield Opened(engine, None)
                 return
             proposer: Proposer = Ngram()
+            window = 0
+            if wanted.method == "lookahead":
+                proposer = guesses = Lookahead(wanted.tokens + 1, wanted.columns)
+                window = guesses.window
             if wanted.draft is not None:
                 draft = self._engine(self.folder / "draft" / "engine", threads)
                 closing.callback(draft.close)
                 proposer = DraftModel(draft)
-            limits = self.program.limits
-            yield Opened(engine, Speculator(proposer, wanted.tokens, wanted.acceptance, limits))
+            limits, beside = self.program.limits, wanted.sibling_acceptance
+            speculator = Speculator(
+                proposer, wanted.tokens, wanted.acceptance, limits, wanted.width, beside, window
+            )
+            yield Opened(engine, speculator)
 
     def _engine(self, folder: Path, threads: int | None) -> Engine:
         kind, isa = self.manifest.engine.kind, self.manifest.engine.isa

@@ -16,6 +16,7 @@ from .pool import broken
 from .scheduler import Scheduler, Work
 from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
 from .shadow import Shadow
+from .speculation.draft import NONE_DRAWN, Verdict
 from .speculation.speculator import Outcome, Speculator
 from .step import Engine, Float32, StepResult
 from .tokenizer import Tokenizer
@@ -45,8 +46,8 @@ class Observer(Protocol):
     def preempted(self, sequences: int) -> None:
         """So many sequences gave their pages to others, and will begin anew."""
 
-    def drafted(self, drafted: int, accepted: int) -> None:
-        """A step verified ``drafted`` guesses of a sequence, the first ``accepted`` of which were right."""
+    def drafted(self, outcome: Outcome) -> None:
+        """A step verified a draft of a sequence."""
 
     def drew(self, sequence: Sequence, since: float) -> None:
         """A token was drawn, ``since`` seconds after the previous one or, the first, after the arrival."""
@@ -205,39 +206,40 @@ class EngineLoop:
         for part, tokens in zip(work, result.tokens, strict=True):
             rows = None if result.logits is None else result.logits[row : row + part.step.outputs]
             row += part.step.outputs
-            drawn = part.drawn(tokens)
-            if part.drafts:
-                outcomes.append(Outcome(part.sequence, part.drafts, len(drawn) - 1))
+            sampled = tokens.tolist()
+            verdict = part.draft.verdict(sampled) if sampled else NONE_DRAWN
+            if part.draft.rows:
+                outcomes.append(Outcome(part.sequence, part.draft, verdict, part.draft.looked(sampled)))
             try:
-                self._draw(part, drawn, rows, now)
+                self._draw(part, verdict, sampled, rows, now)
             except InferCompileError as error:
                 self._fail([part.sequence], error.problems[0])
         if self._observer is not None:
             for outcome in outcomes:
-                self._observer.drafted(outcome.drafted, outcome.accepted)
+                self._observer.drafted(outcome)
         if self._speculator is not None:
             computed = sum(len(part.step.tokens) for part in work)
-            decodes = all(len(part.step.tokens) == part.step.outputs for part in work)
-            self._speculator.stepped(outcomes, computed, decodes)
+            self._speculator.stepped(outcomes, computed, all(part.decodes for part in work))
 
-    def _draw(self, part: Work, drawn: list[int], logits: Float32 | None, now: float) -> None:
+    def _draw(
+        self, part: Work, verdict: Verdict, sampled: list[int], logits: Float32 | None, now: float
+    ) -> None:
         """Adds what a step drew to its sequence, up to the token that ends it, and hands it out."""
         sequence, wanted = part.sequence, part.sequence.request.logprobs
         deltas: list[Delta] = []
-        if sequence.cancelled:
-            drawn = []
-        for row, token in enumerate(drawn):
-            told = None
+        drawn = 0
+        for row in [] if sequence.cancelled else verdict.rows:
+            token, told = sampled[row], None
             if wanted is not None and logits is not None:
                 told = token_logprobs(logits[row], token, wanted)
             if self._observer is not None:
                 self._observer.drew(sequence, now - (sequence.times.last or sequence.times.arrived))
             delta = sequence.push(token, told, now)
+            drawn += 1
             deltas += [] if delta is None else [delta]
             if delta is not None and delta.finish is not None:
-                drawn = drawn[: row + 1]
                 break
-        self.scheduler.commit(part, len(drawn))
+        self.scheduler.commit(part, min(verdict.accepted, max(0, drawn - 1)))
         if deltas and (finish := deltas[-1].finish) is not None:
             with self._wake:
                 self._finish(sequence, finish, now)

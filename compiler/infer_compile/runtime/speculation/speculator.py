@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from ..errors import InferCompileError
 from ..formats.program import Limits
 from ..sequence import Sequence
-from ..step import Engine
-from .pace import Pace
+from ..step import Engine, Int32
+from .draft import NO_TOKENS, Draft, Verdict
+from .pace import Pace, Widths
 from .proposer import Ask, Proposer
 
 log = logging.getLogger(__name__)
@@ -19,23 +22,35 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of the tokens that were ``drafted`` for a sequence the first ``accepted`` were drawn."""
+    """What became of a draft that a step verified; ``looked`` was sampled behind the tokens of its window."""
 
     sequence: Sequence
-    drafted: int
-    accepted: int
+    draft: Draft
+    verdict: Verdict
+    looked: Int32 = field(default_factory=lambda: NO_TOKENS)
 
 
 class Speculator:
-    """Drafts for the sequences of a loop: at most ``tokens`` for each, of which the share ``acceptance`` is
-    expected to be kept. For the engine's thread alone.
+    """Drafts for the sequences of a loop: at most ``tokens`` one behind the other for each and ``width``
+    choices for each of these, expected to be kept as ``Pace`` says, and a window of so many tokens beside
+    them. For the engine's thread alone.
 
     A drafter that fails ends speculation, and no answer.
     """
 
-    def __init__(self, proposer: Proposer, tokens: int, acceptance: float, limits: Limits) -> None:
+    def __init__(
+        self,
+        proposer: Proposer,
+        tokens: int,
+        acceptance: float,
+        limits: Limits,
+        width: int = 1,
+        beside: float = 0.0,
+        window: int = 0,
+    ) -> None:
         self.proposer = proposer
-        self.pace = Pace(tokens, acceptance)
+        self.pace = Pace(tokens, acceptance, width, beside, window)
+        self._looked: dict[Sequence, Int32] = {}
         self._outputs = min(limits.max_outputs, limits.max_batch_tokens)
         self._known: list[Sequence] = []
         self._began = 0.0
@@ -51,19 +66,28 @@ class Speculator:
         ready = [each for each in running if each.draftable]
         total = self._outputs - len(running)
         if ready and total > 0 and not self._failed:
-            lengths = self.pace.lengths([*ready], total)
-            if any(lengths):
-                self._propose(ready, lengths)
+            widths = self.pace.widths([*ready], total)
+            if any(map(np.any, widths)):
+                self._propose(ready, widths)
         self._began = time.perf_counter()
 
-    def _propose(self, ready: list[Sequence], lengths: list[int]) -> None:
+    def _propose(self, ready: list[Sequence], widths: list[Widths]) -> None:
         asked = [
-            (sequence, Ask(sequence, sequence.tokens, most))
-            for sequence, length in zip(ready, lengths, strict=True)
             # Behind the last token of an answer nothing is drawn.
-            if (most := min(length, sequence.most - sequence.length - 1)) > 0
+            (sequence, wanted[: sequence.most - sequence.length - 1])
+            for sequence, wanted in zip(ready, widths, strict=True)
+            if wanted[0] > 0
         ]
-        asks = [ask for _, ask in asked]
+        asks = [
+            Ask(
+                sequence,
+                sequence.tokens,
+                int(np.count_nonzero(wanted)),
+                int(wanted.max()),
+                self._looked.pop(sequence, NO_TOKENS),
+            )
+            for sequence, wanted in asked
+        ]
         try:
             self.proposer.catch_up(asks)
             began = time.perf_counter()
@@ -74,8 +98,8 @@ class Speculator:
             self._failed = True
             self.proposer.keep(())
             return
-        for (sequence, _), draft in zip(asked, drafts, strict=True):
-            sequence.drafts = draft
+        for (sequence, wanted), draft in zip(asked, drafts, strict=True):
+            sequence.draft = draft.shaped(wanted)
         if asks:
             self.pace.proposed(len(asks), max(ask.most for ask in asks), took)
 
@@ -84,6 +108,7 @@ class Speculator:
             self.pace.keep(running)
             self.proposer.keep(running)
             self._known = list(running)
+            self._looked = {each: found for each, found in self._looked.items() if each in running}
 
     def stepped(self, outcomes: Iterable[Outcome], rows: int, decodes: bool) -> None:
         """The step is done, and what it drew handed out. It computed ``rows`` tokens, which drew one each if
@@ -91,7 +116,10 @@ class Speculator:
         if decodes:
             self.pace.stepped(rows, time.perf_counter() - self._began)
         for outcome in outcomes:
-            self.pace.drafted(outcome.sequence, outcome.drafted, outcome.accepted)
+            if len(outcome.draft.chain):
+                self.pace.drafted(outcome.sequence, outcome.draft, outcome.verdict)
+            if len(outcome.looked):
+                self._looked[outcome.sequence] = outcome.looked
 
     def idle(self) -> None:
         """Nothing runs: whatever was held for a sequence is given back. Raises IC505 if something is left."""
