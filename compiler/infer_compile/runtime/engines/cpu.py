@@ -94,7 +94,10 @@ class CpuEngine:
         fix = "build for a target with isa: avx512; its engine gives the same results"
         if failed == _NOT_PERMITTED:
             code, message = "IC524", "the system does not let this process use the matrix tiles (AMX)"
-            because = "it refused arch_prctl(ARCH_REQ_XCOMP_PERM): a kernel before 5.16, or a sandbox"
+            because = (
+                "it refused arch_prctl(ARCH_REQ_XCOMP_PERM), as kernels before 5.16 do, sandboxes, and where "
+                "a signal stack has no room for the tiles"
+            )
         else:
             code, message = "IC525", "the processor's matrix tiles (AMX) give other products than its vectors"
             because = "a small product is tried by both whenever an engine is opened"
