@@ -76,7 +76,13 @@ def finish(loop: EngineLoop) -> int:
 
 @pytest.mark.parametrize(
     "layout",
-    [{"sink": 1, "recent": 1}, {"sink": 0, "recent": 0}, {"level": "bf16"}, {"sink": 1, "window": 13}],
+    [
+        {"sink": 1, "recent": 1},
+        {"sink": 0, "recent": 0},
+        {"level": "bf16"},
+        {"sink": 1, "window": 13},
+        {"sink": 1, "overflow": "evict"},
+    ],
 )
 def test_both_caches_are_held_to_the_contract(tokenizer: Tokenizer, layout: dict[str, object]) -> None:
     """The engine refuses to read a page that is missing, stale or somebody else's; of a cache that changes
