@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from infer_compile.planner.search import plan
 from infer_compile.planner.units import GIB
 from infer_compile.runtime.errors import Exit, InferCompileError
 from infer_compile.runtime.pages import Pages
+from infer_compile.spec.load import load as read_spec
 from infer_compile.spec.spec import Spec
 
 LOAD = load(context_tokens=1024, input_tokens=512, output_tokens=128)
@@ -54,6 +56,17 @@ def test_how_many_are_checked_does_not_bear_on_the_plan() -> None:
         for fraction, tokens in ((0.01, 256), (1.0, 256), (0.01, 512))
     )
     assert one.digest == other.digest != longer.digest
+
+
+def test_a_fraction_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "chat.yaml"
+    path.write_text("model: {source: m}\ntarget: l4\nserving: {shadow: {fraction: 2.0, tokens: 0}}\n")
+    with pytest.raises(InferCompileError) as caught:
+        read_spec(path)
+    assert [problem.message for problem in caught.value.problems] == [
+        '"serving.shadow.fraction" must be at most 1, not 2.0',
+        '"serving.shadow.tokens" must be at least 1, not 0',
+    ]
 
 
 def test_other_engines_do_not_check() -> None:

@@ -8,8 +8,8 @@ over another. Summing over the whole vocabulary it needs no luck: what was drawn
 cache by construction, and would speak for it (docs/serving.md).
 
 It runs on the engine's thread, for an engine takes one step at a time, and only while nobody waits for an
-answer; a request that comes meanwhile waits for ``STEPS`` small steps at most. Its pages are its own, behind
-those of the sequences, and bear no names: it takes nothing from anybody's cache of prefixes.
+answer; a request that comes meanwhile waits for two small steps at most, one in either cache. Its pages are
+its own, behind those of the sequences, and bear no names: it takes nothing from anybody's cache of prefixes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 WAITING = 16
 """Answers that wait to be checked; of more none is taken up until there is room."""
-STEPS = 2
-"""One in either cache: what a request waits for that comes during a check."""
 Unchecked = Literal["busy", "too_long"]
 
 

@@ -33,6 +33,7 @@ _SHORT = {
     "kv.page_tokens": "page",
     "kv.sink_pages": "first pages",
     "kv.recent_pages": "last pages",
+    "kv.spare_pages": "spare pages",
     "parallelism": "split",
     "speculation": "drafts",
     "limits.max_context": "context",
