@@ -5,8 +5,8 @@ prompts are timed without drafts, with lookup, with the bundle's draft model and
 with two choices for each token, as the server has them (lengths adapt) and with the plan's length in every
 step; greedy and at temperature 1; alone and four at a time. In each round every way is timed once, between
 two runs without drafts, and its tokens per second are divided by the mean of theirs, so that what else the
-machine does weighs on both; the medians over the rounds are printed, and the lowest and highest. Every way must give
-the same tokens.
+machine does weighs on both; the medians over the rounds are printed, and the lowest and highest. Every way
+must give the same tokens.
 
 "Kept" is by position: how often a draft was what was drawn, of those that came to be compared.
 """

@@ -88,7 +88,7 @@ def drafted(widths: list[int]) -> Draft:
 
 
 def verdict(accepted: int, choice: int = 0) -> Verdict:
-    return Verdict([], accepted, choice)
+    return Verdict((), accepted, choice)
 
 
 def test_a_window_is_columns_of_guesses_behind_a_line() -> None:
@@ -162,11 +162,11 @@ def test_the_row_of_a_sibling_that_was_drawn_gives_one_token_more() -> None:
     def sampled(*drawn: int) -> list[int]:
         return [*drawn, *rows[len(drawn) :]]
 
-    assert draft.verdict(sampled(50)) == Verdict([0], 0, 0)
-    assert draft.verdict(sampled(2)) == Verdict([0, 5], 0, 2)
-    assert draft.verdict(sampled(0, 5)) == Verdict([0, 1, 6], 1, 1)
-    assert draft.verdict(sampled(0, 1)) == Verdict([0, 1], 1, 0), "it stands at another depth"
-    assert draft.verdict(sampled(0, 4, 8)) == Verdict([0, 1, 2, 3], 3, 0)
+    assert draft.verdict(sampled(50)) == Verdict((0,), 0, 0)
+    assert draft.verdict(sampled(2)) == Verdict((0, 5), 0, 2)
+    assert draft.verdict(sampled(0, 5)) == Verdict((0, 1, 6), 1, 1)
+    assert draft.verdict(sampled(0, 1)) == Verdict((0, 1), 1, 0), "it stands at another depth"
+    assert draft.verdict(sampled(0, 4, 8)) == Verdict((0, 1, 2, 3), 3, 0)
 
 
 def test_times_follow_what_is_measured_and_outliers_hardly() -> None:
@@ -245,6 +245,11 @@ def test_siblings_are_drafted_where_they_bring_more_than_their_rows_cost() -> No
     assert best_widths(even, 99, affine(1, 0.42), 0.0).tolist() == [[1]]
 
 
+def lengths_of(pace: Pace, keys: list[object], total: int) -> list[int]:
+    """Tokens to draft for each."""
+    return [int(each.sum()) for each in pace.widths(keys, total)] or [0] * len(keys)
+
+
 def simulated(
     accept: Callable[[int], float], *, fixed: float, each: float, draft: float, steps: int
 ) -> tuple[float, list[int]]:
@@ -254,7 +259,7 @@ def simulated(
     pace = Pace(4, 0.5)
     seconds, tokens, asked = 0.0, 0, []
     for step in range(steps):
-        (length,) = (int(each.sum()) for each in pace.widths(["a"], 7))
+        (length,) = lengths_of(pace, ["a"], 7)
         kept = 0
         while kept < length and random.random() < accept(step):
             kept += 1
@@ -291,7 +296,7 @@ def test_what_does_not_pay_is_tried_again_and_taken_up_when_it_does() -> None:
 def test_every_sequence_has_a_length_of_its_own() -> None:
     pace, asked = Pace(4, 0.5), []
     for _ in range(100):
-        lengths = [int(each.sum()) for each in pace.widths(["good", "bad"], 14)]
+        lengths = lengths_of(pace, ["good", "bad"], 14)
         asked.append(lengths)
         pace.stepped(2 + sum(lengths), 1 + 0.15 * (2 + sum(lengths)))
         if any(lengths):
@@ -307,7 +312,7 @@ def test_no_more_is_drafted_than_there_are_rows(width: int) -> None:
     pace = Pace(4, 1.0, width, 0.5)
     keys = list(range(5))
     for _ in range(200):
-        lengths = [int(each.sum()) for each in pace.widths(keys, 7)]
+        lengths = lengths_of(pace, keys, 7)
         assert sum(lengths) <= 7
         pace.stepped(5 + sum(lengths), 1.0)
         if any(lengths):
