@@ -430,6 +430,21 @@ def test_what_ends_with_drafts_in_flight_is_forgotten_by_the_drafter(tokenizer: 
     assert not proposer.pages.tables
 
 
+def test_guesses_that_come_true_are_compressed_by_the_step_after(tokenizer: Tokenizer) -> None:
+    """A draft's own cache may be compressed: its pages that guesses filled were sealed by no step yet."""
+    proposer = draft_model(few_tokens, level="tq3")
+    loop = loop_with(tokenizer, FakeEngine(tiny_program(), few_tokens), proposer, always=True)
+    submit(loop, replace(request(12, 100), controls=Controls(temperature=0)))
+    held = []
+    while not loop.scheduler.idle:
+        loop.advance()
+        for table in proposer.pages.tables:
+            places = table.packed.places[1 : table.sealed]
+            assert (places >= 0).all(), "a page counts as sealed that has no compressed form"
+            held.append(len(places))
+    assert max(held) > 15
+
+
 def test_a_draft_without_pages_left_is_done_without(tokenizer: Tokenizer) -> None:
     """The first sequence has all pages of the draft; the second is answered undrafted."""
     observer, proposer = Counted(), draft_model(few_tokens, exact_pages=16)

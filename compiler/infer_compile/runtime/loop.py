@@ -16,7 +16,7 @@ from .pool import broken
 from .scheduler import Scheduler, Work
 from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
 from .shadow import Shadow
-from .speculation.draft import NONE_DRAWN, Verdict
+from .speculation.draft import Verdict
 from .speculation.speculator import Outcome, Speculator
 from .step import Engine, Float32, StepResult
 from .tokenizer import Tokenizer
@@ -207,7 +207,7 @@ class EngineLoop:
             rows = None if result.logits is None else result.logits[row : row + part.step.outputs]
             row += part.step.outputs
             sampled = tokens.tolist()
-            verdict = part.draft.verdict(sampled) if sampled else NONE_DRAWN
+            verdict = part.draft.verdict(sampled)
             if part.draft.rows:
                 outcomes.append(Outcome(part.sequence, part.draft, verdict, part.draft.looked(sampled)))
             try:
@@ -228,7 +228,7 @@ class EngineLoop:
         sequence, wanted = part.sequence, part.sequence.request.logprobs
         deltas: list[Delta] = []
         drawn = 0
-        for row in [] if sequence.cancelled else verdict.rows:
+        for row in () if sequence.cancelled else verdict.rows:
             token, told = sampled[row], None
             if wanted is not None and logits is not None:
                 told = token_logprobs(logits[row], token, wanted)

@@ -88,8 +88,10 @@ class Scheduler:
     def schedule(self, now: float) -> Schedule:
         """The next step; without work only when nothing is left to do."""
         step = _Step(self)
-        decoding = [sequence for sequence in self.running if sequence.decoding]
-        for others, sequence in zip(reversed(range(len(decoding))), decoding, strict=True):
+        others = len(self.running)
+        for sequence in [one for one in self.running if one.decoding]:
+            # A token is left for everybody else.
+            others -= 1
             step.take(sequence, min(sequence.pending, step.budget - others))
         admitted = self._admit(step, now)
         self._compute_prompts(step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,13 +21,13 @@ class Verdict:
     first ``accepted`` tokens of the chain were drawn; then, if ``choice`` is not 0, that sibling of the next
     one, counted from 1."""
 
-    rows: list[int]
+    rows: tuple[int, ...]
     accepted: int
     choice: int
 
 
-NONE_DRAWN = Verdict([], 0, 0)
-"""Of a step that drew nothing."""
+NONE_DRAWN, ONE_DRAWN = Verdict((), 0, 0), Verdict((0,), 0, 0)
+"""Of steps without a draft."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +59,15 @@ class Draft:
     chain: Int32
     siblings: Int32
     window: Window = NO_WINDOW
+    verified: int = field(init=False)
+    """Tokens of the chain, and siblings."""
+    rows: int = field(init=False)
+    """Tokens in all."""
+
+    def __post_init__(self) -> None:
+        verified = len(self.chain) + int(np.count_nonzero(self.siblings != ABSENT))
+        object.__setattr__(self, "verified", verified)
+        object.__setattr__(self, "rows", verified + len(self.window))
 
     @classmethod
     def line(cls, chain: Int32) -> Draft:
@@ -84,16 +93,6 @@ class Draft:
         return np.asarray(1 + (self.siblings != ABSENT).sum(axis=1), np.int32)
 
     @property
-    def rows(self) -> int:
-        """Tokens in all."""
-        return self.verified + len(self.window)
-
-    @property
-    def verified(self) -> int:
-        """Of these, those of chain and siblings."""
-        return len(self.chain) + int(np.count_nonzero(self.siblings != ABSENT))
-
-    @property
     def tokens(self) -> Int32:
         """Row by row: the chain, then the siblings by depth, then the window."""
         return np.concatenate([self.chain, self.siblings[self.siblings != ABSENT], self.window.tokens])
@@ -101,7 +100,7 @@ class Draft:
     def parents(self, certain: int) -> Int32 | None:
         """Of all tokens of a step that begins with so many ``certain`` ones; None where it is a chain."""
         depths = np.nonzero(self.siblings != ABSENT)[0]
-        if not len(depths) and not len(self.window):
+        if self.rows == len(self.chain):
             return None
         line = np.arange(-1, certain + len(self.chain) - 1)
         above, first = self.window.parents, certain + self.verified
@@ -131,14 +130,17 @@ class Draft:
         return np.array(sampled[len(sampled) - len(self.window) :], np.int32)
 
     def verdict(self, sampled: Sequence[int]) -> Verdict:
-        """By the tokens ``sampled`` behind the last certain one and behind each of its own."""
+        """By the tokens ``sampled`` behind the last certain one and behind each of its own; none if the step
+        drew nothing."""
+        if not self.rows:
+            return ONE_DRAWN if sampled else NONE_DRAWN
         depth = len(self.chain)
         accepted = 0
         for guess in self.chain.tolist():
             if guess != sampled[accepted]:
                 break
             accepted += 1
-        rows = list(range(accepted + 1))
+        rows = tuple(range(accepted + 1))
         if accepted == depth:
             return Verdict(rows, accepted, 0)
         beside = self.siblings[accepted].tolist()
@@ -146,7 +148,7 @@ class Draft:
             return Verdict(rows, accepted, 0)
         place = beside.index(sampled[accepted])
         before = int(np.count_nonzero(self.siblings[:accepted] != ABSENT))
-        return Verdict([*rows, depth + 1 + before + place], accepted, 1 + place)
+        return Verdict((*rows, depth + 1 + before + place), accepted, 1 + place)
 
 
 NOTHING = Draft.line(NO_TOKENS)

@@ -32,10 +32,10 @@ BEGINNINGS = 4096
 
 @dataclass(slots=True)
 class _Trail:
-    """A sequence when it had ``length`` tokens: the guesses of the window behind them, oldest level first,
-    and the n-grams found so far, by their first token."""
+    """A sequence: its last token when its window was made, the window's guesses, oldest level first, and the
+    n-grams found so far, by their first token."""
 
-    length: int
+    head: int
     levels: list[list[int]]
     pool: dict[int, deque[tuple[int, ...]]] = field(default_factory=dict)
 
@@ -85,32 +85,30 @@ class Lookahead:
     def _draft(self, ask: Ask) -> Draft:
         trail = self._trails.get(ask.key)
         if trail is None:
-            trail = self._trails[ask.key] = _Trail(0, [[] for _ in self._widths])
-        self._move(trail, ask)
+            trail = self._trails[ask.key] = _Trail(0, self._any_guesses(ask.tokens))
+        elif len(ask.looked):
+            self._learn(trail, ask)
+        trail.head = int(ask.tokens[-1])
         # Without an n-gram the first column goes on by its own guesses.
         known = trail.pool.get(int(ask.tokens[-1])) or [tuple(level[0] for level in trail.levels[1:])]
         chain, *others = (np.array(tail[: ask.most], np.int32) for tail in known)
         guesses = np.array([token for level in trail.levels for token in level], np.int32)
         return Draft.among(chain, others, ask.width, Window(guesses, self._parents))
 
-    def _move(self, trail: _Trail, ask: Ask) -> None:
-        """To the end of the text: with what was sampled behind the window every level is one older."""
-        moved = len(ask.tokens) - trail.length
-        levels, shifts = trail.levels, [moved] * len(trail.levels)
-        if len(ask.looked):
-            youngest = ask.looked[-self._columns :].tolist()
-            heads = [int(ask.tokens[trail.length - 1]), *levels[0]]
-            for gram in zip(heads, *levels[1:], youngest, strict=True):
-                trail.remember(gram)
-            levels = [*levels[1:], youngest]
-            shifts = [moved] + [moved - 1] * len(levels[1:])
-        # A guess that there is none for yet is any token of the text.
-        random = np.random.default_rng(len(ask.tokens))
-        trail.levels = []
-        for level, shift, width in zip(levels, shifts, self._widths, strict=True):
-            kept = level[shift : shift + width]
-            trail.levels.append([*kept, *random.choice(ask.tokens, width - len(kept)).tolist()])
-        trail.length = len(ask.tokens)
+    def _any_guesses(self, text: Int32) -> list[list[int]]:
+        """Tokens of the text: what a window begins with."""
+        random = np.random.default_rng(len(text))
+        return [random.choice(text, width).tolist() for width in self._widths]
+
+    def _learn(self, trail: _Trail, ask: Ask) -> None:
+        """By what was sampled behind the window every level is one older; and one place further on, though
+        the text may be more: what stands behind what matters, not where."""
+        youngest = ask.looked[-self._columns :].tolist()
+        heads = [trail.head, *trail.levels[0]]
+        for gram in zip(heads, *trail.levels[1:], youngest, strict=True):
+            trail.remember(gram)
+        trail.levels = [*trail.levels[1:], youngest]
+        trail.levels[0] = trail.levels[0][1:]
 
     def keep(self, keys: Collection[Hashable]) -> None:
         for key in self._trails.keys() - set(keys):

@@ -52,7 +52,7 @@ class Pace:
         self._own: dict[Hashable, Acceptance] = {}
         self._keys: list[Hashable] = []
         self._widths: list[Widths] = []
-        """Of ``_keys``, as decided."""
+        """Of ``_keys``, as decided; empty if nothing is drafted."""
         self._drafts = False
         """Whether that is anything."""
         self._age = 0
@@ -64,18 +64,17 @@ class Pace:
 
     def widths(self, keys: list[Hashable], total: int) -> list[Widths]:
         """For each sequence of the next step how many choices to draft at each depth, ``total`` tokens at
-        most for all together."""
-        nothing = full_widths(0, self._tokens, self._width)
+        most for all together; empty where nothing is drafted at all."""
         if self._times.least is None or len(keys) < self._times.least:
-            return [nothing] * len(keys)
+            return []
         self._waited += 1
         if self._waited >= self._pause:
             self._waited, self._probed = 0, True
             self._full = not (self._full and self._drafts)
             full = full_widths(total // len(keys) - self._window, self._tokens, self._width)
-            return [full if self._full else nothing] * len(keys)
+            return [full] * len(keys) if self._full and full.any() else []
         if self._draft_times.least is None:
-            return [nothing] * len(keys)
+            return []
         if self._probed or self._age >= REVIEW or keys != self._keys:
             self._decide(keys, total)
         self._age += self._drafts
@@ -87,7 +86,8 @@ class Pace:
         rates = np.stack([self._own[key].rates for key in keys])
         draft_seconds = float(self._draft_times.at(len(keys)))
         chosen = best_widths(rates, total, self._times, draft_seconds, self._window)
-        self._keys, self._widths, self._drafts = keys, list(chosen), bool(chosen.any())
+        self._keys, self._drafts = keys, bool(chosen.any())
+        self._widths = list(chosen) if self._drafts else []
         if self._drafts:
             self._pause = PROBE
         elif self._probed:

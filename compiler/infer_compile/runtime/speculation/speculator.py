@@ -65,10 +65,9 @@ class Speculator:
         self._keep(running)
         ready = [each for each in running if each.draftable]
         total = self._outputs - len(running)
-        if ready and total > 0 and not self._failed:
-            widths = self.pace.widths([*ready], total)
-            if any(map(np.any, widths)):
-                self._propose(ready, widths)
+        may = ready and total > 0 and not self._failed
+        if may and (widths := self.pace.widths([*ready], total)):
+            self._propose(ready, widths)
         self._began = time.perf_counter()
 
     def _propose(self, ready: list[Sequence], widths: list[Widths]) -> None:
