@@ -105,7 +105,7 @@ def _options(asked: Deployment, engine: Engine) -> Options | Refusal:
         return Refusal(engine.name, "parallelism", _undivided(asked, engine))
     draftings = _draftings(asked, engine)
     if not draftings:
-        return Refusal(engine.name, "speculation", f"no {_method(asked)} is known for {graph.name}")
+        return Refusal(engine.name, "speculation", _undrafted(asked))
     levels = (pin.kv,) if pin.kv else support.levels(engine, graph, target)
     return Options(engine, weights, levels, sizes, draftings)
 
@@ -135,6 +135,12 @@ def _unverified(asked: Deployment, engine: Engine) -> str:
         return ""
     kind = asked.target.kind
     return f"the {engine.name} engine has not been run on a {kind}; it is planned for where it is pinned"
+
+
+def _undrafted(asked: Deployment) -> str:
+    pinned = asked.spec.pin.speculation
+    length = f" of {pinned.tokens} tokens" if pinned and pinned.tokens else ""
+    return f"no {_method(asked)}{length} is known for {asked.graph.name}"
 
 
 def _method(asked: Deployment) -> str | None:

@@ -15,6 +15,7 @@ from .pages import Pages
 from .pool import broken
 from .scheduler import Scheduler, Work
 from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
+from .speculation.proposer import Seen
 from .speculation.speculator import Outcome, Speculator
 from .step import Engine, Float32, StepResult
 from .tokenizer import Tokenizer
@@ -174,7 +175,7 @@ class EngineLoop:
     def _step(self, work: list[Work]) -> None:
         logits = any(part.sequence.request.logprobs is not None and part.step.outputs for part in work)
         try:
-            result = self.engine.step([part.step for part in work], logits=logits)
+            result = self.engine.step([part.step for part in work], logits=logits, hidden=self._told)
         except InferCompileError as error:
             self._fail([part.sequence for part in work], error.problems[0])
             return
@@ -186,14 +187,21 @@ class EngineLoop:
             self._observer.evicted(sum(part.evicted for part in work))
         self._hand_out(work, result)
 
+    @property
+    def _told(self) -> bool:
+        """Whether somebody wants the hidden states of steps."""
+        return self._speculator is not None and self._speculator.reads
+
     def _hand_out(self, work: list[Work], result: StepResult) -> None:
         now = time.monotonic()
         row = 0
         outcomes = []
+        verdicts = []
         for part, tokens in zip(work, result.tokens, strict=True):
             rows = None if result.logits is None else result.logits[row : row + part.step.outputs]
             row += part.step.outputs
             drawn = part.drawn(tokens)
+            verdicts.append(len(drawn))
             if part.drafts:
                 outcomes.append(Outcome(part.sequence, part.drafts, len(drawn) - 1))
             try:
@@ -207,6 +215,22 @@ class EngineLoop:
             computed = sum(len(part.step.tokens) for part in work)
             decodes = all(len(part.step.tokens) == part.step.outputs for part in work)
             self._speculator.stepped(outcomes, computed, decodes)
+            if result.hidden is not None:
+                self._speculator.read(self._seen(work, verdicts, result.hidden))
+
+    def _seen(self, work: list[Work], verdicts: list[int], hidden: Float32) -> list[Seen]:
+        """The hidden states of tokens that stay, of the sequences that go on; of the last rows of each those
+        that drew something, ``verdicts`` of them."""
+        seen, row, whole = [], 0, self.engine.program.tells_tokens
+        for part, drawn in zip(work, verdicts, strict=True):
+            step, sequence = part.step, part.sequence
+            before = len(step.tokens) - step.outputs
+            told, kept = (len(step.tokens), before + drawn) if whole else (step.outputs, drawn)
+            if sequence.ending is None and not sequence.cancelled and kept:
+                end = step.start + before + drawn
+                seen.append(Seen(sequence, sequence.tokens, end, hidden[row : row + kept]))
+            row += told
+        return seen
 
     def _draw(self, part: Work, drawn: list[int], logits: Float32 | None, now: float) -> None:
         """Adds what a step drew to its sequence, up to the token that ends it, and hands it out."""

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import Exit, InferCompileError, Problem
 
 NAME = "bundle.json"
+DRAFTED = "tokens.bin"
+"""Beside an engine that drafts tokens of a vocabulary of its own: the model's tokens that these are, int32,
+little-endian."""
 _AGAIN = "build the bundle again, or copy it again from where it was built"
 
 
@@ -42,7 +45,7 @@ class Serving(_Frozen):
 
 
 class Draft(_Frozen):
-    """The model that drafts: the checkpoint, and the sha256 of its program."""
+    """The model or the heads that draft: the checkpoint, and the sha256 of the program."""
 
     source: Source
     program: str
@@ -52,7 +55,7 @@ class Speculation(_Frozen):
     """At most ``tokens`` are drafted for a sequence in a step, of which the share ``acceptance`` is expected
     to be kept; ``draft`` is None where no model drafts."""
 
-    method: Literal["ngram", "draft"]
+    method: Literal["ngram", "draft", "medusa", "eagle3"]
     tokens: int
     acceptance: float
     draft: Draft | None

@@ -18,7 +18,7 @@ import numpy as np
 from ..pages import Pages, PageTable
 from ..pool import broken
 from ..step import Engine, Int32, SequenceStep
-from .proposer import Ask
+from .proposer import Ask, Seen
 
 NEAR = 16
 """Tokens that drafting itself computes of a sequence at most: those that the last step drew, of any plan."""
@@ -54,6 +54,8 @@ class DraftModel:
     """``engine`` runs a model of the target's vocabulary; a sequence that finds no pages left goes without
     drafts from then on."""
 
+    reads = False
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.pages = Pages(engine.program.cache, engine.program.limits)
@@ -64,6 +66,9 @@ class DraftModel:
     @property
     def engines(self) -> tuple[Engine, ...]:
         return (self._engine,)
+
+    def read(self, seen: Sequence[Seen]) -> None:
+        """Tokens are all that it reads."""
 
     def catch_up(self, asks: Sequence[Ask]) -> None:
         """Raises InferCompileError as the engine's step does."""

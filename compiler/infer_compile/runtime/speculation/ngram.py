@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..step import Engine, Int32
-from .proposer import Ask
+from .proposer import Ask, Seen
 
 LONGEST = 8
 """Tokens of an occurrence that are compared; two must agree."""
@@ -71,12 +71,17 @@ def _agreed(one: list[int], other: list[int]) -> int:
 class Ngram:
     """Copies on from the place that ``Index.find`` gives, and from the copy once the text ends."""
 
+    reads = False
+
     def __init__(self) -> None:
         self._indices: dict[Hashable, Index] = {}
 
     @property
     def engines(self) -> tuple[Engine, ...]:
         return ()
+
+    def read(self, seen: Sequence[Seen]) -> None:
+        """Tokens are all that it reads."""
 
     def catch_up(self, asks: Sequence[Ask]) -> None:
         """The index reads what it needs."""

@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..step import Engine, Int32
+from ..step import Engine, Float32, Int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,28 @@ class Ask:
     most: int
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a step told of a sequence: the hidden states of its tokens before place ``end``, the last of which
+    drew the newest of ``tokens`` if that was drawn."""
+
+    key: Hashable
+    tokens: Int32
+    end: int
+    hidden: Float32
+
+
 class Proposer(Protocol):
     """Drafts for many sequences at a time, and remembers each from step to step."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it drafts from the model's hidden states."""
+        ...
+
+    def read(self, seen: Sequence[Seen]) -> None:
+        """Takes what the model's step told, if it reads that."""
+        ...
 
     @property
     def engines(self) -> tuple[Engine, ...]:

@@ -12,7 +12,7 @@ from ..formats.program import Limits
 from ..sequence import Sequence
 from ..step import Engine
 from .pace import Pace
-from .proposer import Ask, Proposer
+from .proposer import Ask, Proposer, Seen
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,11 @@ class Speculator:
     def engines(self) -> tuple[Engine, ...]:
         return self.proposer.engines
 
+    @property
+    def reads(self) -> bool:
+        """Whether it wants the hidden states of the model's steps."""
+        return self.proposer.reads and not self._failed
+
     def draft(self, running: list[Sequence]) -> None:
         """Gives those of ``running`` that draw a token in the next step what may come behind it."""
         self._keep(running)
@@ -70,14 +75,17 @@ class Speculator:
             drafts = self.proposer.propose(asks)
             took = time.perf_counter() - began
         except (InferCompileError, MemoryError) as error:
-            log.error("nothing is drafted any more: %s", error)
-            self._failed = True
-            self.proposer.keep(())
+            self._fail(error)
             return
         for (sequence, _), draft in zip(asked, drafts, strict=True):
             sequence.drafts = draft
         if asks:
             self.pace.proposed(len(asks), max(ask.most for ask in asks), took)
+
+    def _fail(self, error: Exception) -> None:
+        log.error("nothing is drafted any more: %s", error)
+        self._failed = True
+        self.proposer.keep(())
 
     def _keep(self, running: list[Sequence]) -> None:
         if self._known != running:
@@ -93,7 +101,16 @@ class Speculator:
         for outcome in outcomes:
             self.pace.drafted(outcome.sequence, outcome.drafted, outcome.accepted)
 
+    def read(self, seen: list[Seen]) -> None:
+        """What a step told of the sequences that go on."""
+        try:
+            self.proposer.read(seen)
+        except (InferCompileError, MemoryError) as error:
+            self._fail(error)
+
     def idle(self) -> None:
         """Nothing runs: whatever was held for a sequence is given back. Raises IC505 if something is left."""
         self._keep([])
+        # A sequence may have ended in its first step, before it was known.
+        self.proposer.keep(())
         self.proposer.check()
