@@ -18,7 +18,7 @@ import numpy as np
 from infer_compile.runtime.engines.sampling import draw
 from infer_compile.runtime.formats.kv import CacheLayout, uniform
 from infer_compile.runtime.formats.program import Limits, Program
-from infer_compile.runtime.step import SequenceStep, StepResult
+from infer_compile.runtime.step import MOST_TREE, SequenceStep, StepResult
 
 T = TypeVar("T", int, np.ndarray)
 VOCABULARY = 262
@@ -103,6 +103,14 @@ def saying(next_token: Callable[[list[int]], int]) -> Callable[[Sequence[int], i
     return logits
 
 
+def _line(step: SequenceStep) -> int:
+    """How many of the new tokens, from the first on, are a chain: their slots are their places."""
+    if step.parents is None:
+        return len(step.tokens)
+    strays = np.flatnonzero(step.parents != np.arange(-1, len(step.parents) - 1))
+    return int(strays[0]) if len(strays) else len(step.parents)
+
+
 class FakeEngine:
     """``logits(tokens, chain)`` gives the row behind ``tokens``; ``delay`` is seconds per step.
 
@@ -181,9 +189,14 @@ class FakeEngine:
             kept = end - step.evicted
             require(kept <= limits.max_context, f"{kept} tokens are kept of {limits.max_context}")
             require(step.evicted == 0 or limits.overflow == "evict", "nothing may be evicted")
-            require(step.parents is None, "no tree is expected")
             guessed = count - step.accepted
-            require(step.accepted > 0 and (not guessed or step.outputs == 1 + guessed), "what is guessed?")
+            drawing = step.outputs == min(count, 1 + guessed)
+            require(not guessed or drawing, "what is guessed?")
+            if step.parents is not None:
+                require(count <= MOST_TREE, f"a tree of {count} tokens")
+                line = _line(step)
+                require(len(step.parents) == count and line >= step.accepted, "what is certain is a chain")
+                require(bool((step.parents < line).all()), "something is guessed behind a sibling")
             require(0 <= step.outputs <= count, f"{step.outputs} outputs of {count} tokens")
             require(step.sealed <= step.start // cache.page_tokens, "a page is sealed before its tokens")
             pages = cache.pages(end)
@@ -194,24 +207,30 @@ class FakeEngine:
         size = cache.page_tokens
         # What was guessed and found right is sealed by the step after.
         self._seal(step, step.sealed, step.start // size)
-        chain = self._chain_before(step)
-        for position, token in enumerate(step.tokens.tolist(), step.start):
-            chain = chain_after(chain, token)
-            page = int(step.exact[position // size])
-            require(page >= 0, f"no exact page for position {position}")
-            slot = np.array((token, position, chain), SLOT)
-            self._exact[page, position % size] = np.resize(
-                slot.reshape(1).view(np.uint8), cache.exact_token_bytes
+        before = self._chain_before(step)
+        count, line = len(step.tokens), _line(step)
+        parents = np.arange(-1, count - 1) if step.parents is None else step.parents
+        slots = np.zeros(count, SLOT)
+        for row, (token, parent) in enumerate(zip(step.tokens.tolist(), parents.tolist(), strict=True)):
+            chain = chain_after(before if parent < 0 else int(slots["chain"][parent]), token)
+            position = step.start if parent < 0 else int(slots["position"][parent]) + 1
+            slots[row] = token, position, chain
+            place = step.start + row
+            page = int(step.exact[place // size])
+            require(page >= 0, f"no exact page for slot {place}")
+            self._exact[page, place % size] = np.resize(
+                slots[row : row + 1].view(np.uint8), cache.exact_token_bytes
             )
         self._seal(step, max(step.sealed, step.start // size), (step.start + step.accepted) // size)
-        end = step.start + len(step.tokens)
+        end = step.start + line
         for page in range(step.start // size, cache.pages(end)):
             tokens = self._visible(step, page, min(end, (page + 1) * size))
         rows, drawn = [], []
-        for position in range(end - step.outputs, end):
-            seen = tokens[tokens["position"] <= position]
-            rows.append(self.logits(seen["id"].tolist(), int(seen["chain"][-1])))
-            drawn.append(draw(rows[-1], step.sampling, step.mask, position + 1))
+        for slot in slots[count - step.outputs :]:
+            # A sibling sees the chain before it, and itself.
+            seen = [*tokens["id"][tokens["position"] < slot["position"]].tolist(), int(slot["id"])]
+            rows.append(self.logits(seen, int(slot["chain"])))
+            drawn.append(draw(rows[-1], step.sampling, step.mask, int(slot["position"]) + 1))
         return np.array(drawn, np.int32), rows
 
     def _seal(self, step: SequenceStep, first: int, end: int) -> None:

@@ -22,6 +22,8 @@ from infer_compile.runtime.loop import EngineLoop
 from infer_compile.runtime.sampling import Controls
 from infer_compile.runtime.scheduler import QueueFull
 from infer_compile.runtime.sequence import Failure, Request, Sequence
+from infer_compile.runtime.speculation.draft import Draft
+from infer_compile.runtime.speculation.speculator import Outcome
 from infer_compile.runtime.step import Sampling
 from infer_compile.runtime.tokenizer import Tokenizer
 
@@ -84,12 +86,17 @@ def expected(request: Request) -> list[int]:
 
 
 def guess(order: random.Random, loop: EngineLoop, answers: dict[Sequence, list[int]]) -> None:
-    """Drafts for some of those who draw, right for a while and then not."""
+    """Drafts for some of those who draw, right for a while and then not, or only beside the chain."""
     for sequence in loop.scheduler.running:
         if sequence.draftable and order.random() < 0.5:
-            right = answers[sequence][sequence.generated :][: order.randint(0, 6)]
+            coming = answers[sequence][sequence.generated :]
+            right = coming[: order.randint(0, 6)]
             wrong = [order.randrange(256) for _ in range(order.randint(0, 3))]
-            sequence.drafts = np.array(right + wrong, np.int32)
+            chain = np.array(right + wrong, np.int32)
+            siblings = np.array([[order.randrange(-1, 256)] for _ in chain], np.int32)
+            if len(right) < min(len(chain), len(coming)) and order.random() < 0.7:
+                siblings[len(right)] = coming[len(right)]
+            sequence.draft = Draft(chain, siblings if order.random() < 0.7 else siblings[:, :0])
 
 
 @settings(
@@ -148,6 +155,7 @@ def nobody_is_lost_and_nothing_changes(
         before = {sequence: sequence.generated for sequence in loop.scheduler.running}
         loop.advance()
         COUNTED["right"] += sum(sequence.generated > count + 1 for sequence, count in before.items())
+        COUNTED["beside"] += sum(sequence.pending == 2 for sequence in before)
         loop.pages.check()
         step += 1
         assert step < 5000, "it does not end"
@@ -182,7 +190,7 @@ class Observer:
     def preempted(self, sequences: int) -> None:
         self.counted["preempted"] += sequences
 
-    def drafted(self, drafted: int, accepted: int) -> None: ...
+    def drafted(self, outcome: Outcome) -> None: ...
     def drew(self, sequence: Sequence, since: float) -> None: ...
     def ended(self, sequence: Sequence) -> None: ...
 
@@ -192,5 +200,15 @@ def test_any_load_on_any_pools(tokenizer: Tokenizer) -> None:
     COUNTED.clear()
     nobody_is_lost_and_nothing_changes(tokenizer=tokenizer)
     assert COUNTED["steps"] > 2000
-    for what in ("length", "cancelled", "deadline", "preempted", "hits", "refused", "evicted", "right"):
+    for what in (
+        "length",
+        "cancelled",
+        "deadline",
+        "preempted",
+        "hits",
+        "refused",
+        "evicted",
+        "right",
+        "beside",
+    ):
         assert COUNTED[what], f"{what} never happened"

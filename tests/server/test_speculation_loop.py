@@ -21,10 +21,12 @@ from infer_compile.runtime.loop import EngineLoop
 from infer_compile.runtime.sampling import Controls
 from infer_compile.runtime.sequence import Request
 from infer_compile.runtime.speculation import speculator
+from infer_compile.runtime.speculation.draft import Draft
 from infer_compile.runtime.speculation.draft_model import DraftModel
 from infer_compile.runtime.speculation.ngram import Ngram
-from infer_compile.runtime.speculation.proposer import Ask, Proposer
-from infer_compile.runtime.speculation.speculator import Speculator
+from infer_compile.runtime.speculation.proposer import Ask, Proposer, Seen
+from infer_compile.runtime.speculation.speculator import Outcome, Speculator
+from infer_compile.runtime.speculation.widths import full_widths
 from infer_compile.runtime.step import Engine, Int32, SequenceStep, StepResult
 from infer_compile.runtime.tokenizer import Tokenizer
 
@@ -59,30 +61,27 @@ def sometimes_wrong(logits: Logits, right: float) -> Logits:
     return wrong
 
 
-class DraftEngine(FakeEngine):
-    """Its cache keeps everything exact, so that guesses may pass for certain: they are checked as well."""
-
-    def step(self, batch: Sequence[SequenceStep], **asked: bool) -> StepResult:
-        return super().step([replace(step, accepted=len(step.tokens)) for step in batch], **asked)
-
-
 class Told:
-    """Drafts ``most`` tokens whatever is asked for, by a function of the text; ``asks`` are kept."""
+    """Drafts by a function of the text, which gives a row of choices for each depth."""
 
     engines: tuple[Engine, ...] = ()
+    reads = False
 
-    def __init__(self, draft: Callable[[Int32], list[int]]) -> None:
+    def __init__(self, draft: Callable[[Int32], list[list[int]]]) -> None:
         self.draft = draft
         self.kept: list[set[Hashable]] = []
         self.drafted = 0
 
+    def read(self, seen: Sequence[Seen]) -> None:
+        pass
+
     def catch_up(self, asks: Sequence[Ask]) -> None:
         pass
 
-    def propose(self, asks: Sequence[Ask]) -> list[Int32]:
-        drafts = [np.array(self.draft(ask.tokens)[: ask.most], np.int32) for ask in asks]
-        self.drafted += sum(map(len, drafts))
-        return drafts
+    def propose(self, asks: Sequence[Ask]) -> list[Draft]:
+        choices = [np.array(self.draft(ask.tokens)[: ask.most], np.int32) for ask in asks]
+        self.drafted += sum(map(len, choices))
+        return [Draft(each[:, 0], each[:, 1 : ask.width]) for ask, each in zip(asks, choices, strict=True)]
 
     def keep(self, keys: Collection[Hashable]) -> None:
         self.kept.append(set(keys))
@@ -95,11 +94,11 @@ class Counted:
     """An observer that counts."""
 
     def __init__(self) -> None:
-        self.outcomes: list[tuple[int, int]] = []
+        self.outcomes: list[Outcome] = []
         self.preemptions = 0
 
-    def drafted(self, drafted: int, accepted: int) -> None:
-        self.outcomes.append((drafted, accepted))
+    def drafted(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
 
     def preempted(self, sequences: int) -> None:
         self.preemptions += sequences
@@ -109,7 +108,12 @@ class Counted:
 
     @property
     def accepted(self) -> int:
-        return sum(accepted for _, accepted in self.outcomes)
+        return sum(outcome.verdict.accepted for outcome in self.outcomes)
+
+    @property
+    def siblings(self) -> int:
+        """Those that were drawn."""
+        return sum(outcome.verdict.choice > 0 for outcome in self.outcomes)
 
 
 def loop_with(
@@ -119,24 +123,25 @@ def loop_with(
     tokens: int = 4,
     observer: object = None,
     always: bool = False,
+    width: int = 1,
 ) -> EngineLoop:
     """``always``: all is drafted that may be, whether it pays or not."""
-    made = Speculator(proposer, tokens, 0.9, engine.program.limits)
+    made = Speculator(proposer, tokens, 0.9, engine.program.limits, width, 0.5)
     if always:
-        made.pace.lengths = lambda keys, total: [min(tokens, total // len(keys))] * len(keys)
+        made.pace.widths = lambda keys, total: [full_widths(total // len(keys), tokens, width)] * len(keys)
     return EngineLoop(engine, tokenizer, 4000, observer, made)
 
 
 def draft_model(logits: Logits, **program: object) -> DraftModel:
     wanted = {"level": "bf16", "sequences": 8, "batch_tokens": 24} | program
-    return DraftModel(DraftEngine(tiny_program(**wanted), logits))
+    return DraftModel(FakeEngine(tiny_program(**wanted), logits))
 
 
 def proposers(kind: str, layout: dict[str, object]) -> Proposer:
     if kind == "ngram":
         return Ngram()
     evicts = {name: layout[name] for name in ("overflow", "context") if "overflow" in layout}
-    pages = {"exact_pages": 12} if kind == "few pages" else {}
+    pages = {"few pages": {"exact_pages": 12}, "compressed": {"level": "tq3"}}.get(kind, {})
     return draft_model(sometimes_wrong(few_tokens, 0.8), **evicts, **pages)
 
 
@@ -144,12 +149,13 @@ def tokens_of(answers: Sequence[Answer]) -> list[list[int]]:
     return [answer.sequence.tokens.tolist() for answer in answers]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     layout=LAYOUTS,
     arrivals=ARRIVALS,
-    kind=st.sampled_from(["ngram", "model", "few pages"]),
+    kind=st.sampled_from(["ngram", "model", "few pages", "compressed"]),
     temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    width=st.sampled_from([1, 2, 4]),
 )
 def test_tokens_are_those_without_drafts_and_every_page_comes_back(
     tokenizer: Tokenizer,
@@ -157,10 +163,11 @@ def test_tokens_are_those_without_drafts_and_every_page_comes_back(
     arrivals: list[tuple[int, int, int, int | None]],
     kind: str,
     temperature: float,
+    width: int,
 ) -> None:
     proposer = proposers(kind, layout)
     engine = FakeEngine(tiny_program(**layout), few_tokens)
-    loop = loop_with(tokenizer, engine, proposer, always=True)
+    loop = loop_with(tokenizer, engine, proposer, always=True, width=width)
     requests = [
         replace(request(length, count, seed), controls=Controls(temperature=temperature, seed=seed))
         for seed, (_, length, count, _) in enumerate(arrivals)
@@ -192,11 +199,79 @@ def test_drafts_are_kept_and_save_steps(tokenizer: Tokenizer, kind: str, tempera
     run(loop)
     assert observer.accepted > 30
     assert len(engine.steps) < 100
-    assert sum(1 + accepted for _, accepted in observer.outcomes) <= 300
+    assert sum(len(outcome.verdict.rows) for outcome in observer.outcomes) <= 300
     assert [answer.sequence.generated for answer in answers] == [100] * 3
 
 
-def test_rejected_tokens_never_pass_for_certain(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(("kind", "temperature"), [("ngram", 1.0), ("model", 0.0), ("model", 1.0)])
+def test_siblings_that_are_drawn_save_steps(tokenizer: Tokenizer, kind: str, temperature: float) -> None:
+    """Each brings the token behind it as well: with the same drafts, but for their siblings, there are more
+    steps."""
+    steps = {}
+    for width in (1, 3):
+        observer, engine = Counted(), FakeEngine(tiny_program(batch_tokens=64), few_tokens)
+        proposer = proposers(kind, {})
+        loop = loop_with(tokenizer, engine, proposer, 2, observer=observer, always=True, width=width)
+        prompt = np.random.default_rng(5).integers(0, SOME, 60).astype(np.int32)
+        asked = [Request(prompt, 100, Controls(temperature=temperature, seed=seed)) for seed in range(3)]
+        answers = submit(loop, *asked)
+        run(loop)
+        assert [answer.sequence.generated for answer in answers] == [100] * 3
+        steps[width] = sum(map(len, engine.steps))
+        assert (observer.siblings > 10) == (width == 3)
+        drawn = sum(len(outcome.verdict.rows) for outcome in observer.outcomes)
+        alone = sum(1 + outcome.verdict.accepted for outcome in observer.outcomes)
+        assert drawn - alone == observer.siblings
+    assert steps[3] < 0.95 * steps[1]
+
+
+def test_a_sibling_that_was_drawn_is_computed_in_its_place(tokenizer: Tokenizer) -> None:
+    """The step after it takes two certain tokens and drafts behind them; no slot of a sibling is kept."""
+    certain: list[tuple[int, list[int], int]] = []
+
+    class Watched(FakeEngine):
+        def step(self, batch: Sequence[SequenceStep], **asked: bool) -> StepResult:
+            (step,) = batch
+            certain.append((step.start, step.tokens[: step.accepted].tolist(), len(step.tokens)))
+            return super().step(batch, **asked)
+
+    def second(tokens: Int32) -> list[list[int]]:
+        row = few_tokens(tokens.tolist(), 0)
+        right = int(np.argmax(row))
+        return [[(right + 1) % SOME, right]]
+
+    engine = Watched(tiny_program(), few_tokens)
+    loop = loop_with(tokenizer, engine, Told(second), 1, always=True, width=2)
+    (answer,) = submit(loop, replace(request(9, 41), controls=Controls(temperature=0)))
+    run(loop)
+    text = answer.sequence.tokens.tolist()
+    prompt, first, *others = certain
+    assert (prompt[0], prompt[1]) == (0, text[:9])
+    assert (first[0], first[1], first[2]) == (9, text[9:10], 3)
+    for index, (start, tokens, rows) in enumerate(others[:-1]):
+        assert (start, tokens) == (10 + 2 * index, text[10 + 2 * index : 12 + 2 * index])
+        assert rows == 4
+    assert len(certain) == 1 + 20
+
+
+def test_decodes_that_are_two_tokens_behind_share_a_small_step(tokenizer: Tokenizer) -> None:
+    """Nobody who draws waits, though not all can compute both of their tokens."""
+    right = Told(lambda tokens: [[VOCABULARY - 1, int(np.argmax(few_tokens(tokens.tolist(), 0)))]])
+    engine = FakeEngine(tiny_program(sequences=8, batch_tokens=5), few_tokens)
+    loop = loop_with(tokenizer, engine, right, 1, always=True, width=2)
+    answers = submit(
+        loop, *(replace(request(1, 30, seed), controls=Controls(temperature=0)) for seed in range(4))
+    )
+    while not loop.scheduler.idle:
+        before = {one: (one.generated, one.pending) for one in loop.scheduler.running if one.generated}
+        loop.advance()
+        for one, (generated, pending) in before.items():
+            assert one.generated > generated or one.pending < pending
+    assert [answer.sequence.generated for answer in answers] == [30] * 4
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_rejected_tokens_never_pass_for_certain(tokenizer: Tokenizer, width: int) -> None:
     """Certain tokens, which alone are compressed, are those of the answer; among the drafts are others."""
     certain: dict[int, int] = {}
     guessed: dict[int, set[int]] = {}
@@ -209,7 +284,7 @@ def test_rejected_tokens_never_pass_for_certain(tokenizer: Tokenizer) -> None:
                 position = step.start + place
                 if place < step.accepted:
                     assert certain.setdefault(position, token) == token
-                else:
+                elif step.parents is None or step.parents[place] == place - 1:
                     guessed.setdefault(position, set()).add(token)
             end = step.start + step.accepted
             sealed.extend((page, end) for page in range(step.sealed, end // 4))
@@ -217,7 +292,7 @@ def test_rejected_tokens_never_pass_for_certain(tokenizer: Tokenizer) -> None:
 
     # Pages of four tokens, and chains of four drafts: they cross a border all the time.
     engine = Watched(tiny_program(), few_tokens)
-    loop = loop_with(tokenizer, engine, proposers("model", {}), always=True)
+    loop = loop_with(tokenizer, engine, proposers("model", {}), always=True, width=width)
     (answer,) = submit(loop, request(10, 200))
     run(loop)
     tokens = dict(enumerate(answer.sequence.tokens.tolist()))
@@ -240,23 +315,25 @@ CRITICAL = 23.51
 """Of chi-square with four degrees of freedom at a probability of 0.0001."""
 
 
+@pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("kind", ["ngram", "model"])
-def test_drawn_tokens_have_the_models_distribution(tokenizer: Tokenizer, kind: str) -> None:
+def test_drawn_tokens_have_the_models_distribution(tokenizer: Tokenizer, kind: str, width: int) -> None:
     """The same prompt with many seeds: what follows each text of drawn tokens is distributed as the model's
     row behind it, and the drafts were part of it."""
-    prompt = np.array([0, 1, 2, 0, 1, 2, 0, 1], np.int32)
+    prompt = np.array([0, 1, 2, 0, 1, 4, 0, 1, 3, 0, 1], np.int32)
     observer = Counted()
     engine = FakeEngine(
         tiny_program(level="bf16", sequences=64, batch_tokens=512, context=32, page_tokens=32), few_tokens
     )
     proposer = Ngram() if kind == "ngram" else draft_model(few_tokens, sequences=64, batch_tokens=1024)
-    loop = loop_with(tokenizer, engine, proposer, observer=observer, always=True)
+    loop = loop_with(tokenizer, engine, proposer, observer=observer, always=True, width=width)
     answers = submit(
         loop, *(Request(prompt, 4, Controls(temperature=0.9, seed=seed)) for seed in range(SEEDS))
     )
     run(loop)
     drawn = [answer.sequence.tokens.tolist()[len(prompt) :] for answer in answers]
     assert observer.accepted > SEEDS / 6
+    assert (observer.siblings > SEEDS / 20) == (width > 1)
     tested = 0
     for depth in range(3):
         for head in {tuple(each[:depth]) for each in drawn}:
@@ -280,7 +357,7 @@ def test_a_biased_choice_would_be_seen(tokenizer: Tokenizer) -> None:
 
 
 def test_sequences_whose_draws_depend_on_one_another_are_not_drafted_for(tokenizer: Tokenizer) -> None:
-    proposer = Told(lambda tokens: [1, 2, 3])
+    proposer = Told(lambda tokens: [[1], [2], [3]])
     loop = loop_with(tokenizer, FakeEngine(tiny_program()), proposer)
     submit(loop, Request(np.arange(5, dtype=np.int32), 30, Controls(frequency_penalty=0.5)))
     run(loop)
@@ -300,23 +377,29 @@ def test_a_drafter_that_is_always_wrong_is_soon_not_asked(
             clock[0] += 2 + sum(len(step.tokens) for step in batch)
             return super().step(batch, **asked)
 
-    observer, proposer = Counted(), Told(lambda tokens: [VOCABULARY - 1] * 4)
+    observer, proposer = Counted(), Told(lambda tokens: [[VOCABULARY - 1]] * 4)
     engine = Slow(tiny_program(), few_tokens)
     loop = loop_with(tokenizer, engine, proposer, observer=observer)
     submit(loop, request(10, 200))
     run(loop)
     assert observer.accepted == 0
-    assert 0 < sum(drafted for drafted, _ in observer.outcomes) < 60
+    assert 0 < sum(outcome.draft.rows for outcome in observer.outcomes) < 60
     assert clock[0] < 1.2 * (3 * 200)
     assert [len(step) for step in engine.steps[-20:]] == [1] * 20
 
 
-def test_preempted_sequences_come_back_to_the_same_tokens(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("width", [1, 3])
+def test_preempted_sequences_come_back_to_the_same_tokens(tokenizer: Tokenizer, width: int) -> None:
     """Too few pages for all: some lose theirs while drafts are in flight, and the draft's with them."""
     layout = {"exact_pages": 9, "packed_pages": 24, "sequences": 4}
     observer, proposer = Counted(), proposers("model", {})
     loop = loop_with(
-        tokenizer, FakeEngine(tiny_program(**layout), few_tokens), proposer, observer=observer, always=True
+        tokenizer,
+        FakeEngine(tiny_program(**layout), few_tokens),
+        proposer,
+        observer=observer,
+        always=True,
+        width=width,
     )
     answers = submit(loop, *(request(12, 60, seed) for seed in range(4)))
     run(loop)
@@ -389,7 +472,7 @@ def test_drafts_stop_where_the_answer_ends(tokenizer: Tokenizer) -> None:
         row[toy_model.END if len(tokens) == 30 else 7] = 50
         return row
 
-    loop = loop_with(tokenizer, FakeEngine(tiny_program(), to_the_end), Told(lambda tokens: [7] * 4))
+    loop = loop_with(tokenizer, FakeEngine(tiny_program(), to_the_end), Told(lambda tokens: [[7]] * 4))
     prompt = np.arange(10, dtype=np.int32)
     stopped, cut = submit(
         loop,

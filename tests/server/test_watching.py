@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from conftest import Running, serving
 from fake_engine import FakeEngine, tiny_program
@@ -17,6 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infer_compile.build.templates import render
 from infer_compile.runtime.server.metrics import VLLM, Metrics
+from infer_compile.runtime.speculation.draft import Draft, Verdict
+from infer_compile.runtime.speculation.speculator import Outcome
 
 PLAN = {
     "name": "tiny",
@@ -153,15 +156,19 @@ def names(metrics: Metrics) -> set[str]:
 
 def test_acceptance_is_counted_by_position() -> None:
     metrics = Metrics("tiny")
-    for drafted, accepted in ((3, 2), (3, 0), (2, 2), (3, 3)):
-        metrics.drafted(drafted, accepted)
+    line = Draft.line(np.arange(3, dtype=np.int32))
+    tree = Draft(line.chain[:2], np.array([[7], [8]], np.int32))
+    for draft, accepted, choice in ((line, 2, 0), (line, 0, 0), (tree, 2, 0), (line, 3, 0), (tree, 1, 1)):
+        metrics.drafted(Outcome(None, draft, Verdict([], accepted, choice)))
     value = metrics.registry.get_sample_value
     labels = {"model_name": "tiny"}
-    assert value("infer_spec_decode_num_drafts_total", labels) == 4
-    assert value("infer_spec_decode_num_draft_tokens_total", labels) == 11
-    assert value("infer_spec_decode_num_accepted_tokens_total", labels) == 7
+    assert value("infer_spec_decode_num_drafts_total", labels) == 5
+    assert value("infer_spec_decode_num_draft_tokens_total", labels) == 13
+    assert value("infer_spec_decode_num_accepted_tokens_total", labels) == 8
+    assert value("infer_spec_decode_num_sibling_tokens_total", labels) == 4
+    assert value("infer_spec_decode_num_accepted_siblings_total", labels) == 1
     at = "infer_spec_decode_num_accepted_tokens_per_pos_total"
-    assert [value(at, labels | {"position": str(place)}) for place in range(4)] == [3, 3, 1, None]
+    assert [value(at, labels | {"position": str(place)}) for place in range(4)] == [4, 3, 1, None]
 
 
 def test_prometheus_scrapes_the_server(running: Running, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from .pages import Pages
 from .pool import broken
 from .scheduler import Scheduler, Work
 from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
+from .speculation.draft import NONE_DRAWN, Verdict
 from .speculation.proposer import Seen
 from .speculation.speculator import Outcome, Speculator
 from .step import Engine, Float32, StepResult
@@ -45,8 +46,8 @@ class Observer(Protocol):
     def preempted(self, sequences: int) -> None:
         """So many sequences gave their pages to others, and will begin anew."""
 
-    def drafted(self, drafted: int, accepted: int) -> None:
-        """A step verified ``drafted`` guesses of a sequence, the first ``accepted`` of which were right."""
+    def drafted(self, outcome: Outcome) -> None:
+        """A step verified a draft of a sequence."""
 
     def drew(self, sequence: Sequence, since: float) -> None:
         """A token was drawn, ``since`` seconds after the previous one or, the first, after the arrival."""
@@ -200,56 +201,56 @@ class EngineLoop:
         for part, tokens in zip(work, result.tokens, strict=True):
             rows = None if result.logits is None else result.logits[row : row + part.step.outputs]
             row += part.step.outputs
-            drawn = part.drawn(tokens)
-            verdicts.append(len(drawn))
-            if part.drafts:
-                outcomes.append(Outcome(part.sequence, part.drafts, len(drawn) - 1))
+            sampled = tokens.tolist()
+            verdict = part.draft.verdict(sampled) if sampled else NONE_DRAWN
+            verdicts.append(verdict)
+            if part.draft.rows:
+                outcomes.append(Outcome(part.sequence, part.draft, verdict))
             try:
-                self._draw(part, drawn, rows, now)
+                self._draw(part, verdict, sampled, rows, now)
             except InferCompileError as error:
                 self._fail([part.sequence], error.problems[0])
         if self._observer is not None:
             for outcome in outcomes:
-                self._observer.drafted(outcome.drafted, outcome.accepted)
+                self._observer.drafted(outcome)
         if self._speculator is not None:
             computed = sum(len(part.step.tokens) for part in work)
-            decodes = all(len(part.step.tokens) == part.step.outputs for part in work)
-            self._speculator.stepped(outcomes, computed, decodes)
+            self._speculator.stepped(outcomes, computed, all(part.decodes for part in work))
             if result.hidden is not None:
                 self._speculator.read(self._seen(work, verdicts, result.hidden))
 
-    def _seen(self, work: list[Work], verdicts: list[int], hidden: Float32) -> list[Seen]:
-        """The hidden states of tokens that stay, of the sequences that go on; of the last rows of each those
-        that drew something, ``verdicts`` of them."""
+    def _seen(self, work: list[Work], verdicts: list[Verdict], hidden: Float32) -> list[Seen]:
+        """The hidden states of tokens that stay, of the sequences that go on."""
         seen, row, whole = [], 0, self.engine.program.tells_tokens
-        for part, drawn in zip(work, verdicts, strict=True):
+        for part, verdict in zip(work, verdicts, strict=True):
             step, sequence = part.step, part.sequence
             before = len(step.tokens) - step.outputs
-            told, kept = (len(step.tokens), before + drawn) if whole else (step.outputs, drawn)
-            if sequence.ending is None and not sequence.cancelled and kept:
-                end = step.start + before + drawn
-                seen.append(Seen(sequence, sequence.tokens, end, hidden[row : row + kept]))
-            row += told
+            kept = [*range(before), *(before + drawn for drawn in verdict.rows)] if whole else verdict.rows
+            if kept and sequence.ending is None and not sequence.cancelled:
+                end = step.start + before + len(verdict.rows)
+                seen.append(Seen(sequence, sequence.tokens, end, hidden[row:][kept]))
+            row += len(step.tokens) if whole else step.outputs
         return seen
 
-    def _draw(self, part: Work, drawn: list[int], logits: Float32 | None, now: float) -> None:
+    def _draw(
+        self, part: Work, verdict: Verdict, sampled: list[int], logits: Float32 | None, now: float
+    ) -> None:
         """Adds what a step drew to its sequence, up to the token that ends it, and hands it out."""
         sequence, wanted = part.sequence, part.sequence.request.logprobs
         deltas: list[Delta] = []
-        if sequence.cancelled:
-            drawn = []
-        for row, token in enumerate(drawn):
-            told = None
+        drawn = 0
+        for row in [] if sequence.cancelled else verdict.rows:
+            token, told = sampled[row], None
             if wanted is not None and logits is not None:
                 told = token_logprobs(logits[row], token, wanted)
             if self._observer is not None:
                 self._observer.drew(sequence, now - (sequence.times.last or sequence.times.arrived))
             delta = sequence.push(token, told, now)
+            drawn += 1
             deltas += [] if delta is None else [delta]
             if delta is not None and delta.finish is not None:
-                drawn = drawn[: row + 1]
                 break
-        self.scheduler.commit(part, len(drawn))
+        self.scheduler.commit(part, min(verdict.accepted, max(0, drawn - 1)))
         if deltas and (finish := deltas[-1].finish) is not None:
             with self._wake:
                 self._finish(sequence, finish, now)

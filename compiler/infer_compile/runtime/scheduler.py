@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from .formats.program import Limits
 from .pages import Pages, PageTable
-from .sequence import NO_DRAFTS, Ending, Sequence
-from .step import Int32, SequenceStep
+from .sequence import DECODED, Ending, Sequence
+from .speculation.draft import NOTHING, Draft
+from .step import SequenceStep
 
 
 class QueueFull(Exception):
@@ -17,26 +18,19 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A sequence's share of a step: tokens of its own, the last ``drafts`` of them guessed."""
+    """A sequence's share of a step: tokens of its own, and behind them ``draft``."""
 
     sequence: Sequence
     table: PageTable
     step: SequenceStep
-    drafts: int
+    draft: Draft
     evicted: int
     """Tokens of the sequence that were dropped for it."""
 
-    def drawn(self, tokens: Int32) -> list[int]:
-        """Of what was sampled behind its rows, what the sequence gets: as long as drafts are what was drawn,
-        the row behind them stands for the next token."""
-        drawn: list[int] = tokens.tolist()
-        if not self.drafts:
-            return drawn
-        guessed = self.step.tokens[len(self.step.tokens) - self.drafts :].tolist()
-        for place, draft in enumerate(guessed):
-            if draft != drawn[place]:
-                return drawn[: place + 1]
-        return drawn
+    @property
+    def decodes(self) -> bool:
+        """Whether it is none of a prompt that is still computed."""
+        return self.step.accepted <= DECODED
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +45,8 @@ class Schedule:
 class Scheduler:
     """Who computes how many tokens in the next step.
 
-    All are served by rank: lower priority first, of equals who came first. Every running sequence that is one
-    token behind is in every step: no more run than a step has tokens. Then the queue is admitted, in order,
+    All are served by rank: lower priority first, of equals who came first. Every running sequence that drew
+    is in every step: no more run than a step has tokens. Then the queue is admitted, in order,
     as long as the tokens of everybody who runs, and a page of new ones each, fit into the free pages; but who
     begins as somebody does whose prompt is under way waits for those pages, and others pass. What decodes
     leave of the budget goes to prompts: half of it to the first by rank, which thus always comes to
@@ -94,9 +88,9 @@ class Scheduler:
     def schedule(self, now: float) -> Schedule:
         """The next step; without work only when nothing is left to do."""
         step = _Step(self)
-        for sequence in list(self.running):
-            if sequence.pending == 1:
-                step.take(sequence, 1)
+        decoding = [sequence for sequence in self.running if sequence.decoding]
+        for others, sequence in zip(reversed(range(len(decoding))), decoding, strict=True):
+            step.take(sequence, min(sequence.pending, step.budget - others))
         admitted = self._admit(step, now)
         self._compute_prompts(step)
         step.verify_drafts()
@@ -136,7 +130,7 @@ class Scheduler:
             sequence.leader = None
         sequence.name_pages()
         for other in self.running:
-            if other.table is None or other.pending == 1 or other.rank > sequence.rank:
+            if other.table is None or other.decoding or other.rank > sequence.rank:
                 continue
             border = min(sequence.names.common(other.names), self.pages.most_held(sequence.length))
             if other.table.sealed < border > self.pages.held(sequence.names, sequence.length):
@@ -185,15 +179,15 @@ class Scheduler:
         present = [*self.running, *self.waiting]
         return [(sequence, why) for sequence in present if (why := sequence.overdue(now)) is not None]
 
-    def commit(self, work: Work, drawn: int) -> None:
-        """The step of ``work`` is done and its tokens are in the cache; ``drawn`` tokens were drawn and
-        added to the sequence, all but one of which are drafts that were right."""
-        sequence, drafted = work.sequence, max(0, drawn - 1)
-        sequence.computed += work.step.accepted + drafted
-        sequence.drafts = NO_DRAFTS
+    def commit(self, work: Work, kept: int) -> None:
+        """The step of ``work`` is done and its tokens are in the cache; what was drawn was added to the
+        sequence, and the first ``kept`` tokens of the draft's chain are among it."""
+        sequence = work.sequence
+        sequence.computed += work.step.accepted + kept
+        sequence.draft = NOTHING
         if self._fills(work.table, work.step):
             sequence.name_pages()
-        self.pages.commit(work.table, sequence.computed, drafted)
+        self.pages.commit(work.table, sequence.computed, kept)
 
     def _fills(self, table: PageTable, step: SequenceStep) -> bool:
         return (step.start + step.accepted) // self.pages.layout.page_tokens > table.sealed
@@ -203,7 +197,7 @@ class Scheduler:
         self.running.remove(sequence)
         self._close(sequence)
         sequence.computed = 0
-        sequence.drafts = NO_DRAFTS
+        sequence.draft = NOTHING
         insort(self.waiting, sequence, key=_rank)
 
     def finish(self, sequence: Sequence, ending: Ending, now: float) -> None:
@@ -232,7 +226,7 @@ class _Step:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._pages = scheduler.pages
-        self._drafts: dict[Sequence, int] = {}
+        self._drafts: dict[Sequence, Draft] = {}
         self._evicted: dict[Sequence, int] = {}
         self.counts: dict[Sequence, int] = {}
         """Tokens that are certain, of each sequence."""
@@ -268,28 +262,29 @@ class _Step:
 
     def verify_drafts(self) -> None:
         """Gives what is left of budget, rows and free pages to drafts, by rank."""
-        drafting = [one for one in self.counts if len(one.drafts) and one.draftable]
-        if not drafting:
-            return
-        drawing = sum(one.pending == count for one, count in self.counts.items())
-        left = min(self.budget, self._scheduler.outputs - drawing)
+        drawing = [one for one, count in self.counts.items() if one.pending == count]
+        drafting = [one for one in drawing if len(one.draft.chain) and one.draftable]
+        left = min(self.budget, self._scheduler.outputs - len(drawing))
         for sequence in drafting:
-            table, start = sequence.table, sequence.computed
-            most = min(left, len(sequence.drafts), sequence.most_cached - sequence.length)
-            if table is None or most <= 0:
+            table, start, certain = sequence.table, sequence.computed, sequence.pending
+            if table is None or left <= 0:
                 continue
-            count = self._pages.room(table, start, 1 + most, 1)
-            self._pages.prepare(table, start, count, 1)
-            self._drafts[sequence] = count - 1
-            left -= count - 1
+            # Slots of siblings, too, lie within the context.
+            most = max(0, min(left, self._pages.capacity + table.evicted - sequence.length))
+            draft = sequence.draft.cut(most, certain)
+            count = self._pages.room(table, start, certain + draft.rows, certain)
+            self._pages.prepare(table, start, count, certain)
+            draft = draft.cut(count - certain, certain)
+            self._drafts[sequence] = draft
+            left -= draft.rows
 
     def work(self) -> list[Work]:
         return [
             Work(
                 sequence,
                 sequence.table,
-                sequence.step(sequence.table, count, self._drafts.get(sequence, 0)),
-                self._drafts.get(sequence, 0),
+                sequence.step(sequence.table, count, self._drafts.get(sequence, NOTHING)),
+                self._drafts.get(sequence, NOTHING),
                 self._evicted[sequence],
             )
             for sequence, count in self.counts.items()

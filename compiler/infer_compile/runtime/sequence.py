@@ -14,6 +14,7 @@ from .pages import PageTable
 from .prefix import PageNames
 from .rule import Rule
 from .sampling import Controls, Sampler
+from .speculation.draft import NOTHING, Draft
 from .step import Int32, Sampling, SequenceStep
 from .stops import StopStrings
 from .tokenizer import Detokenizer, Tokenizer
@@ -22,7 +23,9 @@ FinishReason = Literal["stop", "length"]
 Ending = Literal["stop", "length", "cancelled", "deadline", "error"]
 FIRST_ROOM = 4096
 """Generated tokens that a sequence has room for at first."""
-NO_DRAFTS: Int32 = np.empty(0, np.int32)
+DECODED = 2
+"""Tokens that a step which drew leaves to compute, at most: the last one, and the sibling of a draft before
+it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +93,9 @@ class Times:
 class Sequence:
     """A request under way: its tokens, and how many of them the cache holds (``computed``).
 
-    Scheduling knows one rule: ``computed`` chases ``length``. A prompt is far behind, a decode one token, and
-    who lost its pages begins anew. ``drafts`` are guesses of what comes behind ``length``: the next step may
-    verify them.
+    Scheduling knows one rule: ``computed`` chases ``length``. A prompt is far behind, a decode one token or
+    two, and who lost its pages begins anew. ``draft`` guesses what comes behind ``length``: the next step may
+    verify it.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Sequence:
         """Tokens of the prompt that the cache held already when the sequence began."""
         self.evicted = 0
         """Tokens that the cache held and dropped."""
-        self.drafts = NO_DRAFTS
+        self.draft = NOTHING
         self.rank = (request.priority, 0)
         """Who is served first: by priority, then by arrival."""
         self.table: PageTable | None = None
@@ -142,6 +145,11 @@ class Sequence:
         return self.length - self.computed
 
     @property
+    def decoding(self) -> bool:
+        """Whether it is as far as a step leaves it that drew a token."""
+        return self.pending <= (DECODED if self.generated else 1)
+
+    @property
     def generated(self) -> int:
         return self.length - self.prompt_tokens
 
@@ -159,7 +167,7 @@ class Sequence:
     def draftable(self) -> bool:
         """Whether the next step draws one token, and could draw more behind it if they were guessed: what is
         drawn must not change how the next is."""
-        return self.pending == 1 and self.length < self.most_cached and self._sampler.plain
+        return self.decoding and self.length < self.most_cached and self._sampler.plain
 
     def overdue(self, now: float) -> Ending | None:
         """Why nobody waits for it any more, if so."""
@@ -172,19 +180,20 @@ class Sequence:
         """Names the pages that its tokens fill."""
         self.names.reach(self.tokens)
 
-    def step(self, table: PageTable, count: int, drafts: int) -> SequenceStep:
-        """The next ``count`` pending tokens as the engine takes them, and the first ``drafts`` drafts behind
-        them; a token is drawn behind the last of the sequence's own, and one behind each draft."""
+    def step(self, table: PageTable, count: int, draft: Draft) -> SequenceStep:
+        """The next ``count`` pending tokens as the engine takes them, and ``draft`` behind them; a token is
+        drawn behind the last of the sequence's own, and one behind each that is guessed."""
         end = self.computed + count
         tokens = self._tokens[self.computed : end]
         return SequenceStep(
-            tokens=np.concatenate([tokens, self.drafts[:drafts]]) if drafts else tokens,
+            tokens=np.concatenate([tokens, draft.tokens]) if draft.rows else tokens,
             start=self.computed,
             accepted=count,
             sealed=table.sealed,
             exact=table.exact.places,
             packed=table.packed.places,
-            outputs=1 + drafts if end == self.length else 0,
+            outputs=1 + draft.rows if end == self.length else 0,
+            parents=draft.parents(count),
             evicted=table.evicted,
             sampling=self._sampler.sampling(),
             mask=self._sampler.mask,

@@ -19,6 +19,9 @@ from .formats.program import Program
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
+MOST_TREE = 64
+"""New tokens of a sequence whose step has parents, at most: ancestors are a word of bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -50,7 +53,8 @@ class SequenceStep:
     ``tokens`` are new, at slots ``start, start+1, ...``; a slot is a place in the sequence's pages.
     ``parents[i]`` is the index of token i's predecessor among ``tokens``, or -1 for the last token before
     them; None means a chain. A token's position is ``start`` plus its depth; it sees the tokens before
-    ``start`` and its ancestors.
+    ``start`` and its ancestors, and all that is computed for it has the same bits as if these stood in their
+    places. A step with parents has at most ``MOST_TREE`` tokens.
 
     ``accepted`` of the new tokens are certain (all of a prompt chunk, the first of a speculated chain):
     pages ``[sealed, (start + accepted) // page_tokens)`` are compressed in this step if the layout packs

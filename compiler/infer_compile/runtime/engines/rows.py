@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InferCompileError, Problem
 from ..formats.program import Program
-from ..step import Int32, SequenceStep
+from ..step import MOST_TREE, Int32, SequenceStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,7 @@ def _ancestry(step: SequenceStep) -> tuple[NDArray[np.int64], NDArray[np.bool_]]
     count = len(step.tokens)
     if step.parents is None:
         return step.start + np.arange(count), np.tri(count, dtype=np.bool_)
+    need(count <= MOST_TREE, f"a tree of {count} tokens, which has at most {MOST_TREE}")
     need(len(step.parents) == count, f"{len(step.parents)} parents of {count} tokens")
     depth = np.zeros(count, np.int64)
     sees = np.eye(count, dtype=np.bool_)

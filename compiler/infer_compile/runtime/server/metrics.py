@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ..loop import EngineLoop
 from ..measure import Measured
 from ..sequence import Sequence
+from ..speculation.speculator import Outcome
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SHORT = (
@@ -97,10 +98,18 @@ class Metrics:
             "num_preemptions", "Sequences that gave their pages to others, to compute their tokens again."
         )
         self._drafts = self._counter("spec_decode_num_drafts", "Steps of a sequence that verified drafts.")
-        self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Drafted tokens.")
+        self._draft_tokens = self._counter(
+            "spec_decode_num_draft_tokens", "Drafted tokens, one behind the other."
+        )
         self._accepted = self._counter("spec_decode_num_accepted_tokens", "Drafted tokens that were kept.")
         self._at = self._labelled(
             "spec_decode_num_accepted_tokens_per_pos", "The same, by place behind the last token.", "position"
+        )
+        self._sibling_tokens = self._counter(
+            "spec_decode_num_sibling_tokens", "Drafted tokens beside those: other choices for a place."
+        )
+        self._accepted_siblings = self._counter(
+            "spec_decode_num_accepted_siblings", "The same, those that were drawn."
         )
         self._limits = self._histogram("request_params_max_tokens", "Longest answer asked for.", COUNTS)
         self._success = self._labelled(
@@ -172,13 +181,16 @@ class Metrics:
     def preempted(self, sequences: int) -> None:
         self._preemptions.inc(sequences)
 
-    def drafted(self, drafted: int, accepted: int) -> None:
-        """A step verified ``drafted`` guesses of a sequence, the first ``accepted`` of which were right."""
+    def drafted(self, outcome: Outcome) -> None:
+        draft, verdict = outcome.draft, outcome.verdict
+        depth = len(draft.chain)
         self._drafts.inc()
-        self._draft_tokens.inc(drafted)
-        self._accepted.inc(accepted)
-        for position in range(accepted):
+        self._draft_tokens.inc(depth)
+        self._accepted.inc(verdict.accepted)
+        for position in range(verdict.accepted):
             self._at.labels(self._model, str(position)).inc()
+        self._sibling_tokens.inc(draft.rows - depth)
+        self._accepted_siblings.inc(verdict.choice > 0)
 
     def drew(self, sequence: Sequence, since: float) -> None:
         self._generation_tokens.inc()

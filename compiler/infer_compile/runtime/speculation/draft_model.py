@@ -4,20 +4,23 @@ Its computed tokens chase the sequence's as the model's own do: a first pass com
 last and drafts a token, every further pass the one after. Drafts that were computed and then drawn need not
 be computed again; those that were not are overwritten, since nothing that is only drafted is ever committed.
 
-Drafts are the likeliest tokens, however the sequence is sampled. Drawing them with the sequence's own random
-numbers would be lossless too, and is accepted less (docs/speculation.md).
+Drafts are the likeliest tokens, however the sequence is sampled, and siblings the likeliest beside them.
+Drawing them with the sequence's own random numbers would be lossless too, and is accepted less
+(docs/speculation.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 
 from ..pages import Pages, PageTable
 from ..pool import broken
 from ..step import Engine, Int32, SequenceStep
+from .draft import NOTHING, Draft, likeliest
 from .proposer import Ask, Seen
 
 NEAR = 16
@@ -44,10 +47,17 @@ class _Drafting:
     ask: Ask
     chase: _Chase
     drafts: list[int] = field(default_factory=list)
+    siblings: list[Int32] = field(default_factory=list)
+    """Of each draft; empty where only chains are asked for."""
 
     @property
     def behind(self) -> int:
         return len(self.ask.tokens) - self.chase.computed
+
+    @property
+    def draft(self) -> Draft:
+        chain = np.array(self.drafts, np.int32)
+        return Draft(chain, np.stack(self.siblings)) if self.siblings else Draft.line(chain)
 
 
 class DraftModel:
@@ -77,14 +87,14 @@ class DraftModel:
     def _found(self, asks: Sequence[Ask]) -> list[_Drafting]:
         return [_Drafting(ask, chase) for ask in asks if (chase := self._chase(ask)) is not None]
 
-    def propose(self, asks: Sequence[Ask]) -> list[Int32]:
+    def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         """Raises InferCompileError as the engine's step does."""
         found = [one for one in self._found(asks) if one.behind <= NEAR]
         drafting = self._compute(found, but=0)
         while drafting := [one for one in drafting if len(one.drafts) < one.ask.most]:
             drafting = self._next(drafting)
-        drafts = {one.ask.key: np.array(one.drafts, np.int32) for one in found}
-        return [drafts.get(ask.key, ask.tokens[:0]) for ask in asks]
+        drafts = {one.ask.key: one.draft for one in found}
+        return [drafts.get(ask.key, NOTHING) for ask in asks]
 
     def _chase(self, ask: Ask) -> _Chase | None:
         """The sequence of ``ask``, with its guesses that came true computed and the others dropped."""
@@ -92,13 +102,14 @@ class DraftModel:
             self._chases[ask.key] = _Chase(self.pages.open())
         chase = self._chases[ask.key]
         if chase is not None:
-            drawn = ask.tokens[chase.computed :].tolist()
-            for guess, token in zip(chase.guessed, drawn[:-1], strict=False):
-                if guess != token:
-                    break
-                chase.computed += 1
+            drawn = ask.tokens[chase.computed : -1].tolist()
+            pairs = zip(chase.guessed, drawn, strict=False)
+            kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
             chase.guessed.clear()
-            self.pages.commit(chase.table, chase.computed)
+            if kept:
+                chase.computed += kept
+                # The step in which they were guesses sealed none of their pages.
+                self.pages.commit(chase.table, chase.computed, kept)
         return chase
 
     def _compute(self, found: list[_Drafting], but: int) -> list[_Drafting]:
@@ -157,11 +168,17 @@ class DraftModel:
         )
 
     def _run(self, batch: list[_Drafting], steps: list[SequenceStep]) -> None:
-        """One pass; appends what it drew."""
+        """One pass; appends what it drew, and what is likeliest beside it."""
         if not batch:
             return
-        for one, tokens in zip(batch, self._engine.step(steps).tokens, strict=True):
+        result = self._engine.step(steps, logits=any(one.ask.width > 1 for one in batch))
+        drawing = []
+        for one, tokens in zip(batch, result.tokens, strict=True):
             one.drafts += tokens.tolist()
+            drawing += [one] * len(tokens)
+        if result.logits is not None:
+            for one, row in zip(drawing, result.logits, strict=True):
+                one.siblings.append(likeliest(row, one.drafts[-1], one.ask.width - 1))
 
     def keep(self, keys: Collection[Hashable]) -> None:
         for key in self._chases.keys() - set(keys):

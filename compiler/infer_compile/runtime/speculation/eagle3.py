@@ -19,6 +19,7 @@ import numpy as np
 from ..pages import Pages, PageTable
 from ..pool import broken
 from ..step import Engine, Float32, Int32, SequenceStep
+from .draft import NOTHING, Draft, likeliest
 from .proposer import Ask, Seen
 
 HELD = 16
@@ -50,8 +51,16 @@ class _Drafting:
     tokens: Int32
     context: _Context
     most: int = 0
+    width: int = 1
     guesses: list[int] = field(default_factory=list)
+    siblings: list[Int32] = field(default_factory=list)
+    """Of each guess; empty where only chains are asked for."""
     state: Float32 | None = None
+
+    @property
+    def draft(self) -> Draft:
+        chain = np.array(self.guesses, np.int32)
+        return Draft(chain, np.stack(self.siblings)) if self.siblings else Draft.line(chain)
 
 
 class Eagle3:
@@ -88,10 +97,11 @@ class Eagle3:
             self._contexts[seen.key] = _Context(self.pages.open(), begin, seen.hidden[:0])
         context = self._contexts[seen.key]
         if context is not None:
-            if context.end != begin:
+            if context.end < begin:
                 context.waiting = seen.hidden[:0]
                 self._begin(context, begin)
-            context.waiting = np.concatenate([context.waiting, seen.hidden])
+            # What a sibling told is told again once it is in its place.
+            context.waiting = np.concatenate([context.waiting, seen.hidden[context.end - begin :]])
         return context
 
     def _begin(self, context: _Context, first: int) -> None:
@@ -105,10 +115,10 @@ class Eagle3:
     def catch_up(self, asks: Sequence[Ask]) -> None:
         """Little waits, and a draft begins with it."""
 
-    def propose(self, asks: Sequence[Ask]) -> list[Int32]:
+    def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         """Raises InferCompileError as the engine's step does."""
         known = [
-            _Drafting(ask.key, ask.tokens, context, ask.most)
+            _Drafting(ask.key, ask.tokens, context, ask.most, ask.width)
             for ask in asks
             if (context := self._contexts.get(ask.key)) is not None
             # All but the newest token has its features, and some of them wait.
@@ -118,8 +128,8 @@ class Eagle3:
         drafting = self._compute(known, outputs=1)
         while drafting := [one for one in drafting if len(one.guesses) < one.most]:
             drafting = self._guess(drafting)
-        drafts = {one.key: np.array(one.guesses, np.int32) for one in known}
-        return [drafts.get(ask.key, ask.tokens[:0]) for ask in asks]
+        drafts = {one.key: one.draft for one in known}
+        return [drafts.get(ask.key, NOTHING) for ask in asks]
 
     def _compute(self, found: list[_Drafting], outputs: int) -> list[_Drafting]:
         """Computes what waits, of those with least of it first and as far as a step goes. Returns those of
@@ -188,15 +198,18 @@ class Eagle3:
         )
 
     def _run(self, batch: list[_Drafting], steps: list[SequenceStep]) -> None:
-        """One pass; appends what it drew, and keeps the states."""
+        """One pass; appends what it drew, and what is likeliest beside it, and keeps the states."""
         if not batch:
             return
-        result = self._engine.step(steps, hidden=True)
+        result = self._engine.step(steps, logits=any(one.width > 1 for one in batch), hidden=True)
         row = 0
         for one, tokens in zip(batch, result.tokens, strict=True):
             for token in tokens.tolist():
                 one.guesses.append(int(self._ids[token]))
                 one.state = None if result.hidden is None else result.hidden[row]
+                if result.logits is not None:
+                    beside = likeliest(result.logits[row], token, one.width - 1)
+                    one.siblings.append(self._ids[beside])
                 row += 1
 
     def keep(self, keys: Collection[Hashable]) -> None:

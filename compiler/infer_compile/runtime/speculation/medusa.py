@@ -12,6 +12,7 @@ import numpy as np
 
 from ..formats.program import Linear
 from ..step import Engine, Float32, Int32, SequenceStep
+from .draft import NOTHING, Draft, likeliest
 from .proposer import Ask, Seen
 
 NO_PAGES: Int32 = np.empty(0, np.int32)
@@ -41,18 +42,23 @@ class Medusa:
     def catch_up(self, asks: Sequence[Ask]) -> None:
         """The last state is all that it reads."""
 
-    def propose(self, asks: Sequence[Ask]) -> list[Int32]:
+    def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         """Raises InferCompileError as the engine's step does."""
         # A state of an earlier place guesses other positions.
         found = [ask for ask in asks if self._states.get(ask.key, (0,))[0] == len(ask.tokens) - 1]
         if not found:
-            return [ask.tokens[:0] for ask in asks]
+            return [NOTHING for _ in asks]
         logits = self._engine.step([self._step(ask) for ask in found], logits=True).logits
         if logits is None:
             raise ValueError("an engine gives the logits that are asked for")
-        guesses = np.stack([logits[:, head].argmax(axis=1) for head in self._heads], axis=1).astype(np.int32)
-        drafts = {ask.key: row[: ask.most] for ask, row in zip(found, guesses, strict=True)}
-        return [drafts.get(ask.key, ask.tokens[:0]) for ask in asks]
+        drafts = {ask.key: self._draft(ask, row) for ask, row in zip(found, logits, strict=True)}
+        return [drafts.get(ask.key, NOTHING) for ask in asks]
+
+    def _draft(self, ask: Ask, logits: Float32) -> Draft:
+        heads = [logits[head] for head in self._heads[: ask.most]]
+        chain = np.array([row.argmax() for row in heads], np.int32)
+        beside = [likeliest(row, token, ask.width - 1) for row, token in zip(heads, chain, strict=True)]
+        return Draft(chain, np.stack(beside))
 
     def _step(self, ask: Ask) -> SequenceStep:
         _, state = self._states[ask.key]

@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..step import Engine, Int32
+from .draft import ABSENT, NOTHING, Draft
 from .proposer import Ask, Seen
 
 LONGEST = 8
@@ -31,24 +32,21 @@ class Index:
         self._before: list[int] = [_NOWHERE, _NOWHERE]
         """By place; no pair ends before the first two tokens."""
 
-    def find(self, tokens: Int32) -> int | None:
-        """The place behind that earlier occurrence of the last tokens that agrees with them furthest back,
-        of equals the latest; None if even the last two did not occur, or if too much is still to be read."""
+    def find(self, tokens: Int32) -> list[int]:
+        """The places behind earlier occurrences of the last tokens, first those that agree with them furthest
+        back, of equals the latest; none if even the last two did not occur, or if too much is still to be
+        read."""
         self._read(tokens)
         count = len(tokens)
         if len(self._before) <= count:
-            return None
+            return []
         tail = tokens[-LONGEST:].tolist()
-        best, furthest = None, 0
+        found: list[tuple[int, int]] = []
         place = self._before[count]
-        for _ in range(CANDIDATES):
-            if place == _NOWHERE:
-                break
-            agreed = _agreed(tokens[max(0, place - LONGEST) : place].tolist(), tail)
-            if agreed > furthest:
-                best, furthest = place, agreed
+        while place != _NOWHERE and len(found) < CANDIDATES:
+            found.append((-_agreed(tokens[max(0, place - LONGEST) : place].tolist(), tail), -place))
             place = self._before[place]
-        return best
+        return [-place for _, place in sorted(found)]
 
     def _read(self, tokens: Int32) -> None:
         known = len(self._before) - 1
@@ -69,7 +67,8 @@ def _agreed(one: list[int], other: list[int]) -> int:
 
 
 class Ngram:
-    """Copies on from the place that ``Index.find`` gives, and from the copy once the text ends."""
+    """Copies on from the first place that ``Index.find`` gives, and from the copy once the text ends;
+    siblings are where the text went on otherwise from the others."""
 
     reads = False
 
@@ -86,15 +85,16 @@ class Ngram:
     def catch_up(self, asks: Sequence[Ask]) -> None:
         """The index reads what it needs."""
 
-    def propose(self, asks: Sequence[Ask]) -> list[Int32]:
+    def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         return [self._draft(ask) for ask in asks]
 
-    def _draft(self, ask: Ask) -> Int32:
-        place = self._indices.setdefault(ask.key, Index()).find(ask.tokens)
-        if place is None:
-            return ask.tokens[:0]
+    def _draft(self, ask: Ask) -> Draft:
+        places = self._indices.setdefault(ask.key, Index()).find(ask.tokens)
+        if not places:
+            return NOTHING
         # Behind its end the text goes on as it is copied.
-        return np.resize(ask.tokens[place : place + ask.most], ask.most)
+        chain, *others = (np.resize(ask.tokens[place : place + ask.most], ask.most) for place in places)
+        return Draft(chain, _siblings(chain, others, ask.width))
 
     def keep(self, keys: Collection[Hashable]) -> None:
         for key in self._indices.keys() - set(keys):
@@ -102,3 +102,15 @@ class Ngram:
 
     def check(self) -> None:
         """Nothing is held but indices."""
+
+
+def _siblings(chain: Int32, others: list[Int32], width: int) -> Int32:
+    """The tokens with which ``others`` part from ``chain``."""
+    siblings: Int32 = np.full((len(chain), width - 1), ABSENT, np.int32)
+    for other in others if width > 1 else ():
+        depth = int(np.argmax(other != chain))
+        beside = siblings[depth]
+        free = np.flatnonzero(beside == ABSENT)
+        if other[depth] != chain[depth] and other[depth] not in beside and len(free):
+            beside[free[0]] = other[depth]
+    return siblings

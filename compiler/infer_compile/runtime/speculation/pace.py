@@ -1,17 +1,20 @@
-"""How many tokens are drafted for whom, by what drafts brought and took so far."""
+"""How much is drafted for whom, by what drafts brought and took so far."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .acceptance import Acceptance
-from .lengths import best_lengths
+from .draft import Draft, Verdict
 from .times import StepTimes
+from .widths import best_widths, full_widths
 
+Widths = NDArray[np.int64]
 REVIEW = 4
-"""Steps with drafts for which lengths stay while the same sequences run."""
+"""Steps with drafts for which widths stay while the same sequences run."""
 PROBE = 32
 """Steps after which one is a probe, whatever was decided: it drafts all it may or, where drafts are verified
 anyhow, by turns nothing at all."""
@@ -24,24 +27,30 @@ SHARED_MEMORY, OWN_MEMORY = 0.99, 0.95
 
 
 class Pace:
-    """At most ``tokens`` are drafted for a sequence, of which the share ``acceptance`` is expected to be
-    kept.
+    """At most ``tokens`` are drafted one behind the other for a sequence, of which the share ``acceptance``
+    is expected to be kept, and up to ``width`` choices for each; ``beside`` is how often one of the others is
+    expected to be drawn where the first is not.
 
-    Steps are made to yield as many tokens per second as they can (``best_lengths``), by the measured times of
+    Steps are made to yield as many tokens per second as they can (``best_widths``), by the measured times of
     steps and drafts and each sequence's acceptance at each position. What is not tried is not known: the
     first steps of all, and that of fewer sequences than ever, are plain, and now and then one is a probe.
     """
 
-    def __init__(self, tokens: int, acceptance: float) -> None:
+    def __init__(self, tokens: int, acceptance: float, width: int = 1, beside: float = 0.0) -> None:
         self._tokens = tokens
+        self._width = width
         self._times = StepTimes()
         self._draft_times = StepTimes()
         """By sequences, for each token in depth: drafters take one after the other."""
-        self._shared = Acceptance(np.full(tokens, acceptance), EXPECTED, SHARED_MEMORY)
+        expected = np.full((tokens, width), (1 - acceptance) * beside / max(1, width - 1))
+        expected[:, 0] = acceptance
+        self._shared = Acceptance(expected, EXPECTED, SHARED_MEMORY)
         self._own: dict[Hashable, Acceptance] = {}
         self._keys: list[Hashable] = []
-        self._lengths: list[int] = []
+        self._widths: list[Widths] = []
         """Of ``_keys``, as decided."""
+        self._drafts = False
+        """Whether that is anything."""
         self._age = 0
         """Steps with drafts since."""
         self._waited = PROBE - REVIEW
@@ -49,40 +58,43 @@ class Pace:
         self._pause = PROBE
         self._probed = self._full = False
 
-    def lengths(self, keys: list[Hashable], total: int) -> list[int]:
-        """Tokens to draft for each sequence of the next step, ``total`` at most for all together."""
+    def widths(self, keys: list[Hashable], total: int) -> list[Widths]:
+        """For each sequence of the next step how many choices to draft at each depth, ``total`` tokens at
+        most for all together."""
+        nothing = full_widths(0, self._tokens, self._width)
         if self._times.least is None or len(keys) < self._times.least:
-            return [0] * len(keys)
+            return [nothing] * len(keys)
         self._waited += 1
         if self._waited >= self._pause:
             self._waited, self._probed = 0, True
-            self._full = not (self._full and any(self._lengths))
-            return [min(self._tokens, total // len(keys)) if self._full else 0] * len(keys)
+            self._full = not (self._full and self._drafts)
+            full = full_widths(total // len(keys), self._tokens, self._width)
+            return [full if self._full else nothing] * len(keys)
         if self._draft_times.least is None:
-            return [0] * len(keys)
+            return [nothing] * len(keys)
         if self._probed or self._age >= REVIEW or keys != self._keys:
             self._decide(keys, total)
-        self._age += any(self._lengths)
-        return self._lengths
+        self._age += self._drafts
+        return self._widths
 
     def _decide(self, keys: list[Hashable], total: int) -> None:
         for key in keys:
             self._own.setdefault(key, Acceptance(self._shared.rates, EXPECTED, OWN_MEMORY))
         rates = np.stack([self._own[key].rates for key in keys])
         draft_seconds = float(self._draft_times.at(len(keys)))
-        chosen = best_lengths(rates, total, self._times, draft_seconds)
-        self._keys, self._lengths = keys, chosen.tolist()
-        if chosen.any():
+        chosen = best_widths(rates, total, self._times, draft_seconds)
+        self._keys, self._widths, self._drafts = keys, list(chosen), bool(chosen.any())
+        if self._drafts:
             self._pause = PROBE
         elif self._probed:
             self._pause = min(2 * self._pause, LONGEST_PROBE)
         self._age, self._probed = 0, False
 
-    def drafted(self, key: Hashable, drafted: int, accepted: int) -> None:
-        """Of ``drafted`` tokens, one at least, of a sequence the first ``accepted`` were kept."""
-        self._shared.observe(drafted, accepted)
+    def drafted(self, key: Hashable, draft: Draft, verdict: Verdict) -> None:
+        """What became of a draft, of one token at least, of a sequence."""
+        self._shared.observe(draft, verdict)
         if key in self._own:
-            self._own[key].observe(drafted, accepted)
+            self._own[key].observe(draft, verdict)
 
     def proposed(self, sequences: int, depth: int, seconds: float) -> None:
         """It took ``seconds`` to draft up to ``depth`` tokens for so many sequences."""

@@ -3,7 +3,8 @@
 A draft is a guess. The engine draws the token of every row with a number that the seed and the position alone
 decide, and a draft is kept as long as it is what was drawn: whatever is guessed, a sequence gets the tokens
 that it would have had without. For a proposal that puts all its weight on one token this is rejection
-sampling (Leviathan et al., arXiv 2211.17192): it is accepted with the model's own probability of it.
+sampling (Leviathan et al., arXiv 2211.17192): it is accepted with the model's own probability of it. Several
+choices for a place are accepted with the sum of their probabilities (Miao et al., arXiv 2305.09781).
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..step import Engine, Float32, Int32
+from .draft import Draft
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """``most`` tokens, one at least, are wanted behind ``tokens``: the prompt and all that was drawn so far.
-    ``key`` names the sequence from one step to the next."""
+    """``most`` tokens, one at least, are wanted behind ``tokens``: the prompt and all that was drawn so far;
+    at each depth up to ``width`` choices. ``key`` names the sequence from one step to the next."""
 
     key: Hashable
     tokens: Int32
     most: int
+    width: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class Proposer(Protocol):
         for who is still behind. Beside an answer that takes little, so that drafts are timed without."""
         ...
 
-    def propose(self, asks: Sequence[Ask]) -> list[Int32]:
+    def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         """For each of ``asks`` how it may go on: as many tokens as it wants, fewer, or none."""
         ...
 

@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..errors import InferCompileError
 from ..formats.program import Limits
 from ..sequence import Sequence
 from ..step import Engine
-from .pace import Pace
+from .draft import Draft, Verdict
+from .pace import Pace, Widths
 from .proposer import Ask, Proposer, Seen
 
 log = logging.getLogger(__name__)
@@ -19,23 +22,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of the tokens that were ``drafted`` for a sequence the first ``accepted`` were drawn."""
+    """What became of a draft that a step verified."""
 
     sequence: Sequence
-    drafted: int
-    accepted: int
+    draft: Draft
+    verdict: Verdict
 
 
 class Speculator:
-    """Drafts for the sequences of a loop: at most ``tokens`` for each, of which the share ``acceptance`` is
-    expected to be kept. For the engine's thread alone.
+    """Drafts for the sequences of a loop: at most ``tokens`` one behind the other for each and ``width``
+    choices for each of these, expected to be kept as ``Pace`` says. For the engine's thread alone.
 
     A drafter that fails ends speculation, and no answer.
     """
 
-    def __init__(self, proposer: Proposer, tokens: int, acceptance: float, limits: Limits) -> None:
+    def __init__(
+        self,
+        proposer: Proposer,
+        tokens: int,
+        acceptance: float,
+        limits: Limits,
+        width: int = 1,
+        beside: float = 0.0,
+    ) -> None:
         self.proposer = proposer
-        self.pace = Pace(tokens, acceptance)
+        self.pace = Pace(tokens, acceptance, width, beside)
         self._outputs = min(limits.max_outputs, limits.max_batch_tokens)
         self._known: list[Sequence] = []
         self._began = 0.0
@@ -56,19 +67,22 @@ class Speculator:
         ready = [each for each in running if each.draftable]
         total = self._outputs - len(running)
         if ready and total > 0 and not self._failed:
-            lengths = self.pace.lengths([*ready], total)
-            if any(lengths):
-                self._propose(ready, lengths)
+            widths = self.pace.widths([*ready], total)
+            if any(map(np.any, widths)):
+                self._propose(ready, widths)
         self._began = time.perf_counter()
 
-    def _propose(self, ready: list[Sequence], lengths: list[int]) -> None:
+    def _propose(self, ready: list[Sequence], widths: list[Widths]) -> None:
         asked = [
-            (sequence, Ask(sequence, sequence.tokens, most))
-            for sequence, length in zip(ready, lengths, strict=True)
             # Behind the last token of an answer nothing is drawn.
-            if (most := min(length, sequence.most - sequence.length - 1)) > 0
+            (sequence, wanted[: sequence.most - sequence.length - 1])
+            for sequence, wanted in zip(ready, widths, strict=True)
+            if wanted[0] > 0
         ]
-        asks = [ask for _, ask in asked]
+        asks = [
+            Ask(sequence, sequence.tokens, int(np.count_nonzero(wanted)), int(wanted.max()))
+            for sequence, wanted in asked
+        ]
         try:
             self.proposer.catch_up(asks)
             began = time.perf_counter()
@@ -77,8 +91,8 @@ class Speculator:
         except (InferCompileError, MemoryError) as error:
             self._fail(error)
             return
-        for (sequence, _), draft in zip(asked, drafts, strict=True):
-            sequence.drafts = draft
+        for (sequence, wanted), draft in zip(asked, drafts, strict=True):
+            sequence.draft = draft.shaped(wanted)
         if asks:
             self.pace.proposed(len(asks), max(ask.most for ask in asks), took)
 
@@ -99,7 +113,7 @@ class Speculator:
         if decodes:
             self.pace.stepped(rows, time.perf_counter() - self._began)
         for outcome in outcomes:
-            self.pace.drafted(outcome.sequence, outcome.drafted, outcome.accepted)
+            self.pace.drafted(outcome.sequence, outcome.draft, outcome.verdict)
 
     def read(self, seen: list[Seen]) -> None:
         """What a step told of the sequences that go on."""
