@@ -199,7 +199,7 @@ def heads(kind: str, right: float, layout: dict[str, object]) -> Proposer:
 KINDS = ("medusa", "eagle3", "few pages", "short")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     layout=LAYOUTS,
     arrivals=ARRIVALS,
