@@ -60,15 +60,16 @@ def telling(program: Program, layers: tuple[int, ...]) -> Program:
     places = {
         layer: Place(input=STREAM, output=states, first=index * width) for index, layer in enumerate(layers)
     }
+    # Behind what comes before: the epilogue runs for those tokens alone whose logits are asked for.
     parts = [
-        (places[index], *part) if index in places else part
-        for index, part in enumerate((*program.layers, program.epilogue))
+        (*part, places[index]) if index in places else part
+        for index, part in enumerate((program.prologue, *program.layers))
     ]
     return program.model_copy(
         update={
             "buffers": program.buffers | {states: len(layers) * width},
-            "layers": tuple(parts[:-1]),
-            "epilogue": parts[-1],
+            "prologue": parts[0],
+            "layers": tuple(parts[1:]),
             "states": states,
         }
     )
