@@ -1,11 +1,12 @@
 """What speculation gains on the CPU engine: ``python benchmarks/speculation_cpu.py BUNDLE [--rounds N]``.
 
 BUNDLE is one of the native engine with ``speculation: draft``, such as the quickstart's. Answers to the same
-prompts are timed without drafts, with lookup and with the bundle's draft model, as the server has them
-(lengths adapt) and with the plan's length in every step; greedy and at temperature 1; alone and four at a
-time. In each round every way is timed once, between two runs without drafts, and its tokens per second are
-divided by the mean of theirs, so that what else the machine does weighs on both; the medians over the rounds
-are printed, and the lowest and highest. Every way must give the same tokens.
+prompts are timed without drafts, with lookup and with the bundle's draft model, as chains and with two
+choices for each token, as the server has them (lengths adapt) and with the plan's length in every step;
+greedy and at temperature 1; alone and four at a time. In each round every way is timed once, between two runs
+without drafts, and its tokens per second are divided by the mean of theirs, so that what else the machine
+does weighs on both; the medians over the rounds are printed, and the lowest and highest. Every way must give
+the same tokens.
 
 "Kept" is by position: how often a draft was what was drawn, of those that came to be compared.
 """
@@ -28,11 +29,14 @@ from infer_compile.runtime.loop import EngineLoop
 from infer_compile.runtime.sampling import Controls
 from infer_compile.runtime.sequence import Request, Sequence
 from infer_compile.runtime.speculation.ngram import Ngram
-from infer_compile.runtime.speculation.speculator import Speculator
+from infer_compile.runtime.speculation.speculator import Outcome, Speculator
+from infer_compile.runtime.speculation.widths import full_widths
 from infer_compile.runtime.tokenizer import Tokenizer
 
 TOLD = 8
 """Positions that are told."""
+SIBLINGS = 0.25
+"""Expected share of the misses of a first choice that are the second, to begin with."""
 
 
 @dataclass
@@ -42,10 +46,13 @@ class Drafts:
     compared: NDArray[np.int64] = field(default_factory=lambda: np.zeros(TOLD, np.int64))
     kept: NDArray[np.int64] = field(default_factory=lambda: np.zeros(TOLD, np.int64))
     steps: int = 0
+    siblings: int = 0
 
-    def drafted(self, drafted: int, accepted: int) -> None:
-        self.compared[: min(drafted, accepted + 1)] += 1
+    def drafted(self, outcome: Outcome) -> None:
+        accepted = outcome.verdict.accepted
+        self.compared[: min(len(outcome.draft.chain), accepted + 1)] += 1
         self.kept[:accepted] += 1
+        self.siblings += outcome.verdict.choice > 0
 
     def stepped(self, tokens: int) -> None:
         self.steps += 1
@@ -87,29 +94,29 @@ def ways(bundle: Bundle, opened: Opened, tokenizer: Tokenizer) -> list[Way]:
     if planned is None or opened.speculator is None or planned.draft is None:
         raise SystemExit("the bundle has no draft model: build it with pin: {speculation: draft}")
     model, count, share = opened.speculator.proposer, planned.tokens, planned.acceptance
+    proposers = {"ngram": Ngram(), "draft": model}
 
-    def way(name: str, lookup: bool, always: bool) -> Way:
-        made = Speculator(Ngram() if lookup else model, count, share, limits)
+    def way(method: str, width: int, always: bool) -> Way:
+        made = Speculator(proposers[method], count, share, limits, width, SIBLINGS)
+        name = method if width == 1 else f"{method}, {width} choices"
         if always:
-            made.pace = Always(count)
+            made.pace = Always(count, width)
+            name += f", {count} in every step"
         return Way(name, opened, tokenizer, made)
 
     return [
-        way("ngram", True, False),
-        way("draft", False, False),
-        way(f"ngram, {count} in every step", True, True),
-        way(f"draft, {count} in every step", False, True),
+        way(method, width, always) for always in (False, True) for width in (1, 2) for method in proposers
     ]
 
 
 class Always:
     """Drafts as many as it may, whether it pays or not."""
 
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: int, width: int) -> None:
+        self._shape = tokens, width
 
-    def lengths(self, keys: list[object], total: int) -> list[int]:
-        return [min(self._tokens, total // len(keys))] * len(keys)
+    def widths(self, keys: list[object], total: int) -> list[NDArray[np.int64]]:
+        return [full_widths(total // len(keys), *self._shape)] * len(keys)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *told: None
@@ -181,6 +188,7 @@ def measure(
         gain, steps = gains[way.name], way.drafts.steps
         share = way.drafts.kept / np.maximum(way.drafts.compared, 1)
         kept = " ".join(f"{each:.2f}" for each in share[way.drafts.compared > 0])
+        kept += f", {way.drafts.siblings} siblings" if way.drafts.siblings else ""
         yield (
             f"{head} {way.name} | {statistics.median(gain):.2f} ({min(gain):.2f}-{max(gain):.2f}) | "
             f"{sequences * options.answer * options.rounds / steps:.2f} | {kept} |"

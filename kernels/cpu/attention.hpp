@@ -2,7 +2,7 @@
 //
 // Keys are taken page by page in spans of SPAN pages counted from the start of the sequence; each span is summed on its own and
 // spans are merged in order. A query's result therefore has the same bits whether its chunk is long or short, whatever else is
-// in the batch and however many threads share the spans.
+// in the batch and however many threads share the spans, and a branch of a tree those that it would have as a chain.
 #pragma once
 
 #include <algorithm>
@@ -32,6 +32,7 @@ struct Attention {
     float sink_shifts[C::EVICTS ? QUERIES : 1];  // what sink scores lack
     alignas(64) float weights[QUERIES * PAGE];
     alignas(64) float scales[PAGE];
+    alignas(64) uint16_t branch_keys[D * PAGE], branch_values[PAGE * D];
     Coded<C, QUERIES> coded;
     Total span, whole;
     Sealer<C> sealer;
@@ -58,7 +59,7 @@ struct Attention {
   size_t gap_stride = 0;
 
   int first_page(const QueryTile& tile) const { return tile.first_seen(window) / PAGE; }
-  static int last_page(const QueryTile& tile) { return tile.last_slot() / PAGE; }
+  static int last_page(const QueryTile& tile) { return tile.last_place() / PAGE; }
 
   void load_queries(const QueryTile& tile, int head, Scratch& s) const {
     const int queries = tile.count * GROUP;
@@ -92,8 +93,7 @@ struct Attention {
   // Where a page lies in the sequence's page table.
   static int held(const QueryTile& tile, int page) { return page < C::SINK ? page : page + tile.gap / PAGE; }
 
-  // Turns scores into exp(score - most), zero where the key is not visible; older sums fade as the maximum rises. One thing after
-  // the other for all queries, so that none waits for another's.
+  // Hides what each query does not see of a page, and softens the rest.
   void soften(const QueryTile& tile, int page, Scratch& s, Total& sums) const {
     const int queries = tile.count * GROUP, begin = page * PAGE;
     const bool whole = tile.sees_all(begin, begin + PAGE, window);
@@ -101,14 +101,20 @@ struct Attention {
       for (int q = 0; q < queries; ++q)
         for (int t = 0; t < PAGE; ++t)
           if (!tile.sees(tile.first + q / GROUP, begin + t, window)) s.weights[q * PAGE + t] = HIDDEN;
+    soften(0, queries, whole, s, sums);
+  }
+
+  // Turns the scores of queries [from, to) into exp(score - most), zero where they are hidden; older sums fade as the maximum
+  // rises. One thing after the other for all queries, so that none waits for another's.
+  void soften(int from, int to, bool whole, Scratch& s, Total& sums) const {
     float top[QUERIES];
-    for (int q = 0; q < queries; ++q) {
+    for (int q = from; q < to; ++q) {
       vf most = load(s.weights + q * PAGE);
       for (int t = W; t < PAGE; t += W) most = vmax(most, load(s.weights + q * PAGE + t));
       top[q] = hmax(most);
     }
-    for (int q = 0; q < queries; ++q) sums.raise(q, top[q]);
-    for (int q = 0; q < queries; ++q) {
+    for (int q = from; q < to; ++q) sums.raise(q, top[q]);
+    for (int q = from; q < to; ++q) {
       const vf most = set1(sums.most[q]);
       vf total = load(sums.total + q * W);
       for (float* x = s.weights + q * PAGE; x < s.weights + (q + 1) * PAGE; x += W) {
@@ -198,7 +204,39 @@ struct Attention {
     s.coded.gather(form.values, scales, form.ahead, s.weights, sums.coded);
   }
 
+  // A page as new token i of a tree sees it: its ancestors in their places, wherever they lie.
+  void gather_branch(const QueryTile& tile, int i, int head, int page, Scratch& s) const {
+    const auto exact = [&](int of) { return tile.sequence->exact[held(tile, of)]; };
+    std::memcpy(s.branch_keys, store.exact_keys(exact(page), layer, head), sizeof(s.branch_keys));
+    std::memcpy(s.branch_values, store.exact_values(exact(page), layer, head), sizeof(s.branch_values));
+    for (int other = 0; other <= i; ++other) {
+      const int slot = tile.start() + other, place = tile.position(other), to = place % PAGE;
+      if (!(tile.ancestors[i] >> other & 1) || place / PAGE != page || place == slot) continue;
+      const uint16_t* keys = store.exact_keys(exact(slot / PAGE), layer, head) + slot % PAGE;
+      const uint16_t* values = store.exact_values(exact(slot / PAGE), layer, head) + slot % PAGE * D;
+      for (int d = 0; d < D; ++d) s.branch_keys[d * PAGE + to] = keys[d * PAGE];
+      std::memcpy(s.branch_values + to * D, values, sizeof(uint16_t) * D);
+    }
+  }
+
+  // A page of guesses, for the branches of a tree: as it would be for each if it were a chain.
+  void attend_branches(const QueryTile& tile, int head, int page, Scratch& s, Total& sums) const {
+    for (int q = 0; q < tile.count * GROUP; q += GROUP) {
+      const int i = tile.first + q / GROUP, position = tile.position(i), begin = page * PAGE;
+      const int slots = std::min(position + 1 - begin, PAGE);
+      float* weights = s.weights + q * PAGE;
+      gather_branch(tile, i, head, page, s);
+      Plain<Bf16, D, PAGE>::score(s.branch_keys, 0, s.queries + q * D, GROUP, weights);
+      for (int t = 0; t < PAGE; ++t)
+        if (begin + t > position || (window != 0 && begin + t <= position - window))
+          for (int g = 0; g < GROUP; ++g) weights[g * PAGE + t] = HIDDEN;
+      soften(q, q + GROUP, false, s, sums);
+      Plain<Bf16, D, PAGE>::gather(s.branch_values, 0, weights, GROUP, slots, sums.plain + q * D);
+    }
+  }
+
   void attend_page(const QueryTile& tile, int head, int page, Scratch& s, Total& sums) const {
+    if (tile.ancestors != nullptr && page >= tile.certain() / PAGE) return attend_branches(tile, head, page, s, sums);
     const int queries = tile.count * GROUP;
     const Form page_form = form(tile, head, page, tile.position(tile.first) / PAGE);
     if (C::EVICTS && tile.gap > 0 && page < C::SINK)

@@ -126,15 +126,17 @@ struct Batch {
     }
   }
 
-  // Runs of new tokens whose queries lie in one page; then the pages that are certain now.
+  // Runs of new tokens whose queries lie in one page, those that stand in their places apart from branches; then the pages that
+  // are certain now.
   void add_tiles(const ic_sequence& s, int index) {
     const int row = int(tokens.size()) - s.count;
     const int* from = last_positions(s);
-    const uint64_t* seen = s.parents == nullptr ? nullptr : ancestors.data() + row;
+    const auto placed = [&](int i) { return from[i] == s.start + i; };
     for (int i = 0, size; i < s.count; i += size) {
+      const auto alike = [&](int j) { return from[j] / C::PAGE == from[i] / C::PAGE && placed(j) == placed(i); };
       size = 1;
-      while (size < TOKENS && i + size < s.count && from[i + size] / C::PAGE == from[i] / C::PAGE) ++size;
-      tiles.push_back({&s, from, seen, row, i, size, s.evicted, index});
+      while (size < TOKENS && i + size < s.count && alike(i + size)) ++size;
+      tiles.push_back({&s, from, placed(i) ? nullptr : ancestors.data() + row, row, i, size, s.evicted, index});
     }
     for (int page = s.sealed; page < (s.start + s.accepted) / C::PAGE; ++page)
       if (C::packs(page)) seals.push_back({s.exact[page], s.packed[page]});

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -29,7 +30,7 @@ from infer_compile.runtime.engines.cpu import CpuEngine
 from infer_compile.runtime.engines.sampling import draw
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.formats.program import Program
-from infer_compile.runtime.step import SequenceStep, StepResult
+from infer_compile.runtime.step import Engine, SequenceStep, StepResult
 
 EMULATION = Path(__file__).with_name("avx512_emulated.hpp")
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -158,6 +159,38 @@ def test_no_bit_depends_on_chunks_threads_or_company(small: tuple[Program, Path,
     assert program.cache.compressed
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
+
+
+def behind(engine: Engine, before: list[int], tokens: list[int], **fed: Any) -> np.ndarray:
+    """Logits of ``tokens``, fed at once behind others."""
+    driver = Driver(engine)  # type: ignore[arg-type]
+    place = driver.open(300)
+    for start in range(0, len(before), 100):
+        driver.step(place.feed(before[start : start + 100], outputs=0))
+    logits = driver.step(place.feed(tokens, **fed)).logits
+    assert logits is not None
+    return logits
+
+
+def test_a_branch_has_the_bits_of_a_chain(small: tuple[Program, Path, Path]) -> None:
+    """A draft may be right with a token that stands beside its chain: far from its place, across pages."""
+    program, _, folder = small
+    tokens = np.random.default_rng(4).integers(0, program.vocabulary, 300).tolist()
+    certain, chain, siblings = tokens[-2:], tokens[100:105], [(0, 7), (0, 8), (3, 7), (4, 9)]
+    text = certain + chain
+    tree = [*text, *(token for _, token in siblings)]
+    parents = [*range(-1, len(text) - 1), *(1 + depth for depth, _ in siblings)]
+    engine = CpuEngine(folder, threads=2)
+    # Some of the chain, and slots of siblings, lie in the next page; in the end pages are compressed.
+    for start in (1, 25, 28, 31, 158, 250):
+        branches = behind(engine, tokens[:start], tree, accepted=2, parents=parents)
+        straight = behind(engine, tokens[:start], text, accepted=2)
+        np.testing.assert_array_equal(branches[: len(text)], straight)
+        for row, (depth, token) in enumerate(siblings, len(text)):
+            expected = behind(engine, tokens[:start], [*text[: 2 + depth], token])
+            np.testing.assert_array_equal(branches[row], expected[-1])
+            assert not np.array_equal(branches[row], straight[2 + depth])
+    engine.close()
 
 
 def test_every_form_of_a_page_is_read(small: tuple[Program, Path, Path]) -> None:

@@ -205,7 +205,14 @@ def test_more_tokens_than_there_are_heads_are_refused(model: dict[str, Any]) -> 
     with pytest.raises(InferCompileError) as raised:
         prepare(spec(random_heads.medusa(model), "{method: medusa, tokens: 4}"), None)
     assert codes(raised) == ["IC210"]
-    assert "no medusa of 4 tokens" in raised.value.problems[0].because
+    assert "drafts at most 3 tokens" in raised.value.problems[0].because
+
+
+def test_heads_draft_several_choices_where_that_is_pinned(model: dict[str, Any]) -> None:
+    for method, heads in (("medusa", random_heads.medusa(model)), ("eagle3", eagle3(model))):
+        inputs = prepare(spec(heads, f"{{method: {method}, tokens: 2, width: 3}}"), None)
+        assert inputs.speculation is not None
+        assert (inputs.speculation.tokens, inputs.speculation.width) == (2, 3)
 
 
 def test_without_a_pin_heads_are_one_of_the_choices(model: dict[str, Any]) -> None:

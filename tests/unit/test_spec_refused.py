@@ -84,7 +84,7 @@ error[IC006]: chat.yaml:5: "slo" must be a mapping, not an empty value
   fix: give it a value, or remove the key
 error[IC006]: chat.yaml:6: "pin.weights" must be a name, or {format, group}, not 8
 error[IC006]: chat.yaml:6: "pin.kv" must be text, not a list
-error[IC006]: chat.yaml:6: "pin.speculation" must be a name, or {method, tokens}, not a list
+error[IC006]: chat.yaml:6: "pin.speculation" must be a name, or {method, tokens, width}, not a list
 error[IC006]: chat.yaml:6: "pin.parallelism.tensor" must be a whole number, not "2"
 error[IC006]: chat.yaml:7: "cost.usd_per_hour" must be a price, or {target: price}, not "1\"""",
     ),
@@ -225,6 +225,13 @@ error[IC013]: chat.yaml:3: engine "vllm" has no groups to choose
         """\
 error[IC015]: chat.yaml:3: speculation: draft needs a draft model, and model.draft is none
   fix: model: {draft: auto}, or another method""",
+    ),
+    "choices of an engine that verifies chains": (
+        MINIMAL + "pin: {engine: vllm, speculation: {method: ngram, tokens: 3, width: 2}}\n",
+        """\
+error[IC014]: chat.yaml:3: several choices for a drafted token are not served by engine "vllm"
+  because: vllm 0.26 is planned to verify chains
+  fix: width: 1, or engine: native""",
     ),
     "tokens of no speculation": (
         MINIMAL + "pin: {speculation: {method: none, tokens: 4}}\n",

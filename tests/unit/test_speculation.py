@@ -25,6 +25,7 @@ from infer_compile.planner.speculation import (
     break_even_batch,
     choices,
     expected_tokens,
+    sibling_tokens,
     speedup,
 )
 from infer_compile.runtime.formats.weights import BF16
@@ -83,6 +84,35 @@ class TestExpectedTokens:
         rates = np.array([[0.5] * 4, [0.9] * 4])
         assert expected_tokens(rates, np.array([1, 4])) == pytest.approx([1.5, 4.0951])
         assert expected_tokens(rates[0], np.array([[0, 1], [2, 4]])).shape == (2, 2)
+
+
+class TestSiblings:
+    def test_they_catch_a_share_of_what_the_chain_misses(self) -> None:
+        """Two tokens, right in 0.6 and 0.5: the first misses in 0.4, the second in 0.6 times 0.5."""
+        assert sibling_tokens([0.6, 0.5, 0.9], 2, 0.25) == pytest.approx(0.25 * (0.4 + 0.3))
+        assert sibling_tokens([[0.6, 0.5], [1.0, 0.0]], [1, 2], 0.5) == pytest.approx([0.2, 0.5])
+
+    @given(st.lists(shares, min_size=DEPTH, max_size=DEPTH), st.integers(0, DEPTH))
+    def test_those_that_are_never_wrong_end_every_chain_with_one_token_more(
+        self, rates: list[float], tokens: int
+    ) -> None:
+        whole = float(np.prod(rates[:tokens]))
+        assert sibling_tokens(rates, tokens, 1.0) == pytest.approx(1 - whole, abs=1e-9)
+
+    def test_trees_are_offered_where_other_choices_are_known(self, facts: SpeculationFacts) -> None:
+        found = drafts(facts, "llama-3.1-8b", ("draft", "ngram", "lookahead"), widths=range(1, 9))
+        wide = [one for one in found if one.width > 1]
+        assert {one.method for one in wide} == {"draft", "ngram"}
+        assert all(one.rows <= DEPTH for one in wide)
+        plain = {(one.method, one.draft, one.tokens): one for one in found if one.width == 1}
+        for one in wide:
+            chain = plain[one.method, one.draft, one.tokens]
+            assert one.expected == pytest.approx(chain.expected + one.by_siblings)
+            assert one.acceptance == pytest.approx(chain.acceptance)
+            assert one.expected < one.tokens + 1 + 1e-9
+        assert drafts(facts, "llama-3.1-8b", ("draft", "ngram")) == tuple(
+            one for one in found if one.width == 1 and one.method != "eagle3"
+        )
 
 
 class TestSpeedup:

@@ -68,6 +68,23 @@ def test_the_model_that_drafts_is_built_beside_the_model(spec: Callable[..., Pat
     assert open_bundle(BUNDLE).manifest == manifest
 
 
+def test_choices_for_each_token_are_built_in(spec: Callable[..., Path]) -> None:
+    assert run("build", spec("{method: draft, tokens: 3, width: 2}")).exit_code == 0
+    found = verify(BUNDLE).speculation
+    assert found is not None
+    assert (found.tokens, found.width, found.sibling_acceptance) == (3, 2, 0.25)
+    assert "with up to 2 choices for each" in (BUNDLE / "README.md").read_text()
+    plan = json.loads((BUNDLE / "plan.json").read_text())
+    assert (plan["speculation"]["width"], plan["speculation"]["acceptance"]) == (2, found.acceptance)
+
+
+def test_more_choices_than_a_step_verifies_are_refused(spec: Callable[..., Path]) -> None:
+    refused = run("build", spec("{method: draft, tokens: 3, width: 4}"))
+    assert refused.exit_code == 3
+    assert "IC210" in refused.stderr
+    assert "a step drafts at most 8 tokens of a sequence, all choices counted" in refused.stderr
+
+
 def test_lookup_needs_no_model(spec: Callable[..., Path]) -> None:
     assert run("build", spec("{method: ngram, tokens: 5}", draft="none")).exit_code == 0
     manifest = verify(BUNDLE)

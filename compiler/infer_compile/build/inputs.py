@@ -114,7 +114,9 @@ class Inputs:
             {
                 "method": decided.method,
                 "tokens": decided.tokens,
+                "width": decided.width,
                 "acceptance": decided.acceptance,
+                "sibling_acceptance": decided.sibling_acceptance or 0.0,
                 "draft": draft,
             }
         )

@@ -20,7 +20,7 @@ from ..graph.heads import Heads, method_of
 from ..planner.deployment import Draftings
 from ..planner.plan import Plan
 from ..planner.rank import rank
-from ..planner.speculation import Drafting, choices
+from ..planner.speculation import WIDTHS, Drafting, choices
 from ..probe.machine import this_machine
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..spec.document import read
@@ -192,6 +192,7 @@ def draftings_of(resolved: Resolved) -> Draftings:
             resolved.facts.speculation,
             graph_of,
             [name for name in get_args(Method) if name in served],
+            widths=WIDTHS,
             draft=None if wanted in ("none", "auto") else wanted,
             heads=resolved.heads,
             vocabulary_slack=vocabulary_slack,

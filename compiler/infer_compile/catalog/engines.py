@@ -130,7 +130,8 @@ class Engine(Frozen):
     devices on which it is planned to go on, where that is asked, with a sequence that reaches the context,
     without its oldest tokens but the first. ``vocabulary_slack``: by
     how many tokens the vocabulary of a drafting model may differ. ``builds``: kinds of devices for which this
-    version compiles a bundle.
+    version compiles a bundle. ``trees``: kinds of devices on which a step verifies several choices for a
+    drafted token, and not chains alone.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Engine(Frozen):
     windows_freed: bool
     evicts: tuple[Kind, ...] = ()
     builds: tuple[Kind, ...] = ()
+    trees: tuple[Kind, ...] = ()
     kinds: tuple[EngineKind, ...]
 
     @property

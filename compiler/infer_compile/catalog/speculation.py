@@ -42,6 +42,16 @@ class Acceptance(Frozen):
     source: str
 
 
+class Siblings(Frozen):
+    """Where the drafted token at a position is not what is drawn there, how often one of the next 1, 2, ...
+    choices of the drafter is."""
+
+    method: Method
+    shares: tuple[Rate, ...]
+    basis: Basis
+    source: str
+
+
 class Overhead(Frozen):
     """What speculation takes beside the products: once a step, and for each pass of the drafter or each
     sequence that text is looked up for."""
@@ -160,6 +170,7 @@ class Lookahead(Frozen):
 class SpeculationFacts(Frozen):
     schema_version: Literal[1]
     acceptance: tuple[Acceptance, ...]
+    siblings: tuple[Siblings, ...]
     overhead: Overhead
     pairs: tuple[Pair, ...]
     eagle3: Eagle3
@@ -176,6 +187,10 @@ class SpeculationFacts(Frozen):
         if lacking:
             raise ValueError(f"without figures for text in general: {', '.join(sorted(lacking))}")
         return self
+
+    def beside(self, method: Method) -> Siblings | None:
+        """What other choices of a method's drafters are worth; None where nothing is known of them."""
+        return next((one for one in self.siblings if one.method == method), None)
 
     def of(self, method: Method, kind: Kind = "general") -> Acceptance:
         """The acceptance of ``method`` on text of ``kind``, or in general where that kind has no figures of

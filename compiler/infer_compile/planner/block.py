@@ -176,7 +176,7 @@ def _speculated(block: Block, load: Load, sequences: Floats) -> Verify | None:
         if one.tokens:
             took = draft_seconds(one, block.speed, block.layout, per_copy, load.decode_context)
             seconds = np.where(mine, took, seconds)
-    return block.of_drafts(lambda one: one.tokens), block.of_drafts(lambda one: one.expected), seconds
+    return block.of_drafts(lambda one: one.rows), block.of_drafts(lambda one: one.expected), seconds
 
 
 def _solved(asked: Deployment, block: Block, sequences: Counts, seen: Forecast) -> Solved:

@@ -167,7 +167,9 @@ def _speculation(asked: Deployment, chosen: Candidate) -> Speculation:
     return Speculation(
         method=one.method,
         tokens=one.tokens,
-        acceptance=significant((one.expected - 1) / one.tokens),
+        width=one.width,
+        acceptance=significant(one.acceptance),
+        sibling_acceptance=significant(one.sibling_acceptance) if one.width > 1 else None,
         draft=one.draft,
         tokens_per_step=significant(one.expected),
         pays_up_to=pays_up_to(asked, chosen),

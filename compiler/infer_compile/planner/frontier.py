@@ -72,8 +72,14 @@ def label(one: Candidate) -> str:
 
 
 def drafting(one: Candidate) -> str:
-    """Method and tokens of speculation."""
-    return f"{one.drafting.method}:{one.drafting.tokens}" if one.drafting.tokens else one.drafting.method
+    """Method, tokens and width of speculation."""
+    return drafts(one.drafting.method, one.drafting.tokens, one.drafting.width)
+
+
+def drafts(method: str, tokens: int, width: int) -> str:
+    """``draft:4``, or ``draft:3x2`` with two choices for each token."""
+    beside = f"x{width}" if width > 1 else ""
+    return f"{method}:{tokens}{beside}" if tokens else method
 
 
 def _representatives(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..catalog.engines import Engine, Part
+from ..catalog.speculation import DEPTH
 from ..graph.storage import misfits
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..runtime.formats.weights import GROUPS, WeightFormat, weight_format
@@ -105,7 +106,7 @@ def _options(asked: Deployment, engine: Engine) -> Options | Refusal:
         return Refusal(engine.name, "parallelism", _undivided(asked, engine))
     draftings = _draftings(asked, engine)
     if not draftings:
-        return Refusal(engine.name, "speculation", _undrafted(asked))
+        return Refusal(engine.name, "speculation", _undrafted(asked, engine))
     levels = (pin.kv,) if pin.kv else support.levels(engine, graph, target)
     return Options(engine, weights, levels, sizes, draftings)
 
@@ -135,12 +136,6 @@ def _unverified(asked: Deployment, engine: Engine) -> str:
         return ""
     kind = asked.target.kind
     return f"the {engine.name} engine has not been run on a {kind}; it is planned for where it is pinned"
-
-
-def _undrafted(asked: Deployment) -> str:
-    pinned = asked.spec.pin.speculation
-    length = f" of {pinned.tokens} tokens" if pinned and pinned.tokens else ""
-    return f"no {_method(asked)}{length} is known for {asked.graph.name}"
 
 
 def _method(asked: Deployment) -> str | None:
@@ -177,9 +172,31 @@ def _draftings(asked: Deployment, engine: Engine) -> tuple[Drafting, ...]:
     found = asked.draftings(methods, engine.vocabulary_slack)
     if engine.architectures.own:
         found = tuple(one for one in found if one.native)
+    if asked.target.kind not in engine.trees:
+        found = tuple(one for one in found if one.width == 1)
     if pinned is None:
         return found
-    return tuple(one for one in found if one.method == pinned.method and pinned.tokens in (None, one.tokens))
+    return tuple(
+        one
+        for one in found
+        if one.method == pinned.method
+        and pinned.tokens in (None, one.tokens)
+        and pinned.width in (None, one.width)
+    )
+
+
+def _undrafted(asked: Deployment, engine: Engine) -> str:
+    """Why nothing is drafted as it is pinned."""
+    pinned = asked.spec.pin.speculation
+    if pinned is not None and (pinned.width or 1) > 1 and asked.target.kind not in engine.trees:
+        return f"{engine.title} verifies one choice for each drafted token, not {pinned.width}"
+    known = asked.draftings(support.methods(engine, asked.graph, asked.target), engine.vocabulary_slack)
+    longest = max((one.tokens for one in known if one.method == _method(asked)), default=0)
+    if longest and pinned is not None and longest < min(DEPTH, pinned.tokens or 0):
+        return f"the {_method(asked)} that is known for {asked.graph.name} drafts at most {longest} tokens"
+    if longest:
+        return f"a step drafts at most {DEPTH} tokens of a sequence, all choices counted"
+    return f"no {_method(asked)} is known for {asked.graph.name}"
 
 
 def _blocks(asked: Deployment, options: Options) -> Iterator[Block]:

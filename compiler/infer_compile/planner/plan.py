@@ -102,12 +102,16 @@ class KvPart(Frozen):
 
 
 class Speculation(Frozen):
-    """``tokens`` are drafted for every step; ``acceptance`` is the share of them that is expected to be kept,
-    ``tokens_per_step`` what a step is expected to yield."""
+    """``tokens`` are drafted for every step, one behind the other, and ``width`` choices for each;
+    ``acceptance`` is the share of the first choices that is expected to be kept, ``sibling_acceptance`` how
+    often one of the others is drawn where the first is not, ``tokens_per_step`` what a step is expected to
+    yield."""
 
     method: str = "none"
     tokens: int = 0
+    width: int = 1
     acceptance: float | None = None
+    sibling_acceptance: float | None = None
     draft: str | None = None
     tokens_per_step: float = 1.0
     pays_up_to: int | None = None

@@ -8,6 +8,7 @@ from ..graph.graph import Graph
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..spec.spec import Spec
 from .deployment import Draftings, Where, no_drafts
+from .frontier import drafts
 from .infeasible import Neighbours
 from .plan import Alternative, Parallelism, Plan, Reason, Rejected
 from .search import plan
@@ -107,13 +108,13 @@ def _figures(one: Plan) -> str:
 
 def _alternative(one: Plan) -> Alternative:
     group = f"/{one.weights.group}" if one.weights.group else ""
-    drafts = f":{one.speculation.tokens}" if one.speculation.tokens else ""
+    drafted = one.speculation
     return Alternative(
         target=one.target.id,
         engine=one.engine,
         weights=f"{one.weights.format}{group}",
         kv=one.kv.level,
-        speculation=f"{one.speculation.method}{drafts}",
+        speculation=drafts(drafted.method, drafted.tokens, drafted.width),
         parallelism=one.parallelism,
         ttft_ms=one.predicted.ttft_ms,
         itl_ms=one.predicted.itl_ms,

@@ -91,8 +91,8 @@ def _planned(asked: Deployment, plan: Plan) -> tuple[Block, int]:
         found = np.asarray(block.budget == plan.limits.max_batch_tokens)
         for way, size in plan.parallelism:
             found = found & (np.asarray(getattr(block.layout, way)) == size)
-        drafts = [(one.method, one.tokens) for one in block.draftings]
-        mine = (plan.speculation.method, plan.speculation.tokens)
+        drafts = [(one.method, one.tokens, one.width) for one in block.draftings]
+        mine = (plan.speculation.method, plan.speculation.tokens, plan.speculation.width)
         found = found & np.array([one == mine for one in drafts])[block.drafted]
         if np.any(found):
             return block, int(np.flatnonzero(found)[0])

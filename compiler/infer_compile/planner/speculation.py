@@ -8,8 +8,8 @@ bytes and the arithmetic that joins them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,7 @@ from .drafter import DRAFTER_SCHEME, Drafter
 
 Floats = NDArray[np.float64]
 LENGTHS = tuple(range(1, DEPTH + 1))
+WIDTHS = LENGTHS
 
 
 def expected_tokens(rates: ArrayLike, tokens: ArrayLike) -> Floats:
@@ -43,11 +44,24 @@ def expected_tokens(rates: ArrayLike, tokens: ArrayLike) -> Floats:
     return np.take_along_axis(yielded, count[..., None], axis=-1)[..., 0]
 
 
+def sibling_tokens(rates: ArrayLike, tokens: ArrayLike, share: float) -> Floats:
+    """Tokens that a verify step yields besides, with other choices verified beside each of the ``tokens``
+    drafted ones: where all before a position were accepted and its own is not, one of them is with the chance
+    ``share``, and yields the token behind it. Rates and tokens as in ``expected_tokens``.
+    """
+    each = np.asarray(rates, np.float64)
+    before = np.concatenate([np.ones_like(each[..., :1]), np.cumprod(each, axis=-1)[..., :-1]], axis=-1)
+    reached = np.arange(each.shape[-1]) < np.asarray(tokens)[..., None]
+    return np.asarray(np.sum(before * (1 - each) * share * reached, axis=-1))
+
+
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """One way to draft. A verify step computes ``tokens + 1`` tokens of each sequence and is ``expected`` to
-    yield so many, the model's own token among them; four fifths of what was measured lie between
-    ``expected_low`` and ``expected_high``.
+    """One way to draft. A verify step computes ``rows + 1`` tokens of each sequence, ``tokens`` in a chain
+    and ``width`` choices for each of them, and is ``expected`` to yield so many, the model's own token among
+    them; four fifths of what was measured lie between ``expected_low`` and ``expected_high``. Where the
+    chain's token is not drawn, one of the other choices is with the chance ``sibling_acceptance``; they bring
+    ``by_siblings`` of the expected tokens.
 
     ``draft``: the id of the drafting model in the catalog or of the checkpoint on the hub. A step makes
     ``passes`` passes of the drafter. A pass goes through ``draft_layers`` layers; for one sequence it reads
@@ -78,13 +92,21 @@ class Drafting:
     native: bool = True
     mixtures: tuple[Mixture, ...] = ()
     expert_bytes: tuple[float, ...] = ()
+    width: int = 1
+    sibling_acceptance: float = 0.0
+    by_siblings: float = 0.0
     basis: Basis = "arithmetic"
     source: str = "one token per step"
 
     @property
+    def rows(self) -> int:
+        """Drafted tokens of a step."""
+        return self.tokens * self.width
+
+    @property
     def acceptance(self) -> float:
-        """Share of the drafted tokens that is accepted; 0 without any."""
-        return (self.expected - 1) / self.tokens if self.tokens else 0.0
+        """Share of the chain's tokens that is accepted; 0 without any."""
+        return (self.expected - self.by_siblings - 1) / self.tokens if self.tokens else 0.0
 
     def pass_bytes(self, sequences: ArrayLike) -> Floats:
         """Bytes of weights that a pass for ``sequences`` sequences (of any shape) reads."""
@@ -132,6 +154,7 @@ def choices(
     methods: Sequence[Method],
     lengths: Sequence[int] = LENGTHS,
     *,
+    widths: Sequence[int] = (1,),
     kind: Kind = "general",
     draft: str | None = None,
     heads: Heads | None = None,
@@ -142,7 +165,9 @@ def choices(
 
     ``model_id`` is the model's id in the catalog, ``config`` its config.json; ``draft_graphs`` gives the
     graph of a model of the catalog (None: not there). ``lengths`` are within 1 to ``DEPTH``; lookahead has
-    the one shape that it was measured in, and heads draft no more tokens than there are heads. ``draft``
+    the one shape that it was measured in, and heads draft no more tokens than there are heads. Of ``widths``
+    those above 1 are for methods of whose other choices something is known, and for at most ``DEPTH`` drafted
+    tokens in all. ``draft``
     names the one drafter that is allowed, a model or a checkpoint; ``heads`` is what it is, where it is heads
     that are here. A smaller model is left out if its
     vocabulary differs by more than ``vocabulary_slack``. ``scheme`` is the format of the drafter's weights.
@@ -168,7 +193,34 @@ def choices(
             found += [
                 _drafting(facts, acceptance, way, count) for count in lengths if count <= len(way.shapes)
             ]
-    return tuple(found)
+    return tuple(wider for one in found for wider in _widened(facts, kind, one, widths))
+
+
+def _widened(facts: SpeculationFacts, kind: Kind, one: Drafting, widths: Sequence[int]) -> Iterator[Drafting]:
+    """``one``, a chain, and the trees around it."""
+    yield one
+    method = next((each for each in get_args(Method) if each == one.method), None)
+    beside = facts.beside(method) if method else None
+    if method is None or beside is None:
+        return
+    rates = facts.of(method, kind)
+    every = np.array([rates.expected, rates.low, rates.high])
+    for width in widths:
+        if not 1 < width <= len(beside.shares) + 1 or one.tokens * width > DEPTH:
+            continue
+        share = beside.shares[width - 2]
+        more, low, high = (float(each) for each in sibling_tokens(every, np.full(3, one.tokens), share))
+        yield replace(
+            one,
+            expected=one.expected + more,
+            expected_low=one.expected_low + low,
+            expected_high=one.expected_high + high,
+            width=width,
+            sibling_acceptance=share,
+            by_siblings=more,
+            basis=weakest((one.basis, beside.basis)),
+            source=f"{one.source}; other choices {beside.source}",
+        )
 
 
 @dataclass(frozen=True, slots=True)

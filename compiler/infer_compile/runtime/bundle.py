@@ -78,8 +78,9 @@ class Bundle:
                 draft = self._engine(self.folder / DRAFT, threads)
                 closing.callback(draft.close)
                 proposer = self._drafter(wanted.method, draft)
-            limits = self.program.limits
-            yield Opened(engine, Speculator(proposer, wanted.tokens, wanted.acceptance, limits))
+            limits, beside = self.program.limits, wanted.sibling_acceptance
+            speculator = Speculator(proposer, wanted.tokens, wanted.acceptance, limits, wanted.width, beside)
+            yield Opened(engine, speculator)
 
     def _drafter(self, method: str, engine: Engine) -> Proposer:
         if method == "medusa":

@@ -32,7 +32,7 @@ _TYPES: Mapping[str, str] = {
     "list_type": "a list",
     "target_form": "a name, a list of names, or {device, count, nodes}",
     "weights_form": "a name, or {format, group}",
-    "speculation_form": "a name, or {method, tokens}",
+    "speculation_form": "a name, or {method, tokens, width}",
     "price_form": "a price, or {target: price}",
 }
 _BOUNDS: Mapping[str, tuple[str, str]] = {

@@ -63,17 +63,20 @@ class WeightsPin(Strict):
 class SpeculationPin(Strict):
     method: SpeculationName
     tokens: Annotated[Count | None, Field(description="tokens drafted in each step; default: chosen")] = None
+    width: Annotated[
+        Count | None, Field(description="choices for each drafted token, 1 is a chain; default: chosen")
+    ] = None
 
-    @field_validator("tokens")
+    @field_validator("tokens", "width")
     @classmethod
-    def _tokens(cls, tokens: int | None, info: ValidationInfo) -> int | None:
-        if tokens is not None and info.data.get("method") == "none":
+    def _drafts(cls, count: int | None, info: ValidationInfo) -> int | None:
+        if count is not None and info.data.get("method") == "none":
             raise PydanticCustomError(
                 "IC015",
                 "speculation: none drafts no tokens",
-                {"fix": "remove tokens, or name a method"},
+                {"fix": f"remove {info.field_name}, or name a method"},
             )
-        return tokens
+        return count
 
 
 def _short(field: str, form: str, kind: type[Strict]) -> Any:
@@ -117,7 +120,7 @@ class Pin(Strict):
             _short("method", "speculation_form", SpeculationPin),
             json_schema_input_type=SpeculationName | SpeculationPin | None,
         ),
-        Field(description="how tokens are drafted: a name, or {method, tokens}"),
+        Field(description="how tokens are drafted: a name, or {method, tokens, width}"),
     ] = None
     parallelism: Annotated[Parallelism | None, Field(description="split over devices")] = None
 
@@ -154,6 +157,18 @@ class Pin(Strict):
         engine = _pinned(info)
         if pin is not None and pin.method != "none" and engine is not None:
             _serves(engine, "speculation", pin.method)
+            if (pin.width or 1) > 1 and not engine.trees:
+                raise PydanticCustomError(
+                    "IC014",
+                    'several choices for a drafted token are not served by engine "{engine}"',
+                    {
+                        "engine": engine.name,
+                        "at": "width",
+                        "because": f"{engine.title} is planned to verify chains",
+                        "fix": "width: 1, or engine: "
+                        + " or ".join(one.name for one in load_engines().engines if one.trees),
+                    },
+                )
         return pin
 
     @field_validator("parallelism")

@@ -119,8 +119,9 @@ def _numbers(asked: Deployment, one: Candidate) -> Iterator[str]:
     seconds = _seconds(asked, one, np.array([one.sequences]))
     plain, verify, wait = (1e3 * float(each[0]) for each in seconds)
     by = f" by {draft.draft}" if draft.draft else ""
+    choices = f" with {draft.width} choices for each" if draft.width > 1 else ""
     yield (
-        f"{draft.tokens} drafted{by}, and a step yields {draft.expected:.3g} tokens "
+        f"{draft.tokens} drafted{by}{choices}, and a step yields {draft.expected:.3g} tokens "
         f"({draft.expected_low:.3g} to {draft.expected_high:.3g})"
     )
     yield (

@@ -60,7 +60,8 @@ def headline(plan: Plan) -> str:
     if target.nodes > 1:
         where += f" in {target.nodes} machines"
     drafter = drafts.draft if drafts.method == "draft" else drafts.method
-    drafted = f", {drafts.tokens} tokens a step drafted by {drafter}" if drafts.tokens else ""
+    choices = f" with {drafts.width} choices for each" if drafts.width > 1 else ""
+    drafted = f", {drafts.tokens} tokens a step drafted by {drafter}{choices}" if drafts.tokens else ""
     model = f"{plan.model.name or plan.model.source} ({words.count(plan.model.parameters)} parameters)"
     return f"{model} on {where} by {_engine(plan)}: {_weights(plan)} weights, {plan.kv.level} cache{drafted}."
 

@@ -52,12 +52,15 @@ class Draft(_Frozen):
 
 
 class Speculation(_Frozen):
-    """At most ``tokens`` are drafted for a sequence in a step, of which the share ``acceptance`` is expected
-    to be kept; ``draft`` is None where no model drafts."""
+    """At most ``tokens`` are drafted for a sequence in a step, one behind the other, of which the share
+    ``acceptance`` is expected to be kept, and ``width`` choices for each, of which another is drawn in the
+    share ``sibling_acceptance`` of those where the first is not; ``draft`` is None where no model drafts."""
 
     method: Literal["ngram", "draft", "medusa", "eagle3"]
     tokens: int
+    width: int = 1
     acceptance: float
+    sibling_acceptance: float = 0.0
     draft: Draft | None
 
 
