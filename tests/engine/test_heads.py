@@ -87,7 +87,7 @@ def compiled(program: Program, weights: Path, folder: Path) -> CpuEngine:
     for name, text in generate(program).items():
         (folder / name).write_text(text)
     repack(program, weights, folder / WEIGHTS)
-    find("x86-64").compile(folder / SOURCE, folder / LIBRARY, "portable", extra=("-O1",))
+    find("x86-64").compile(folder / SOURCE, folder / LIBRARY, "portable", extra=("-O0",))
     return CpuEngine(folder, threads=1)
 
 

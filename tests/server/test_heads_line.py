@@ -95,19 +95,6 @@ def bundles(place: Path) -> dict[str, Path]:
     return found
 
 
-def test_engines_of_heads_warm_up_and_are_measured_like_others(bundles: dict[str, Path], kind: str) -> None:
-    """As a server does when it starts, before anything else is asked of them."""
-    bundle = open_bundle(bundles[kind])
-    with bundle.opened(1) as opened:
-        for engine in opened.engines:
-            warm_up(engine)
-        measured = [measure(engine) for engine in opened.engines if engine.program.cache.layers]
-        assert len(measured) == (2 if kind == "eagle3" else 1)
-        drafted, _ = answers(opened, bundle, opened.speculator)
-    with bundle.opened(1) as opened:
-        assert answers(opened, bundle, None)[0] == drafted
-
-
 def evaluation(bundle: Bundle) -> np.ndarray:
     text = (folder("specs") / "texts" / "evaluation.txt").read_text()
     return np.array(Tokenizer(bundle.model_dir).encode(text, special=False)[:TEXT_TOKENS], np.int32)
@@ -140,14 +127,20 @@ def answers(opened: Opened, bundle: Bundle, speculator: Speculator | None) -> tu
 
 def test_random_heads_change_no_answer(bundles: dict[str, Path], kind: str) -> None:
     """The tokens of a bundle with heads, drafting in every step, are those of its engine without, and those
-    of the engine that tells nothing of its layers."""
+    of the engine that tells nothing of its layers; all warm and measured, as when a server starts."""
     bundle = open_bundle(bundles[kind])
     with bundle.opened(1) as opened:
         assert opened.speculator is not None and opened.speculator.reads
+        for engine in opened.engines:
+            warm_up(engine)
+        cached = [engine for engine in opened.engines if engine.program.cache.layers]
+        assert [measure(engine).level for engine in cached] == ["tq3", "bf16"][: len(cached)]
         drafted, observer = answers(opened, bundle, opened.speculator)
         plain, _ = answers(opened, bundle, None)
     assert drafted == plain
-    assert sum(outcome.draft.rows for outcome in observer.outcomes) > 100
+    rows = sum(outcome.draft.rows for outcome in observer.outcomes)
+    print(f"{kind}: {observer.accepted} of {rows} tokens in {len(observer.outcomes)} drafts")
+    assert rows > 100 > 50 * observer.accepted
     with open_bundle(bundles["medusa"]).opened(1) as opened:
         assert answers(opened, bundle, None)[0] == plain
 
@@ -220,7 +213,6 @@ def test_fitted_heads_are_kept(bundles: dict[str, Path], place: Path, kind: str,
     matrix = fitted(open_bundle(bundles["medusa"]))
     bundle = open_bundle(bundles[kind])
     with bundle.opened(1) as opened:
-        _, unfitted = answers(opened, bundle, opened.speculator)
         plain, _ = answers(opened, bundle, None)
         engine = rewritten(place, bundles, kind, matrix, tmp_path)
         ids = np.arange(engine.program.vocabulary, dtype=np.int32)
@@ -230,6 +222,5 @@ def test_fitted_heads_are_kept(bundles: dict[str, Path], place: Path, kind: str,
         engine.close()
     assert found == plain
     first = [outcome.verdict.accepted > 0 for outcome in observer.outcomes]
-    print(f"{kind}: {np.mean(first):.3f} of {len(first)} first tokens; random {unfitted.accepted}")
+    print(f"{kind}: {sum(first)} of {len(first)} first tokens")
     assert np.mean(first) > 0.1
-    assert unfitted.accepted < 0.02 * len(unfitted.outcomes)

@@ -111,7 +111,7 @@ class TestSiblings:
             assert one.acceptance == pytest.approx(chain.acceptance)
             assert one.expected < one.tokens + 1 + 1e-9
         assert drafts(facts, "llama-3.1-8b", ("draft", "ngram")) == tuple(
-            one for one in found if one.width == 1 and one.method != "eagle3"
+            one for one in found if one.width == 1 and one.method != "lookahead"
         )
 
 

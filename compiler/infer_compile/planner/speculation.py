@@ -167,10 +167,9 @@ def choices(
     graph of a model of the catalog (None: not there). ``lengths`` are within 1 to ``DEPTH``; lookahead has
     the one shape that it was measured in, and heads draft no more tokens than there are heads. Of ``widths``
     those above 1 are for methods of whose other choices something is known, and for at most ``DEPTH`` drafted
-    tokens in all. ``draft``
-    names the one drafter that is allowed, a model or a checkpoint; ``heads`` is what it is, where it is heads
-    that are here. A smaller model is left out if its
-    vocabulary differs by more than ``vocabulary_slack``. ``scheme`` is the format of the drafter's weights.
+    tokens in all. ``draft`` names the one drafter that is allowed, a model or a checkpoint; ``heads`` is what
+    it is, where it is heads that are here. A smaller model is left out if its vocabulary differs by more than
+    ``vocabulary_slack``. ``scheme`` is the format of the drafter's weights.
     """
     found = [NONE]
     for method in methods:
