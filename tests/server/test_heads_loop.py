@@ -36,7 +36,7 @@ STATE = 2
 """Numbers that hold a chain value."""
 HEADS = 4
 STRIDE = 272
-UNUSED = np.random.default_rng(9).permutation(VOCABULARY).astype(np.int32)
+IDS = np.random.default_rng(9).permutation(VOCABULARY).astype(np.int32)
 """The model's tokens by the number that the layer of EAGLE-3 has for them."""
 
 
@@ -129,7 +129,7 @@ class Layer(FakeEngine):
             after = [chain_after(*pair) for pair in zip(chains, step.tokens.tolist(), strict=True)]
             require(after[:-1] == chains[1:] or not step.accepted, "features of another place")
             self.read += step.accepted
-            own = [guess(chain, self.right)[UNUSED] for chain in after[len(after) - step.outputs :]]
+            own = [guess(chain, self.right)[IDS] for chain in after[len(after) - step.outputs :]]
             drawn.append(np.array([row.argmax() for row in own], np.int32))
             rows += own
             states += [told(chain) for chain in after[len(after) - step.outputs :]]
@@ -193,7 +193,7 @@ def heads(kind: str, right: float, layout: dict[str, object]) -> Proposer:
         return Medusa(Side(right))
     program = {name: layout[name] for name in ("overflow", "context") if "overflow" in layout}
     program |= {"few pages": {"exact_pages": 12}, "short": {"context": 12}}.get(kind, {})
-    return Eagle3(Layer(right, **program), UNUSED)
+    return Eagle3(Layer(right, **program), IDS)
 
 
 KINDS = ("medusa", "eagle3", "few pages", "short")

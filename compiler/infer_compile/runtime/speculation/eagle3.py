@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..pages import Pages, PageTable
-from ..pool import broken
+from ..pages import PageTable
 from ..step import Engine, Float32, Int32, SequenceStep
 from .draft import NOTHING, Draft, likeliest
+from .own_cache import OwnCache
 from .proposer import Ask, Seen
 
 HELD = 16
@@ -74,8 +74,8 @@ class Eagle3:
         program = engine.program
         self._engine = engine
         self._ids = ids
-        self.pages = Pages(program.cache, program.limits)
-        self._limits = program.limits
+        self._cache = OwnCache(engine)
+        self.pages = self._cache.pages
         self._state = program.buffers[program.hidden]
         self._fused = program.features - self._state
         self._contexts: dict[Hashable, _Context | None] = {}
@@ -134,15 +134,16 @@ class Eagle3:
     def _compute(self, found: list[_Drafting], outputs: int) -> list[_Drafting]:
         """Computes what waits, of those with least of it first and as far as a step goes. Returns those of
         which nothing waits any more: for each of them that many tokens are drawn."""
-        budget, batch, steps = self._limits.max_batch_tokens, [], []
+        limits = self._cache.limits
+        budget, batch, steps = limits.max_batch_tokens, [], []
         for one in sorted(found, key=lambda one: len(one.context.waiting)):
             if not budget:
                 break
             context, waiting = one.context, len(one.context.waiting)
-            if self._limits.overflow == "stop" and context.computed + waiting > self._limits.max_context:
+            if limits.overflow == "stop" and context.computed + waiting > limits.max_context:
                 self._begin(context, context.first + context.computed)
             self.pages.evict(context.table, context.computed)
-            count = self._room(context, context.computed, min(waiting, budget))
+            count = self._cache.room(context.table, context.computed, min(waiting, budget))
             if not count:
                 self.pages.close(context.table)
                 self._contexts[one.key] = None
@@ -151,7 +152,7 @@ class Eagle3:
             states = np.zeros((count, self._state), np.float32)
             features = np.concatenate([context.waiting[:count], states], axis=1)
             drawn = outputs if count == waiting else 0
-            steps.append(self._step(context, context.computed, tokens, features, count, drawn))
+            steps.append(self._cache.step(context.table, context.computed, tokens, count, drawn, features))
             batch.append(one)
             budget -= count
         self._run(batch, steps)
@@ -165,37 +166,14 @@ class Eagle3:
         """Computes the last guess of each, for the one after; returns those that had pages for it."""
         batch, steps = [], []
         for one in drafting:
-            slot = one.context.computed + len(one.guesses) - 1
-            if one.state is not None and self._room(one.context, slot, 1):
+            table, slot, count = one.context.table, one.context.computed, len(one.guesses)
+            if one.state is not None and self._cache.room(table, slot, count) == count:
                 features = np.concatenate([np.zeros(self._fused, np.float32), one.state])[None]
                 tokens = np.array(one.guesses[-1:], np.int32)
-                steps.append(self._step(one.context, slot, tokens, features, 0, 1))
+                steps.append(self._cache.step(table, slot + count - 1, tokens, 0, 1, features))
                 batch.append(one)
         self._run(batch, steps)
         return batch
-
-    def _room(self, context: _Context, slot: int, count: int) -> int:
-        """How many of ``count`` slots from ``slot`` on the cache takes now."""
-        longest = self._limits.max_context + context.table.evicted
-        count = min(count, longest - slot)
-        return max(0, self.pages.room(context.table, slot, count)) if count > 0 else 0
-
-    def _step(
-        self, context: _Context, slot: int, tokens: Int32, features: Float32, certain: int, outputs: int
-    ) -> SequenceStep:
-        table = context.table
-        self.pages.prepare(table, slot, len(tokens), certain)
-        return SequenceStep(
-            tokens=tokens,
-            start=slot,
-            accepted=certain,
-            sealed=table.sealed,
-            exact=table.exact.places,
-            packed=table.packed.places,
-            outputs=outputs,
-            evicted=table.evicted,
-            features=features,
-        )
 
     def _run(self, batch: list[_Drafting], steps: list[SequenceStep]) -> None:
         """One pass; appends what it drew, and what is likeliest beside it, and keeps the states."""
@@ -219,6 +197,4 @@ class Eagle3:
                 self.pages.close(context.table)
 
     def check(self) -> None:
-        self.pages.check()
-        if self.pages.tables:
-            raise broken(f"{len(self.pages.tables)} page tables of the draft are open, but no sequence is")
+        self._cache.check()
