@@ -7,8 +7,7 @@ method, model, drafter and data set are a series. Each series is fitted by two r
 drafted token and that of every later one; a series of one length takes its method's median later rate. At
 each length 1 to 8 the median over all series of a method and a kind of text is the expected accept length,
 the tenth and the ninetieth percentile its low and high end; the rates of the catalog are fitted to these
-three curves. In general every kind of text weighs the same. Trees are left out: engines that we emit verify
-chains.
+three curves. In general every kind of text weighs the same. Trees are left out.
 
 Printed are the three curves as a table, and how well series of other models predict one that was left out.
 ``--write`` puts the figures into the catalog. Speed-ups are in speculation_speedup.py.

@@ -1,12 +1,12 @@
 """What speculation gains on the CPU engine: ``python benchmarks/speculation_cpu.py BUNDLE [--rounds N]``.
 
 BUNDLE is one of the native engine with ``speculation: draft``, such as the quickstart's. Answers to the same
-prompts are timed without drafts, with lookup and with the bundle's draft model, as chains and with two
-choices for each token, as the server has them (lengths adapt) and with the plan's length in every step;
-greedy and at temperature 1; alone and four at a time. In each round every way is timed once, between two runs
-without drafts, and its tokens per second are divided by the mean of theirs, so that what else the machine
-does weighs on both; the medians over the rounds are printed, and the lowest and highest. Every way must give
-the same tokens.
+prompts are timed without drafts, with lookup, with the bundle's draft model and with lookahead, as chains and
+with two choices for each token, as the server has them (lengths adapt) and with the plan's length in every
+step; greedy and at temperature 1; alone and four at a time. In each round every way is timed once, between
+two runs without drafts, and its tokens per second are divided by the mean of theirs, so that what else the
+machine does weighs on both; the medians over the rounds are printed, and the lowest and highest. Every way
+must give the same tokens.
 
 "Kept" is by position: how often a draft was what was drawn, of those that came to be compared.
 """
@@ -14,6 +14,7 @@ the same tokens.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -28,13 +29,17 @@ from infer_compile.runtime.bundle import Bundle, Opened, open_bundle
 from infer_compile.runtime.loop import EngineLoop
 from infer_compile.runtime.sampling import Controls
 from infer_compile.runtime.sequence import Request, Sequence
+from infer_compile.runtime.speculation.lookahead import Lookahead
 from infer_compile.runtime.speculation.ngram import Ngram
+from infer_compile.runtime.speculation.proposer import Proposer
 from infer_compile.runtime.speculation.speculator import Outcome, Speculator
 from infer_compile.runtime.speculation.widths import full_widths
 from infer_compile.runtime.tokenizer import Tokenizer
 
 TOLD = 8
 """Positions that are told."""
+WINDOW = (3, 3)
+"""Level and columns of lookahead."""
 SIBLINGS = 0.25
 """Expected share of the misses of a first choice that are the second, to begin with."""
 
@@ -93,30 +98,34 @@ def ways(bundle: Bundle, opened: Opened, tokenizer: Tokenizer) -> list[Way]:
     planned, limits = bundle.manifest.speculation, bundle.program.limits
     if planned is None or opened.speculator is None or planned.draft is None:
         raise SystemExit("the bundle has no draft model: build it with pin: {speculation: draft}")
-    model, count, share = opened.speculator.proposer, planned.tokens, planned.acceptance
-    proposers = {"ngram": Ngram(), "draft": model}
+    guesses = Lookahead(*WINDOW)
+    methods: dict[str, tuple[Proposer, int, int]] = {
+        "ngram": (Ngram(), planned.tokens, 0),
+        "draft": (opened.speculator.proposer, planned.tokens, 0),
+        "lookahead": (guesses, WINDOW[0] - 1, guesses.window),
+    }
 
     def way(method: str, width: int, always: bool) -> Way:
-        made = Speculator(proposers[method], count, share, limits, width, SIBLINGS)
+        proposer, count, window = methods[method]
+        made = Speculator(proposer, count, planned.acceptance, limits, width, SIBLINGS, window)
         name = method if width == 1 else f"{method}, {width} choices"
         if always:
-            made.pace = Always(count, width)
+            made.pace = Always(count, width, window)
             name += f", {count} in every step"
         return Way(name, opened, tokenizer, made)
 
-    return [
-        way(method, width, always) for always in (False, True) for width in (1, 2) for method in proposers
-    ]
+    return [way(method, width, always) for always in (False, True) for width in (1, 2) for method in methods]
 
 
 class Always:
     """Drafts as many as it may, whether it pays or not."""
 
-    def __init__(self, tokens: int, width: int) -> None:
-        self._shape = tokens, width
+    def __init__(self, tokens: int, width: int, window: int) -> None:
+        self._shape, self._window = (tokens, width), window
 
     def widths(self, keys: list[object], total: int) -> list[NDArray[np.int64]]:
-        return [full_widths(total // len(keys), *self._shape)] * len(keys)
+        most = min(total // len(keys) - self._window, math.prod(self._shape))
+        return [full_widths(most, *self._shape)] * len(keys)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *told: None

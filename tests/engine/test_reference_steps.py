@@ -141,6 +141,7 @@ def test_a_mask_holds_for_every_row() -> None:
         ({"exact": [64, 0]}, "in a pool of 64"),
         ({"parents": [-1, 1, 0]}, "parent 1"),
         ({"parents": [-1, -1, 1]}, "not a chain"),
+        ({"tokens": [1] * 65, "parents": [-1] * 65, "accepted": 0}, "a tree of 65 tokens"),
         ({"start": 126}, "more than 128"),
     ],
 )

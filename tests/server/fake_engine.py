@@ -194,9 +194,9 @@ class FakeEngine:
             require(not guessed or drawing, "what is guessed?")
             if step.parents is not None:
                 require(count <= MOST_TREE, f"a tree of {count} tokens")
-                line = _line(step)
-                require(len(step.parents) == count and line >= step.accepted, "what is certain is a chain")
-                require(bool((step.parents < line).all()), "something is guessed behind a sibling")
+                before = step.parents < np.arange(count)
+                require(len(step.parents) == count and bool(before.all()), "a token before its parent")
+                require(_line(step) >= step.accepted, "what is certain is a chain")
             require(0 <= step.outputs <= count, f"{step.outputs} outputs of {count} tokens")
             require(step.sealed <= step.start // cache.page_tokens, "a page is sealed before its tokens")
             pages = cache.pages(end)
@@ -226,9 +226,13 @@ class FakeEngine:
         for page in range(step.start // size, cache.pages(end)):
             tokens = self._visible(step, page, min(end, (page + 1) * size))
         rows, drawn = [], []
-        for slot in slots[count - step.outputs :]:
-            # A sibling sees the chain before it, and itself.
-            seen = [*tokens["id"][tokens["position"] < slot["position"]].tolist(), int(slot["id"])]
+        for row in range(count - step.outputs, count):
+            # All before the step, and its ancestors.
+            slot, seen = slots[row], []
+            while row >= 0:
+                seen.insert(0, int(slots["id"][row]))
+                row = int(parents[row])
+            seen = [*tokens["id"][tokens["position"] < step.start].tolist(), *seen]
             rows.append(self.logits(seen, int(slot["chain"])))
             drawn.append(draw(rows[-1], step.sampling, step.mask, int(slot["position"]) + 1))
         return np.array(drawn, np.int32), rows

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from infer_compile.runtime.speculation.acceptance import Acceptance
 from infer_compile.runtime.speculation.draft import Draft, Verdict
+from infer_compile.runtime.speculation.lookahead import Lookahead
 from infer_compile.runtime.speculation.ngram import CANDIDATES, LONGEST, STRIDE, Index, Ngram
 from infer_compile.runtime.speculation.pace import LONGEST_PROBE, Pace
 from infer_compile.runtime.speculation.proposer import Ask
@@ -87,7 +88,45 @@ def drafted(widths: list[int]) -> Draft:
 
 
 def verdict(accepted: int, choice: int = 0) -> Verdict:
-    return Verdict([], accepted, choice)
+    return Verdict((), accepted, choice)
+
+
+def test_a_window_is_columns_of_guesses_behind_a_line() -> None:
+    lookahead = Lookahead(4, 3)
+    (draft,) = lookahead.propose([Ask("a", text(1, 2, 3), 3)])
+    # Two tokens stand behind the last one; then three columns of two, headed by the last one and those two.
+    assert draft.window.parents.tolist() == [-1, 0, -1, 0, 1, 2, 3, 4]
+    assert lookahead.window == len(draft.window) == 8
+    assert draft.parents(1).tolist() == [-1, 0, 1, 0, 3, 0, 3, 4, 5, 6, 7]
+    assert set(draft.tokens.tolist()) <= {1, 2, 3}
+
+
+def test_n_grams_of_guesses_become_drafts_that_are_right() -> None:
+    """Jacobi iteration: behind a column of three guesses comes what the model says to the last of them, and
+    after as many steps as there are levels a column says what the model says to its head."""
+    lookahead, said, kept, looked = Lookahead(4, 4), [7], [], []
+    for _ in range(60):
+        (draft,) = lookahead.propose([Ask("a", text(*said), 3, 2, text(*looked))])
+        sampled = [(said[-1] * 5 + 3) % 11, *((token * 5 + 3) % 11 for token in draft.tokens.tolist())]
+        verdict = draft.verdict(sampled)
+        said += [sampled[row] for row in verdict.rows]
+        looked = draft.looked(sampled).tolist()
+        kept.append(verdict.accepted)
+    assert said[:5] == [7, 5, 6, 0, 3]
+    assert np.mean(kept[:3]) < 2
+    assert np.mean(kept[-20:]) == 3, "every n-gram of the pool is one of the text"
+    lookahead.keep(())
+    (draft,) = lookahead.propose([Ask("a", text(*said), 3)])
+    assert len(draft.chain) == 2, "a forgotten sequence has its window's guesses alone"
+
+
+def test_a_window_stays_until_it_is_computed_and_then_grows_older() -> None:
+    lookahead = Lookahead(3, 3)
+    (first,) = lookahead.propose([Ask("a", text(*range(9)), 2)])
+    (second,) = lookahead.propose([Ask("a", text(*range(10)), 2)])
+    assert second.window.tokens.tolist() == first.window.tokens.tolist()
+    (third,) = lookahead.propose([Ask("a", text(*range(11)), 2, 1, text(20, 21, 22, 23, 24))])
+    assert third.window.tokens.tolist() == [*first.window.tokens[3:].tolist(), 22, 23, 24]
 
 
 def test_acceptance_is_learnt_by_position_and_choice() -> None:
@@ -123,11 +162,11 @@ def test_the_row_of_a_sibling_that_was_drawn_gives_one_token_more() -> None:
     def sampled(*drawn: int) -> list[int]:
         return [*drawn, *rows[len(drawn) :]]
 
-    assert draft.verdict(sampled(50)) == Verdict([0], 0, 0)
-    assert draft.verdict(sampled(2)) == Verdict([0, 5], 0, 2)
-    assert draft.verdict(sampled(0, 5)) == Verdict([0, 1, 6], 1, 1)
-    assert draft.verdict(sampled(0, 1)) == Verdict([0, 1], 1, 0), "it stands at another depth"
-    assert draft.verdict(sampled(0, 4, 8)) == Verdict([0, 1, 2, 3], 3, 0)
+    assert draft.verdict(sampled(50)) == Verdict((0,), 0, 0)
+    assert draft.verdict(sampled(2)) == Verdict((0, 5), 0, 2)
+    assert draft.verdict(sampled(0, 5)) == Verdict((0, 1, 6), 1, 1)
+    assert draft.verdict(sampled(0, 1)) == Verdict((0, 1), 1, 0), "it stands at another depth"
+    assert draft.verdict(sampled(0, 4, 8)) == Verdict((0, 1, 2, 3), 3, 0)
 
 
 def test_times_follow_what_is_measured_and_outliers_hardly() -> None:
@@ -194,9 +233,21 @@ def test_siblings_are_drafted_where_they_bring_more_than_their_rows_cost() -> No
     assert best_widths(rates, 99, affine(4, 1), 0.0).tolist() == [[1, 0]]
     assert best_widths(rates, 99, affine(8, 1), 0.0).tolist() == [[2, 1]]
     assert best_widths(rates, 2, affine(10, 0.01), 0.0).tolist() == [[2, 0]], "the likelier two of all"
+    # A window comes with the first choice of each sequence, and there is not always room for it.
+    line = np.array([[[0.5], [0.4]]])
+    assert best_widths(line, 99, affine(10, 1), 0.0, 1).tolist() == [[1, 1]]
+    assert best_widths(line, 99, affine(10, 1), 0.0, 7).tolist() == [[0, 0]]
+    assert best_widths(line, 99, affine(10, 0.01), 0.0, 5).tolist() == [[1, 1]]
+    assert best_widths(line, 6, affine(10, 0.01), 0.0, 5).tolist() == [[1, 0]]
+    assert best_widths(line, 5, affine(10, 0.01), 0.0, 5).tolist() == [[0, 0]]
     # A sibling that is drawn is computed twice; were it not, it would be worth as much as the chain's token.
     even = np.array([[[0.45, 0.45]]])
     assert best_widths(even, 99, affine(1, 0.42), 0.0).tolist() == [[1]]
+
+
+def lengths_of(pace: Pace, keys: list[object], total: int) -> list[int]:
+    """Tokens to draft for each."""
+    return [int(each.sum()) for each in pace.widths(keys, total)] or [0] * len(keys)
 
 
 def simulated(
@@ -208,7 +259,7 @@ def simulated(
     pace = Pace(4, 0.5)
     seconds, tokens, asked = 0.0, 0, []
     for step in range(steps):
-        (length,) = (int(each.sum()) for each in pace.widths(["a"], 7))
+        (length,) = lengths_of(pace, ["a"], 7)
         kept = 0
         while kept < length and random.random() < accept(step):
             kept += 1
@@ -245,7 +296,7 @@ def test_what_does_not_pay_is_tried_again_and_taken_up_when_it_does() -> None:
 def test_every_sequence_has_a_length_of_its_own() -> None:
     pace, asked = Pace(4, 0.5), []
     for _ in range(100):
-        lengths = [int(each.sum()) for each in pace.widths(["good", "bad"], 14)]
+        lengths = lengths_of(pace, ["good", "bad"], 14)
         asked.append(lengths)
         pace.stepped(2 + sum(lengths), 1 + 0.15 * (2 + sum(lengths)))
         if any(lengths):
@@ -261,7 +312,7 @@ def test_no_more_is_drafted_than_there_are_rows(width: int) -> None:
     pace = Pace(4, 1.0, width, 0.5)
     keys = list(range(5))
     for _ in range(200):
-        lengths = [int(each.sum()) for each in pace.widths(keys, 7)]
+        lengths = lengths_of(pace, keys, 7)
         assert sum(lengths) <= 7
         pace.stepped(5 + sum(lengths), 1.0)
         if any(lengths):

@@ -159,7 +159,7 @@ def test_acceptance_is_counted_by_position() -> None:
     line = Draft.line(np.arange(3, dtype=np.int32))
     tree = Draft(line.chain[:2], np.array([[7], [8]], np.int32))
     for draft, accepted, choice in ((line, 2, 0), (line, 0, 0), (tree, 2, 0), (line, 3, 0), (tree, 1, 1)):
-        metrics.drafted(Outcome(None, draft, Verdict([], accepted, choice)))
+        metrics.drafted(Outcome(None, draft, Verdict((), accepted, choice)))
     value = metrics.registry.get_sample_value
     labels = {"model_name": "tiny"}
     assert value("infer_spec_decode_num_drafts_total", labels) == 5

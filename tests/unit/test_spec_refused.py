@@ -147,7 +147,6 @@ target: l4
 quality: {calibration: a.jsonl, evaluation: ./a.jsonl}
 pin:
   weights: {format: int4-hqq, group: 32}
-  speculation: {method: lookahead, tokens: 4}
 """,
         """\
 error[IC009]: chat.yaml:1: sources of the kind "s3://" are not served by this version
@@ -160,10 +159,7 @@ error[IC019]: chat.yaml:3: calibration and evaluation are the same text
 error[IC009]: chat.yaml:5: weight format "int4-hqq" is not served by this version
   because: its engines serve bf16, int8, int4-rtn, fp8, int4-awq, int4-gptq, nvfp4, mxfp4, q8_0, q6_k, \
 q5_k_m, q4_k_m, q4_0, q3_k_m, q2_k, iq4_xs
-  fix: weights: int4-rtn
-error[IC009]: chat.yaml:6: speculation "lookahead" is not served by this version
-  because: its engines serve none, draft, ngram, eagle3, mtp, medusa
-  fix: speculation: ngram""",
+  fix: weights: int4-rtn""",
     ),
     "pins that the pinned engine does not serve": (
         """\
@@ -201,7 +197,7 @@ pin:
 """,
         """\
 error[IC014]: chat.yaml:5: speculation "mtp" is not served by engine "native"
-  because: native serves ngram, draft, medusa, eagle3
+  because: native serves lookahead, ngram, draft, medusa, eagle3
   fix: speculation: eagle3, or engine: tensorrt-llm or vllm or sglang or llama.cpp
 error[IC014]: chat.yaml:8: pipeline and data parallelism is not served by engine "native"
   because: native splits a model by tensor

@@ -100,7 +100,9 @@ class TestSiblings:
         assert sibling_tokens(rates, tokens, 1.0) == pytest.approx(1 - whole, abs=1e-9)
 
     def test_trees_are_offered_where_other_choices_are_known(self, facts: SpeculationFacts) -> None:
-        found = drafts(facts, "llama-3.1-8b", ("draft", "ngram", "lookahead"), widths=range(1, 9))
+        known = tuple(one for one in facts.siblings if one.method != "eagle3")
+        facts = facts.model_copy(update={"siblings": known})
+        found = drafts(facts, "llama-3.1-8b", ("draft", "ngram", "eagle3"), widths=range(1, 9))
         wide = [one for one in found if one.width > 1]
         assert {one.method for one in wide} == {"draft", "ngram"}
         assert all(one.rows <= DEPTH for one in wide)
@@ -111,7 +113,7 @@ class TestSiblings:
             assert one.acceptance == pytest.approx(chain.acceptance)
             assert one.expected < one.tokens + 1 + 1e-9
         assert drafts(facts, "llama-3.1-8b", ("draft", "ngram")) == tuple(
-            one for one in found if one.width == 1 and one.method != "lookahead"
+            one for one in found if one.width == 1 and one.method != "eagle3"
         )
 
 
@@ -213,10 +215,12 @@ class TestChoices:
         assert {one.draft for one in drafts(facts, "llama-3.1-70b", draft=eagle)[1:]} == {eagle}
 
     def test_text_that_is_looked_up_takes_host_time_alone(self, facts: SpeculationFacts) -> None:
-        ngram, lookahead = drafts(facts, "phi-4", ("ngram", "lookahead"), lengths=(5,))[1:]
+        ngram, lookahead, small = drafts(facts, "phi-4", ("ngram", "lookahead"), lengths=(5,))[1:]
         assert (ngram.tokens, ngram.passes, ngram.draft_bytes, ngram.resident_bytes) == (5, 0, 0, 0)
         assert ngram.host_seconds_per_sequence > 0
-        assert (lookahead.tokens, lookahead.passes) == (56, 0)
+        assert (lookahead.tokens, lookahead.width, lookahead.rows, lookahead.passes) == (4, 7, 28 + 27, 0)
+        assert (small.tokens, small.width, small.columns, small.rows) == (2, 1, 3, 2 + 5)
+        assert small.expected < lookahead.expected
         assert lookahead.expected < 5
 
     def test_text_decides_what_is_accepted(self, facts: SpeculationFacts) -> None:

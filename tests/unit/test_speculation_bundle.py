@@ -82,7 +82,7 @@ def test_more_choices_than_a_step_verifies_are_refused(spec: Callable[..., Path]
     refused = run("build", spec("{method: draft, tokens: 3, width: 4}"))
     assert refused.exit_code == 3
     assert "IC210" in refused.stderr
-    assert "a step drafts at most 8 tokens of a sequence, all choices counted" in refused.stderr
+    assert "a step drafts at most 8 tokens of a sequence, all choices and windows counted" in refused.stderr
 
 
 def test_lookup_needs_no_model(spec: Callable[..., Path]) -> None:
@@ -92,6 +92,14 @@ def test_lookup_needs_no_model(spec: Callable[..., Path]) -> None:
     assert (manifest.speculation.method, manifest.speculation.draft) == ("ngram", None)
     assert not (BUNDLE / "draft").exists()
     assert "what\nfollowed the same words before" in (BUNDLE / "README.md").read_text()
+
+
+def test_lookahead_needs_no_model_either(spec: Callable[..., Path]) -> None:
+    assert run("build", spec("lookahead", draft="none")).exit_code == 0
+    found = verify(BUNDLE).speculation
+    assert found is not None
+    assert (found.method, found.tokens, found.columns, found.draft) == ("lookahead", 2, 3, None)
+    assert "from what the\nmodel guesses of the text further on" in (BUNDLE / "README.md").read_text()
 
 
 def test_without_speculation_nothing_is_said_of_it(spec: Callable[..., Path]) -> None:

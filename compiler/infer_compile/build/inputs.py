@@ -115,6 +115,7 @@ class Inputs:
                 "method": decided.method,
                 "tokens": decided.tokens,
                 "width": decided.width,
+                "columns": decided.columns,
                 "acceptance": decided.acceptance,
                 "sibling_acceptance": decided.sibling_acceptance or 0.0,
                 "draft": draft,

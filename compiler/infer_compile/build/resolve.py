@@ -109,7 +109,7 @@ def resolve(spec_path: Path) -> Resolved:
 def _stray_method(loaded: LoadedSpec, draft: ModelSource) -> Problem | None:
     """IC139 for a pinned method that is not what the draft is made for."""
     pinned, kind = loaded.spec.pin.speculation, method_of(draft.config) or "draft"
-    if pinned is None or pinned.method in (kind, "none", "ngram"):
+    if pinned is None or pinned.method in (kind, "none", "ngram", "lookahead"):
         return None
     what = "a model of its own" if kind == "draft" else f"a checkpoint of {kind} heads"
     return Problem(

@@ -150,21 +150,23 @@ class Mtp(Frozen):
 
 
 class Lookahead(Frozen):
-    """N-grams of ``level`` tokens from a ``window`` of guesses of the model itself: a step carries
-    ``window + guesses`` of them, and accepts one less than ``level`` tokens at most."""
+    """N-grams of ``level`` tokens from a window of guesses of the model itself, of so many columns: a step
+    carries the window and ``guesses`` n-grams, and accepts one less than ``level`` tokens at most."""
 
-    level: Figure
-    window: Figure
-    guesses: Figure
-
-    @property
-    def verified(self) -> int:
-        """Tokens that a step carries beside the last accepted one."""
-        return int((self.window.value + self.guesses.value) * self.depth)
+    level: int
+    columns: int
+    guesses: int
+    basis: Basis
+    source: str
 
     @property
     def depth(self) -> int:
-        return int(self.level.value) - 1
+        return self.level - 1
+
+    @property
+    def window(self) -> int:
+        """Tokens of the window; the last accepted one heads the first column."""
+        return self.columns * self.depth - 1
 
 
 class SpeculationFacts(Frozen):
@@ -176,7 +178,8 @@ class SpeculationFacts(Frozen):
     eagle3: Eagle3
     medusa: Medusa
     mtp: Mtp
-    lookahead: Lookahead
+    lookahead: tuple[Lookahead, ...]
+    """Shapes of windows; the first is the one whose acceptance was measured."""
 
     @model_validator(mode="after")
     def _each_method_in_general(self) -> SpeculationFacts:

@@ -168,6 +168,7 @@ def _speculation(asked: Deployment, chosen: Candidate) -> Speculation:
         method=one.method,
         tokens=one.tokens,
         width=one.width,
+        columns=one.columns,
         acceptance=significant(one.acceptance),
         sibling_acceptance=significant(one.sibling_acceptance) if one.width > 1 else None,
         draft=one.draft,

@@ -171,9 +171,9 @@ def _draftings(asked: Deployment, engine: Engine) -> tuple[Drafting, ...]:
         methods = ("none",)
     found = asked.draftings(methods, engine.vocabulary_slack)
     if engine.architectures.own:
-        found = tuple(one for one in found if one.native)
+        found = tuple(one for one in found if one.native and one.rows <= DEPTH)
     if asked.target.kind not in engine.trees:
-        found = tuple(one for one in found if one.width == 1)
+        found = tuple(one for one in found if one.width == 1 and not one.window)
     if pinned is None:
         return found
     return tuple(
@@ -195,7 +195,7 @@ def _undrafted(asked: Deployment, engine: Engine) -> str:
     if longest and pinned is not None and longest < min(DEPTH, pinned.tokens or 0):
         return f"the {_method(asked)} that is known for {asked.graph.name} drafts at most {longest} tokens"
     if longest:
-        return f"a step drafts at most {DEPTH} tokens of a sequence, all choices counted"
+        return f"a step drafts at most {DEPTH} tokens of a sequence, all choices and windows counted"
     return f"no {_method(asked)} is known for {asked.graph.name}"
 
 

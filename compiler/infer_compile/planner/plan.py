@@ -105,11 +105,12 @@ class Speculation(Frozen):
     """``tokens`` are drafted for every step, one behind the other, and ``width`` choices for each;
     ``acceptance`` is the share of the first choices that is expected to be kept, ``sibling_acceptance`` how
     often one of the others is drawn where the first is not, ``tokens_per_step`` what a step is expected to
-    yield."""
+    yield. Lookahead has a window of so many ``columns``."""
 
     method: str = "none"
     tokens: int = 0
     width: int = 1
+    columns: int = 0
     acceptance: float | None = None
     sibling_acceptance: float | None = None
     draft: str | None = None

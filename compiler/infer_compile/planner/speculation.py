@@ -61,7 +61,8 @@ class Drafting:
     and ``width`` choices for each of them, and is ``expected`` to yield so many, the model's own token among
     them; four fifths of what was measured lie between ``expected_low`` and ``expected_high``. Where the
     chain's token is not drawn, one of the other choices is with the chance ``sibling_acceptance``; they bring
-    ``by_siblings`` of the expected tokens.
+    ``by_siblings`` of the expected tokens. Some of the rows are a ``window`` of guesses in so many
+    ``columns``, which verifies nothing.
 
     ``draft``: the id of the drafting model in the catalog or of the checkpoint on the hub. A step makes
     ``passes`` passes of the drafter. A pass goes through ``draft_layers`` layers; for one sequence it reads
@@ -93,6 +94,8 @@ class Drafting:
     mixtures: tuple[Mixture, ...] = ()
     expert_bytes: tuple[float, ...] = ()
     width: int = 1
+    columns: int = 0
+    window: int = 0
     sibling_acceptance: float = 0.0
     by_siblings: float = 0.0
     basis: Basis = "arithmetic"
@@ -100,8 +103,8 @@ class Drafting:
 
     @property
     def rows(self) -> int:
-        """Drafted tokens of a step."""
-        return self.tokens * self.width
+        """Tokens that a step computes for it."""
+        return self.tokens * self.width + self.window
 
     @property
     def acceptance(self) -> float:
@@ -165,7 +168,7 @@ def choices(
 
     ``model_id`` is the model's id in the catalog, ``config`` its config.json; ``draft_graphs`` gives the
     graph of a model of the catalog (None: not there). ``lengths`` are within 1 to ``DEPTH``; lookahead has
-    the one shape that it was measured in, and heads draft no more tokens than there are heads. Of ``widths``
+    the shapes of the catalog, and heads draft no more tokens than there are heads. Of ``widths``
     those above 1 are for methods of whose other choices something is known, and for at most ``DEPTH`` drafted
     tokens in all. ``draft`` names the one drafter that is allowed, a model or a checkpoint; ``heads`` is what
     it is, where it is heads that are here. A smaller model is left out if its vocabulary differs by more than
@@ -329,11 +332,9 @@ def _looked_up(
     facts: SpeculationFacts, method: Method, kind: Kind, lengths: Sequence[int]
 ) -> Iterator[Drafting]:
     """Text that was there before: nothing is computed, something is looked up for each sequence."""
-    acceptance, overhead, shape = facts.of(method, kind), facts.overhead, facts.lookahead
-    measured = ((shape.verified, shape.depth),)
-    for tokens, depth in measured if method == "lookahead" else zip(lengths, lengths, strict=True):
-        expected, low, high = _yields(acceptance, depth)
-        yield Drafting(
+    acceptance, overhead = facts.of(method, kind), facts.overhead
+    chains = tuple(
+        Drafting(
             method=method,
             tokens=tokens,
             expected=expected,
@@ -343,6 +344,21 @@ def _looked_up(
             host_seconds_per_sequence=overhead.lookup_us.value * 1e-6,
             basis=weakest((acceptance.basis, overhead.step_us.basis, overhead.lookup_us.basis)),
             source=acceptance.source,
+        )
+        for tokens in LENGTHS
+        for expected, low, high in (_yields(acceptance, tokens),)
+    )
+    if method != "lookahead":
+        yield from (chains[tokens - 1] for tokens in lengths)
+        return
+    for shape in facts.lookahead:
+        yield replace(
+            chains[shape.depth - 1],
+            width=shape.guesses,
+            columns=shape.columns,
+            window=shape.window,
+            basis=weakest((chains[0].basis, shape.basis)),
+            source=f"{acceptance.source}; {shape.source}",
         )
 
 

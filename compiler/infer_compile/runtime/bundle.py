@@ -16,6 +16,7 @@ from .formats.manifest import DRAFTED, Manifest, difference, read
 from .formats.program import Program
 from .speculation.draft_model import DraftModel
 from .speculation.eagle3 import Eagle3
+from .speculation.lookahead import Lookahead
 from .speculation.medusa import Medusa
 from .speculation.ngram import Ngram
 from .speculation.proposer import Proposer
@@ -74,12 +75,18 @@ class Bundle:
                 yield Opened(engine, None)
                 return
             proposer: Proposer = Ngram()
+            window = 0
+            if wanted.method == "lookahead":
+                proposer = guesses = Lookahead(wanted.tokens + 1, wanted.columns)
+                window = guesses.window
             if wanted.draft is not None:
                 draft = self._engine(self.folder / DRAFT, threads)
                 closing.callback(draft.close)
                 proposer = self._drafter(wanted.method, draft)
             limits, beside = self.program.limits, wanted.sibling_acceptance
-            speculator = Speculator(proposer, wanted.tokens, wanted.acceptance, limits, wanted.width, beside)
+            speculator = Speculator(
+                proposer, wanted.tokens, wanted.acceptance, limits, wanted.width, beside, window
+            )
             yield Opened(engine, speculator)
 
     def _drafter(self, method: str, engine: Engine) -> Proposer:

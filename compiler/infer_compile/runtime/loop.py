@@ -15,7 +15,7 @@ from .pages import Pages
 from .pool import broken
 from .scheduler import Scheduler, Work
 from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
-from .speculation.draft import NONE_DRAWN, Verdict
+from .speculation.draft import Verdict
 from .speculation.proposer import Seen
 from .speculation.speculator import Outcome, Speculator
 from .step import Engine, Float32, StepResult
@@ -202,10 +202,10 @@ class EngineLoop:
             rows = None if result.logits is None else result.logits[row : row + part.step.outputs]
             row += part.step.outputs
             sampled = tokens.tolist()
-            verdict = part.draft.verdict(sampled) if sampled else NONE_DRAWN
+            verdict = part.draft.verdict(sampled)
             verdicts.append(verdict)
             if part.draft.rows:
-                outcomes.append(Outcome(part.sequence, part.draft, verdict))
+                outcomes.append(Outcome(part.sequence, part.draft, verdict, part.draft.looked(sampled)))
             try:
                 self._draw(part, verdict, sampled, rows, now)
             except InferCompileError as error:
@@ -225,7 +225,8 @@ class EngineLoop:
         for part, verdict in zip(work, verdicts, strict=True):
             step, sequence = part.step, part.sequence
             before = len(step.tokens) - step.outputs
-            kept = [*range(before), *(before + drawn for drawn in verdict.rows)] if whole else verdict.rows
+            first = before if whole else 0
+            kept = [*range(first), *(first + drawn for drawn in verdict.rows)]
             if kept and sequence.ending is None and not sequence.cancelled:
                 end = step.start + before + len(verdict.rows)
                 seen.append(Seen(sequence, sequence.tokens, end, hidden[row:][kept]))
@@ -239,7 +240,7 @@ class EngineLoop:
         sequence, wanted = part.sequence, part.sequence.request.logprobs
         deltas: list[Delta] = []
         drawn = 0
-        for row in [] if sequence.cancelled else verdict.rows:
+        for row in () if sequence.cancelled else verdict.rows:
             token, told = sampled[row], None
             if wanted is not None and logits is not None:
                 told = token_logprobs(logits[row], token, wanted)

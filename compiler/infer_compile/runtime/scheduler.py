@@ -88,8 +88,10 @@ class Scheduler:
     def schedule(self, now: float) -> Schedule:
         """The next step; without work only when nothing is left to do."""
         step = _Step(self)
-        decoding = [sequence for sequence in self.running if sequence.decoding]
-        for others, sequence in zip(reversed(range(len(decoding))), decoding, strict=True):
+        others = len(self.running)
+        for sequence in [one for one in self.running if one.decoding]:
+            # A token is left for everybody else.
+            others -= 1
             step.take(sequence, min(sequence.pending, step.budget - others))
         admitted = self._admit(step, now)
         self._compute_prompts(step)
@@ -263,7 +265,7 @@ class _Step:
     def verify_drafts(self) -> None:
         """Gives what is left of budget, rows and free pages to drafts, by rank."""
         drawing = [one for one, count in self.counts.items() if one.pending == count]
-        drafting = [one for one in drawing if len(one.draft.chain) and one.draftable]
+        drafting = [one for one in drawing if one.draft.rows and one.draftable]
         left = min(self.budget, self._scheduler.outputs - len(drawing))
         for sequence in drafting:
             table, start, certain = sequence.table, sequence.computed, sequence.pending

@@ -193,7 +193,7 @@ class Sequence:
             exact=table.exact.places,
             packed=table.packed.places,
             outputs=1 + draft.rows if end == self.length else 0,
-            parents=draft.parents(count),
+            parents=draft.parents(count) if draft.rows else None,
             evicted=table.evicted,
             sampling=self._sampler.sampling(),
             mask=self._sampler.mask,

@@ -29,4 +29,4 @@ GROUPED = ("int8", "int4-rtn")
 """Formats whose groups can be pinned, with the native engine."""
 KV = ("bf16", "fp8", "int8", "k8v4", "tq4", "tq3", "tq2", "ct4", "ct3", "ct2")
 ENGINES = ("native", "tensorrt-llm", "vllm", "sglang", "llama.cpp")
-SPECULATION = ("none", "draft", "ngram", "eagle3", "mtp", "medusa")
+SPECULATION = ("none", "draft", "ngram", "eagle3", "mtp", "medusa", "lookahead")

@@ -16,7 +16,7 @@ UNSERVED: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "weights": MappingProxyType({"int4-hqq": "int4-rtn"}),
         "kv": MappingProxyType({}),
         "engine": MappingProxyType({}),
-        "speculation": MappingProxyType({"lookahead": "ngram"}),
+        "speculation": MappingProxyType({}),
     }
 )
 """Key of a pin to the names that no engine serves, each with what comes nearest."""

@@ -54,11 +54,13 @@ class Draft(_Frozen):
 class Speculation(_Frozen):
     """At most ``tokens`` are drafted for a sequence in a step, one behind the other, of which the share
     ``acceptance`` is expected to be kept, and ``width`` choices for each, of which another is drawn in the
-    share ``sibling_acceptance`` of those where the first is not; ``draft`` is None where no model drafts."""
+    share ``sibling_acceptance`` of those where the first is not; ``draft`` is None where no model drafts.
+    Lookahead has a window of so many ``columns``."""
 
-    method: Literal["ngram", "draft", "medusa", "eagle3"]
+    method: Literal["ngram", "draft", "medusa", "eagle3", "lookahead"]
     tokens: int
     width: int = 1
+    columns: int = 0
     acceptance: float
     sibling_acceptance: float = 0.0
     draft: Draft | None

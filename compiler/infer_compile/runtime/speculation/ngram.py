@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..step import Engine, Int32
-from .draft import ABSENT, NOTHING, Draft
+from .draft import NOTHING, Draft
 from .proposer import Ask, Seen
 
 LONGEST = 8
@@ -94,7 +94,7 @@ class Ngram:
             return NOTHING
         # Behind its end the text goes on as it is copied.
         chain, *others = (np.resize(ask.tokens[place : place + ask.most], ask.most) for place in places)
-        return Draft(chain, _siblings(chain, others, ask.width))
+        return Draft.among(chain, others, ask.width)
 
     def keep(self, keys: Collection[Hashable]) -> None:
         for key in self._indices.keys() - set(keys):
@@ -102,15 +102,3 @@ class Ngram:
 
     def check(self) -> None:
         """Nothing is held but indices."""
-
-
-def _siblings(chain: Int32, others: list[Int32], width: int) -> Int32:
-    """The tokens with which ``others`` part from ``chain``."""
-    siblings: Int32 = np.full((len(chain), width - 1), ABSENT, np.int32)
-    for other in others if width > 1 else ():
-        depth = int(np.argmax(other != chain))
-        beside = siblings[depth]
-        free = np.flatnonzero(beside == ABSENT)
-        if other[depth] != chain[depth] and other[depth] not in beside and len(free):
-            beside[free[0]] = other[depth]
-    return siblings

@@ -29,16 +29,20 @@ SHARED_MEMORY, OWN_MEMORY = 0.99, 0.95
 class Pace:
     """At most ``tokens`` are drafted one behind the other for a sequence, of which the share ``acceptance``
     is expected to be kept, and up to ``width`` choices for each; ``beside`` is how often one of the others is
-    expected to be drawn where the first is not.
+    expected to be drawn where the first is not. Whoever is drafted for has a window of ``window`` tokens
+    computed as well.
 
     Steps are made to yield as many tokens per second as they can (``best_widths``), by the measured times of
     steps and drafts and each sequence's acceptance at each position. What is not tried is not known: the
     first steps of all, and that of fewer sequences than ever, are plain, and now and then one is a probe.
     """
 
-    def __init__(self, tokens: int, acceptance: float, width: int = 1, beside: float = 0.0) -> None:
+    def __init__(
+        self, tokens: int, acceptance: float, width: int = 1, beside: float = 0.0, window: int = 0
+    ) -> None:
         self._tokens = tokens
         self._width = width
+        self._window = window
         self._times = StepTimes()
         self._draft_times = StepTimes()
         """By sequences, for each token in depth: drafters take one after the other."""
@@ -48,7 +52,7 @@ class Pace:
         self._own: dict[Hashable, Acceptance] = {}
         self._keys: list[Hashable] = []
         self._widths: list[Widths] = []
-        """Of ``_keys``, as decided."""
+        """Of ``_keys``, as decided; empty if nothing is drafted."""
         self._drafts = False
         """Whether that is anything."""
         self._age = 0
@@ -60,18 +64,17 @@ class Pace:
 
     def widths(self, keys: list[Hashable], total: int) -> list[Widths]:
         """For each sequence of the next step how many choices to draft at each depth, ``total`` tokens at
-        most for all together."""
-        nothing = full_widths(0, self._tokens, self._width)
+        most for all together; empty where nothing is drafted at all."""
         if self._times.least is None or len(keys) < self._times.least:
-            return [nothing] * len(keys)
+            return []
         self._waited += 1
         if self._waited >= self._pause:
             self._waited, self._probed = 0, True
             self._full = not (self._full and self._drafts)
-            full = full_widths(total // len(keys), self._tokens, self._width)
-            return [full if self._full else nothing] * len(keys)
+            full = full_widths(total // len(keys) - self._window, self._tokens, self._width)
+            return [full] * len(keys) if self._full and full.any() else []
         if self._draft_times.least is None:
-            return [nothing] * len(keys)
+            return []
         if self._probed or self._age >= REVIEW or keys != self._keys:
             self._decide(keys, total)
         self._age += self._drafts
@@ -82,8 +85,9 @@ class Pace:
             self._own.setdefault(key, Acceptance(self._shared.rates, EXPECTED, OWN_MEMORY))
         rates = np.stack([self._own[key].rates for key in keys])
         draft_seconds = float(self._draft_times.at(len(keys)))
-        chosen = best_widths(rates, total, self._times, draft_seconds)
-        self._keys, self._widths, self._drafts = keys, list(chosen), bool(chosen.any())
+        chosen = best_widths(rates, total, self._times, draft_seconds, self._window)
+        self._keys, self._drafts = keys, bool(chosen.any())
+        self._widths = list(chosen) if self._drafts else []
         if self._drafts:
             self._pause = PROBE
         elif self._probed:

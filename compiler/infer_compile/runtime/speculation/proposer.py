@@ -10,22 +10,24 @@ choices for a place are accepted with the sum of their probabilities (Miao et al
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..step import Engine, Float32, Int32
-from .draft import Draft
+from .draft import NO_TOKENS, Draft
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """``most`` tokens, one at least, are wanted behind ``tokens``: the prompt and all that was drawn so far;
-    at each depth up to ``width`` choices. ``key`` names the sequence from one step to the next."""
+    at each depth up to ``width`` choices. ``key`` names the sequence from one step to the next. ``looked`` is
+    what the last step sampled behind the window of the last draft, empty if it computed none."""
 
     key: Hashable
     tokens: Int32
     most: int
     width: int = 1
+    looked: Int32 = field(default_factory=lambda: NO_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)

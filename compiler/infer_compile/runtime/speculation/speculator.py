@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..errors import InferCompileError
 from ..formats.program import Limits
 from ..sequence import Sequence
-from ..step import Engine
-from .draft import Draft, Verdict
+from ..step import Engine, Int32
+from .draft import NO_TOKENS, Draft, Verdict
 from .pace import Pace, Widths
 from .proposer import Ask, Proposer, Seen
 
@@ -22,16 +22,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a draft that a step verified."""
+    """What became of a draft that a step verified; ``looked`` was sampled behind the tokens of its window."""
 
     sequence: Sequence
     draft: Draft
     verdict: Verdict
+    looked: Int32 = field(default_factory=lambda: NO_TOKENS)
 
 
 class Speculator:
     """Drafts for the sequences of a loop: at most ``tokens`` one behind the other for each and ``width``
-    choices for each of these, expected to be kept as ``Pace`` says. For the engine's thread alone.
+    choices for each of these, expected to be kept as ``Pace`` says, and a window of so many tokens beside
+    them. For the engine's thread alone.
 
     A drafter that fails ends speculation, and no answer.
     """
@@ -44,9 +46,11 @@ class Speculator:
         limits: Limits,
         width: int = 1,
         beside: float = 0.0,
+        window: int = 0,
     ) -> None:
         self.proposer = proposer
-        self.pace = Pace(tokens, acceptance, width, beside)
+        self.pace = Pace(tokens, acceptance, width, beside, window)
+        self._looked: dict[Sequence, Int32] = {}
         self._outputs = min(limits.max_outputs, limits.max_batch_tokens)
         self._known: list[Sequence] = []
         self._began = 0.0
@@ -66,10 +70,9 @@ class Speculator:
         self._keep(running)
         ready = [each for each in running if each.draftable]
         total = self._outputs - len(running)
-        if ready and total > 0 and not self._failed:
-            widths = self.pace.widths([*ready], total)
-            if any(map(np.any, widths)):
-                self._propose(ready, widths)
+        may = ready and total > 0 and not self._failed
+        if may and (widths := self.pace.widths([*ready], total)):
+            self._propose(ready, widths)
         self._began = time.perf_counter()
 
     def _propose(self, ready: list[Sequence], widths: list[Widths]) -> None:
@@ -80,7 +83,13 @@ class Speculator:
             if wanted[0] > 0
         ]
         asks = [
-            Ask(sequence, sequence.tokens, int(np.count_nonzero(wanted)), int(wanted.max()))
+            Ask(
+                sequence,
+                sequence.tokens,
+                int(np.count_nonzero(wanted)),
+                int(wanted.max()),
+                self._looked.pop(sequence, NO_TOKENS),
+            )
             for sequence, wanted in asked
         ]
         try:
@@ -106,6 +115,7 @@ class Speculator:
             self.pace.keep(running)
             self.proposer.keep(running)
             self._known = list(running)
+            self._looked = {each: found for each, found in self._looked.items() if each in running}
 
     def stepped(self, outcomes: Iterable[Outcome], rows: int, decodes: bool) -> None:
         """The step is done, and what it drew handed out. It computed ``rows`` tokens, which drew one each if
@@ -113,7 +123,10 @@ class Speculator:
         if decodes:
             self.pace.stepped(rows, time.perf_counter() - self._began)
         for outcome in outcomes:
-            self.pace.drafted(outcome.sequence, outcome.draft, outcome.verdict)
+            if len(outcome.draft.chain):
+                self.pace.drafted(outcome.sequence, outcome.draft, outcome.verdict)
+            if len(outcome.looked):
+                self._looked[outcome.sequence] = outcome.looked
 
     def read(self, seen: list[Seen]) -> None:
         """What a step told of the sequences that go on."""
