@@ -28,7 +28,7 @@ from infer_compile.runtime.speculation.ngram import Ngram
 from infer_compile.runtime.speculation.proposer import Ask, Proposer
 from infer_compile.runtime.speculation.speculator import Outcome, Speculator
 from infer_compile.runtime.speculation.widths import full_widths
-from infer_compile.runtime.step import Engine, Int32, SequenceStep, StepResult
+from infer_compile.runtime.step import Int32, SequenceStep, StepResult
 from infer_compile.runtime.tokenizer import Tokenizer
 
 Logits = Callable[[Sequence[int], int], np.ndarray]
@@ -65,8 +65,7 @@ def sometimes_wrong(logits: Logits, right: float) -> Logits:
 class Told:
     """Drafts by a function of the text, which gives a row of choices for each depth."""
 
-    engines: tuple[Engine, ...] = ()
-    reads = False
+    engines, reads = (), False
 
     def __init__(self, draft: Callable[[Int32], list[list[int]]]) -> None:
         self.draft = draft
