@@ -20,6 +20,7 @@ typedef struct {
   const int32_t* adjust_ids;
   const float* adjust_bias;
   const float* adjust_penalty;
+  const float* features; /* [count][width], of a program that is fed some, else null */
   uint64_t seed;
   int32_t count; /* new tokens */
   int32_t start;
@@ -52,7 +53,8 @@ void ic_close(ic_engine* engine);
 /* which: 0 exact, 1 packed. */
 uint8_t* ic_pool(ic_engine* engine, int32_t which, uint64_t* bytes);
 
-/* Runs the batch. `sampled` takes one token per output row; `logits` [rows][vocabulary] and `hidden` [rows][width] may be null.
+/* Runs the batch. `sampled` takes one token per output row; `logits` [rows][logits] and `hidden` [rows][width], which the
+   Program has of each output or of each new token, may be null.
    Returns 0, or one of these with the reason in `error`: IC_REFUSED, then nothing was computed; IC_NOT_FINITE, a key or a value
    that is not a finite number: the pages of the step's new tokens may hold anything. */
 #define IC_NOT_FINITE 2

@@ -57,7 +57,7 @@ struct Batch {
         throw who + "what is evicted is not whole pages between its sinks and its new tokens";
       if (s.accepted < 0 || s.accepted > s.count) throw who + "more tokens are accepted than there are";
       if (s.outputs < 0 || s.outputs > s.count) throw who + "more outputs are asked for than there are tokens";
-      if (s.pages < (end + C::PAGE - 1) / C::PAGE) throw who + "its page table is too short";
+      if (C::LAYERS > 0 && s.pages < (end + C::PAGE - 1) / C::PAGE) throw who + "its page table is too short";
       if (s.parents != nullptr && s.count > TREE) throw who + "a tree has at most 64 tokens";
       for (int j = 0; j < s.adjust_count; ++j)
         if (s.adjust_ids[j] < 0 || s.adjust_ids[j] >= vocabulary) throw who + "an adjusted token is not in the vocabulary";
@@ -84,6 +84,7 @@ struct Batch {
   const int* last_positions(const ic_sequence& s) const { return positions.data() + positions.size() - size_t(s.count); }
 
   void check_pages(const ic_sequence& s, int exact_pages, int packed_pages, int window, const std::string& who) const {
+    if (C::LAYERS == 0) return;
     const int* from = last_positions(s);
     const int first_query = s.start / C::PAGE, last_query = *std::max_element(from, from + s.count) / C::PAGE;
     const int last_page = (s.start + s.count - 1) / C::PAGE, certain = (s.start + s.accepted) / C::PAGE;
@@ -116,7 +117,8 @@ struct Batch {
       tokens.push_back(s.tokens[i]);
       positions.push_back(parent < 0 ? s.start : positions[row + parent] + 1);
       ancestors.push_back(s.parents == nullptr ? 0 : (parent < 0 ? 0 : ancestors[row + parent]) | uint64_t(1) << i);
-      exact_slots.push_back(s.exact[slot / C::PAGE] * C::PAGE + slot % C::PAGE);  // checked below, before it is used
+      // Checked below, before it is used.
+      exact_slots.push_back(C::LAYERS == 0 ? 0 : s.exact[slot / C::PAGE] * C::PAGE + slot % C::PAGE);
       if (i >= s.count - s.outputs) {
         outputs.push_back(row + i);
         owners.push_back(index);

@@ -15,7 +15,7 @@ from ..quantize.cache.fold import Basis, folded
 from ..quantize.checkpoint import Checkpoint
 from ..quantize.disk import save
 from ..quantize.write import write
-from ..runtime.formats.manifest import Engine, Manifest
+from ..runtime.formats.manifest import DRAFTED, Engine, Manifest
 from ..runtime.formats.program import Program
 from . import calibration, identity, ship
 from .inputs import Draft, Inputs
@@ -107,20 +107,29 @@ def engine(inputs: Inputs, program: Program, fitted: str) -> Phase:
 
 
 def draft(inputs: Inputs, found: Draft) -> Phase:
-    """The weights and the engine of the model that drafts."""
+    """The weights and the engine of the model or the heads that draft."""
 
     def work(folder: Path, advance: Advance) -> None:
         cpu, place = inputs.cpu, folder / layout.DRAFT
         write(
-            Checkpoint.open(found.folder),
+            found.checkpoint,
             found.program,
             place / layout.MODEL,
             config=found.model.config,
             progress=lambda _, done, total: advance(done, total),
         )
         emit(found.program, cpu.architecture, cpu.isa, place / layout.MODEL, place / layout.ENGINE)
+        if found.tokens is not None:
+            save(place / layout.ENGINE / DRAFTED, found.tokens.astype("<i4").tobytes())
 
-    parts = (found.program.digest, found.digest, identity.tool(inputs.toolchain), str(inputs.cpu))
+    # Heads take what they do not have from the model.
+    parts = (
+        found.program.digest,
+        found.digest,
+        inputs.model_digest,
+        identity.tool(inputs.toolchain),
+        str(inputs.cpu),
+    )
     return _phase("draft", (layout.DRAFT,), parts, work)
 
 

@@ -194,7 +194,10 @@ def _undrafted(asked: Deployment, engine: Engine) -> str:
     if pinned is not None and (pinned.width or 1) > 1 and asked.target.kind not in engine.trees:
         return f"{engine.title} verifies one choice for each drafted token, not {pinned.width}"
     known = asked.draftings(support.methods(engine, asked.graph, asked.target), engine.vocabulary_slack)
-    if any(one.method == _method(asked) for one in known):
+    longest = max((one.tokens for one in known if one.method == _method(asked)), default=0)
+    if longest and pinned is not None and longest < min(DEPTH, pinned.tokens or 0):
+        return f"the {_method(asked)} that is known for {asked.graph.name} drafts at most {longest} tokens"
+    if longest:
         return f"a step drafts at most {DEPTH} tokens of a sequence, all choices and windows counted"
     return f"no {_method(asked)} is known for {asked.graph.name}"
 

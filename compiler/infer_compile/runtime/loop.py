@@ -17,6 +17,7 @@ from .scheduler import Scheduler, Work
 from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
 from .shadow import Shadow
 from .speculation.draft import Verdict
+from .speculation.proposer import Seen
 from .speculation.speculator import Outcome, Speculator
 from .step import Engine, Float32, StepResult
 from .tokenizer import Tokenizer
@@ -187,7 +188,7 @@ class EngineLoop:
     def _step(self, work: list[Work]) -> None:
         logits = any(part.sequence.request.logprobs is not None and part.step.outputs for part in work)
         try:
-            result = self.engine.step([part.step for part in work], logits=logits)
+            result = self.engine.step([part.step for part in work], logits=logits, hidden=self._told)
         except InferCompileError as error:
             self._fail([part.sequence for part in work], error.problems[0])
             return
@@ -199,15 +200,22 @@ class EngineLoop:
             self._observer.evicted(sum(part.evicted for part in work))
         self._hand_out(work, result)
 
+    @property
+    def _told(self) -> bool:
+        """Whether somebody wants the hidden states of steps."""
+        return self._speculator is not None and self._speculator.reads
+
     def _hand_out(self, work: list[Work], result: StepResult) -> None:
         now = time.monotonic()
         row = 0
         outcomes = []
+        verdicts = []
         for part, tokens in zip(work, result.tokens, strict=True):
             rows = None if result.logits is None else result.logits[row : row + part.step.outputs]
             row += part.step.outputs
             sampled = tokens.tolist()
             verdict = part.draft.verdict(sampled)
+            verdicts.append(verdict)
             if part.draft.rows:
                 outcomes.append(Outcome(part.sequence, part.draft, verdict, part.draft.looked(sampled)))
             try:
@@ -220,6 +228,22 @@ class EngineLoop:
         if self._speculator is not None:
             computed = sum(len(part.step.tokens) for part in work)
             self._speculator.stepped(outcomes, computed, all(part.decodes for part in work))
+            if result.hidden is not None:
+                self._speculator.read(self._seen(work, verdicts, result.hidden))
+
+    def _seen(self, work: list[Work], verdicts: list[Verdict], hidden: Float32) -> list[Seen]:
+        """The hidden states of tokens that stay, of the sequences that go on."""
+        seen, row, whole = [], 0, self.engine.program.tells_tokens
+        for part, verdict in zip(work, verdicts, strict=True):
+            step, sequence = part.step, part.sequence
+            before = len(step.tokens) - step.outputs
+            first = before if whole else 0
+            kept = [*range(first), *(first + drawn for drawn in verdict.rows)]
+            if kept and sequence.ending is None and not sequence.cancelled:
+                end = step.start + before + len(verdict.rows)
+                seen.append(Seen(sequence, sequence.tokens, end, hidden[row:][kept]))
+            row += len(step.tokens) if whole else step.outputs
+        return seen
 
     def _draw(
         self, part: Work, verdict: Verdict, sampled: list[int], logits: Float32 | None, now: float

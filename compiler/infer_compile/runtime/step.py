@@ -70,6 +70,8 @@ class SequenceStep:
     the gap were closed: by queries turned back by ``evicted`` positions (arXiv 2309.17453).
 
     Logits and a sampled token are produced for the last ``outputs`` tokens.
+
+    ``features`` [tokens, width] are the numbers that a Program which is fed some gets with each token.
     """
 
     tokens: Int32
@@ -84,13 +86,19 @@ class SequenceStep:
     sampling: Sampling = field(default_factory=Sampling)
     mask: NDArray[np.uint32] | None = None
     """Allowed tokens, one bit per id, least significant first; None allows all."""
+    features: Float32 | None = None
+
+
+def blank(program: Program, tokens: int) -> Float32 | None:
+    """Features that say nothing, for a Program that is fed some."""
+    return np.zeros((tokens, program.features), np.float32) if program.features else None
 
 
 @dataclass(slots=True)
 class StepResult:
-    """``tokens[i]`` are the sampled tokens of sequence i, one per output row. ``logits`` [rows, vocabulary]
-    and ``hidden`` [rows, width] (before the head) hold the rows of all sequences in order, or None where not
-    asked for."""
+    """``tokens[i]`` are the sampled tokens of sequence i, one per output row. ``logits`` [rows, logits] and
+    ``hidden`` [rows, width] hold the rows of all sequences in order, or None where not asked for; hidden
+    states are of outputs too, or of all new tokens (``Program.tells_tokens``)."""
 
     tokens: list[Int32]
     logits: Float32 | None = None

@@ -67,8 +67,8 @@ class Model(Strict):
         Text,
         AfterValidator(_source),
         Field(
-            description="model that drafts for speculation: auto (one that is known to suit, where it pays), "
-            "none, or a source",
+            description="model that drafts for speculation, or heads of the model that do: auto (one that is "
+            "known to suit, where it pays), none, or a source",
             examples=["auto", "none", "hf://meta-llama/Llama-3.2-1B-Instruct"],
         ),
     ] = "auto"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import InferCompileError, Problem
 from ..formats.program import Program
 from ..step import Float32, Int32, SequenceStep, StepResult
+from .rows import check_features
 
 _ABI = 3
 _NOT_FINITE, _NOT_PERMITTED, _WRONG_PRODUCTS = 2, 3, 4
@@ -26,6 +27,7 @@ class _Sequence(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("tokens", "parents", "exact", "packed", "mask")),
         *((name, ctypes.c_void_p) for name in ("adjust_ids", "adjust_bias", "adjust_penalty")),
+        ("features", ctypes.c_void_p),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_int32) for name in ("count", "start", "accepted", "sealed", "pages", "outputs")),
         *((name, ctypes.c_int32) for name in ("adjust_count", "top_k")),
@@ -109,12 +111,15 @@ class CpuEngine:
         """One step. Raises InferCompileError: IC521 if ``batch`` breaks the contract, nothing has run then;
         IC522 for a key or a value that is not a finite number, then the pages of the step's new tokens are
         worth nothing."""
+        for sequence in batch:
+            check_features(self.program, sequence)
         rows = sum(sequence.outputs for sequence in batch)
+        told = sum(len(one.tokens) for one in batch) if self.program.tells_tokens else rows
         alive: list[NDArray[Any]] = []
         sequences = (_Sequence * len(batch))(*(_marshal(sequence, alive) for sequence in batch))
         sampled = np.empty(rows, np.int32)
-        all_logits = np.empty((rows, self.program.vocabulary), np.float32) if logits else None
-        all_hidden = np.empty((rows, self._hidden_width), np.float32) if hidden else None
+        all_logits = np.empty((rows, self.program.logits), np.float32) if logits else None
+        all_hidden = np.empty((told, self._hidden_width), np.float32) if hidden else None
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         failed = self._library.ic_step(
             self._engine,
@@ -185,6 +190,7 @@ def _marshal(sequence: SequenceStep, alive: list[NDArray[Any]]) -> _Sequence:
         adjust_ids=address(ids, np.int32),
         adjust_bias=address(bias, np.float32),
         adjust_penalty=address(penalty, np.float32),
+        features=address(sequence.features, np.float32),
         seed=sampling.seed & (2**64 - 1),
         count=len(sequence.tokens),
         start=sequence.start,

@@ -75,6 +75,14 @@ def _check(program: Program, step: SequenceStep) -> None:
     need(0 <= step.sealed <= step.start // page_tokens, f"{step.sealed} pages sealed at token {step.start}")
     known = (step.tokens >= 0) & (step.tokens < program.vocabulary)
     need(bool(np.all(known)), "a token that is not in the vocabulary")
+    check_features(program, step)
+
+
+def check_features(program: Program, step: SequenceStep) -> None:
+    """Raise IC521 unless each new token has the numbers that ``program`` is fed, if it is."""
+    wanted = (len(step.tokens), program.features) if program.features else None
+    given = None if step.features is None else step.features.shape
+    need(given == wanted, f"features of shape {given}, not {wanted}")
 
 
 def _check_evicted(program: Program, step: SequenceStep) -> None:
@@ -109,6 +117,8 @@ def _ancestry(step: SequenceStep) -> tuple[NDArray[np.int64], NDArray[np.bool_]]
 def _check_pages(program: Program, rows: Rows) -> None:
     """Every form that the step reads or writes has its place in a pool."""
     step, layout = rows.step, program.cache
+    if not layout.layers:
+        return
     exact_size, packed_size = program.pool_pages
     last = (rows.tokens - 1) // layout.page_tokens
     exact = set(range(step.start // layout.page_tokens, last + 1))

@@ -110,7 +110,7 @@ def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Serv
         for engine in opened.engines:
             warm_up(engine)
         watch.lap("warm_up")
-        measured, *_ = map(measure, opened.engines)
+        measured, *_ = [measure(engine) for engine in opened.engines if engine.program.cache.layers]
         watch.lap("measure")
         cache = {"bytes_per_token": measured.token_bytes, "exact_bytes_per_token": measured.exact_token_bytes}
         log.info(Line("cache", {"kv": measured.level} | cache))
