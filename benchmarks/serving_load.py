@@ -39,6 +39,8 @@ COMMAND = (sys.executable, "-c", "from infer_compile.cli.main import main; main(
 SHOWN = 20
 """Faults that are printed."""
 MEMORY_SECONDS = 60
+GROWTH = 1.03
+"""Of memory in the second half of a run: a server that grows on and on has a leak."""
 
 
 @dataclass
@@ -122,6 +124,14 @@ async def run(url: str, server: Server | None, asked: argparse.Namespace) -> dic
     }
 
 
+def grown(memory: list[float]) -> list[str]:
+    """Whether it still grows in the second half of its samples, of which there must be some."""
+    middle = memory[len(memory) // 2]
+    if len(memory) < 6 or memory[-1] <= GROWTH * middle:
+        return []
+    return [f"the server's memory went on growing, from {middle} to {memory[-1]} MB"]
+
+
 def percentiles(seconds: list[float]) -> dict[str, float]:
     """Milliseconds."""
     marks = (50, 90, 99, 100)
@@ -173,7 +183,7 @@ def main() -> None:
         options = [f"--{name}={value}" for name in ("queue", "threads") if (value := getattr(asked, name))]
         with served(Path(asked.server), options) as server:
             report = asyncio.run(run(server.url, server, asked))
-            report["faults"] += server.stop()
+            report["faults"] += server.stop() + grown(report["memory_mb"])
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=1) + "\n")
     show(report)

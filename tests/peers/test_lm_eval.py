@@ -20,6 +20,12 @@ TASKS = {
         "doc_to_target": "{{answer}}",
         "metric_list": [{"metric": "acc"}],
     },
+    "words": {
+        "output_type": "multiple_choice",
+        "doc_to_choice": [" the", " of", " and", "."],
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}],
+    },
     "sentences": {
         "output_type": "generate_until",
         "doc_to_target": "",
@@ -31,7 +37,8 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Scores:
-    """What lm-eval found with one engine: log-likelihoods by item and choice, and greedy texts."""
+    """What lm-eval found with one engine: log-likelihoods by item and choice, which choices are what it would
+    say itself, and greedy texts."""
 
     accuracy: float
     likelihoods: list[list[float]]
@@ -79,10 +86,11 @@ def scores(program: str, folder: Path, out: str, model: str, arguments: str, *mo
         (path,) = (folder / out).glob(f"*/samples_{name}_*.jsonl")
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         samples[name] = [line["filtered_resps"] for line in sorted(lines, key=lambda line: line["doc_id"])]
+    rated = samples["continuations"] + samples["words"]
     return Scores(
         accuracy=found["continuations"]["acc,none"],
-        likelihoods=[[float(value) for value, _ in item] for item in samples["continuations"]],
-        greedy=[[str(is_greedy) == "True" for _, is_greedy in item] for item in samples["continuations"]],
+        likelihoods=[[float(value) for value, _ in item] for item in rated],
+        greedy=[[str(is_greedy) == "True" for _, is_greedy in item] for item in rated],
         texts=[item[0] for item in samples["sentences"]],
     )
 
@@ -102,7 +110,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scores, Sco
 
 def test_every_likelihood_is_transformers(both: tuple[Scores, Scores]) -> None:
     served, own = both
-    assert len(served.likelihoods) == len(own.likelihoods) == ITEMS
+    assert len(served.likelihoods) == len(own.likelihoods) == 2 * ITEMS
     for ours, theirs in zip(served.likelihoods, own.likelihoods, strict=True):
         assert ours == pytest.approx(theirs, abs=TOLERANCE)
     assert served.greedy == own.greedy
