@@ -7,7 +7,9 @@ Prompts and answers have mixed lengths, the same in both cases; prompts are rand
 shared. A round runs one by one, then all together, then all together with each answer held to a JSON schema
 (grammar_masks.py), so that a busy spell of a shared machine spoils no side alone; the best of the rounds is
 taken for each. All that the loop does outside the engine's step counts as scheduling: who computes what,
-pages, the text of the tokens; the masks are counted apart.
+pages, the text of the tokens; the masks are counted apart. With ``--threads 1`` times are processor time, to
+which other programs of a busy machine do not add; with more threads, which wait for each other, they are
+seconds of the day.
 
 How much batching can gain is told by the table below: what a step of so many decoding sequences takes.
 """
@@ -18,7 +20,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -40,7 +42,7 @@ from infer_compile.runtime.sampling import Controls
 from infer_compile.runtime.sequence import Request
 from infer_compile.runtime.step import SequenceStep, StepResult
 from infer_compile.runtime.tokenizer import Tokenizer
-from synthetic_engine import layout, opened, step
+from synthetic_engine import WRITTEN, layout, opened, step
 from synthetic_llama import CONFIG, VOCABULARY, write_checkpoint
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32)
@@ -51,8 +53,9 @@ REPEATS = 5
 
 @dataclass
 class Clock:
-    """Seconds spent in the engine's steps and in grammars, and steps that draw for everybody."""
+    """Seconds spent in the engine's steps and in grammars, by ``now``, and the number of steps."""
 
+    now: Callable[[], float]
     step: float = 0.0
     masks: float = 0.0
     steps: int = 0
@@ -64,14 +67,14 @@ class Clocked:
     def __init__(self, engine: CpuEngine) -> None:
         self._engine = engine
         self.program = engine.program
-        self.clock = Clock()
+        self.clock = Clock(time.thread_time if engine.threads == 1 else time.perf_counter)
 
     def step(
         self, batch: Sequence[SequenceStep], *, logits: bool = False, hidden: bool = False
     ) -> StepResult:
-        began = time.perf_counter()
+        began = self.clock.now()
         result = self._engine.step(batch, logits=logits, hidden=hidden)
-        self.clock.step += time.perf_counter() - began
+        self.clock.step += self.clock.now() - began
         self.clock.steps += 1
         return result
 
@@ -103,9 +106,9 @@ class ClockedGuide:
         return self._guide.mask
 
     def push(self, token: int) -> None:
-        began = time.perf_counter()
+        began = self._clock.now()
         self._guide.push(token)
-        self._clock.masks += time.perf_counter() - began
+        self._clock.masks += self._clock.now() - began
 
 
 @dataclass(frozen=True)
@@ -145,12 +148,12 @@ def run(engine: Clocked, tokenizer: Tokenizer, requests: Sequence[Request], *, t
     clock = engine.clock
     before = (clock.step, clock.masks, clock.steps)
     sequences = []
-    began = time.perf_counter()
+    began = clock.now()
     for batch in [requests] if together else [[request] for request in requests]:
         sequences += loop.submit((request, lambda _: None) for request in batch)
         while not loop.scheduler.idle:
             loop.advance()
-    seconds = time.perf_counter() - began
+    seconds = clock.now() - began
     loop.pages.check()
     parts = (clock.step - before[0], clock.masks - before[1], clock.steps - before[2])
     prompts = sum(sequence.prompt_tokens for sequence in sequences)
@@ -186,9 +189,9 @@ def step_times(engine: Clocked, most: int) -> dict[int, float]:
         batch = [step(program, BEHIND, 1, place=row * pages, token=row) for row in range(rows)]
         seconds = []
         for _ in range(REPEATS):
-            began = time.perf_counter()
+            began = engine.clock.now()
             engine.step(batch)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(engine.clock.now() - began)
         times[rows] = 1e3 * min(seconds)
     return times
 
@@ -206,10 +209,19 @@ def main() -> None:
         rng.integers(low, high + 1, given.requests).tolist() for low, high in (given.prompt, given.answer)
     ]
     lengths = list(zip(*drawn, strict=True))
-    context = given.prompt[1] + given.answer[1]
+    context = max(WRITTEN, given.prompt[1] + given.answer[1])
     engine = Clocked(
         opened(given.folder, program_of(given, context), write_checkpoint(given.folder), given.threads)
     )
+    cores = len(os.sched_getaffinity(0))
+    print(f"{processor().name}, {given.threads} of {cores} cores; {given.weights}, cache {given.level}")
+    print("decoding sequences  ms a step  tok/s  over one")
+    times = step_times(engine, given.requests)
+    for rows, milliseconds in times.items():
+        rate = rows / milliseconds * 1e3
+        print(f"{rows:18} {milliseconds:10.1f} {rate:6.1f} {rate * times[1] / 1e3:9.2f}", flush=True)
+    ranges = [f"{low} to {high}" for low, high in (given.prompt, given.answer)]
+    print(f"{given.requests} requests, prompts of {ranges[0]}, answers of {ranges[1]} tokens")
     cases = {name: Case(name) for name in ("one by one", "together", "by a schema")}
     for turn in range(given.rounds):
         plain = requests_of(lengths, 2 * turn, None)
@@ -217,32 +229,29 @@ def main() -> None:
         cases["together"].runs.append(run(engine, tokenizer, plain, together=True))
         held = requests_of(lengths, 2 * turn + 1, ClockedRule(schema, engine.clock))
         cases["by a schema"].runs.append(run(engine, tokenizer, held, together=True))
-        print(f"round {turn + 1}: " + ", ".join(f"{c.name} {c.runs[-1].rate:.1f}" for c in cases.values()))
-    times = step_times(engine, given.requests)
+        print(f"best of {turn + 1}   answers tok/s  all tok/s  steps  ms a step  scheduling  masks of a step")
+        for case in cases.values():
+            _show(case)
+        gain = cases["together"].best.rate / cases["one by one"].best.rate
+        print(f"together over one by one: {gain:.2f}", flush=True)
     engine.close()
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"{processor().name}, {given.threads} threads on {cores} cores; {given.weights}, cache {given.level}"
-    )
-    ranges = (f"{low} to {high}" for low, high in (given.prompt, given.answer))
-    print(f"{given.requests} requests, " + "prompts of {}, answers of {} tokens".format(*ranges))
-    print("case          answers tok/s  all tok/s  steps  ms a step  scheduling  masks of a step")
-    for case in cases.values():
-        _show(case)
-    gain = cases["together"].best.rate / cases["one by one"].best.rate
-    print(f"together over one by one: {gain:.2f}")
-    print("decoding sequences  ms a step  tok/s  over one")
-    for rows, milliseconds in times.items():
-        rate = rows / milliseconds * 1e3
-        print(f"{rows:18} {milliseconds:10.1f} {rate:6.1f} {rate * times[1] / 1e3:9.2f}")
     if given.json:
         report = {case.name: [asdict(run) for run in case.runs] for case in cases.values()}
-        report = {"schema": 1, "weights": given.weights, "level": given.level, "threads": given.threads} | {
-            "gain": gain,
-            "step_ms": times,
-            "runs": report,
-        }
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+        given.json.write_text(
+            json.dumps(
+                {
+                    "schema": 1,
+                    "weights": given.weights,
+                    "level": given.level,
+                    "threads": given.threads,
+                    "gain": gain,
+                    "step_ms": times,
+                    "runs": report,
+                },
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 def _show(case: Case) -> None:
