@@ -20,7 +20,7 @@ from http_channel import Channel
 LEAVES, MALFORMED, ABRUPTLY = 0.2, 0.05, 0.5
 MOST_PATIENCE = 24
 """Events after which a client that leaves has left."""
-SETTLED = 5
+SETTLED = 15
 """Seconds in which the pages of those who left come back."""
 BROKEN = (ConnectionError, EOFError, ValueError, h11.RemoteProtocolError)
 
