@@ -1,5 +1,5 @@
-"""64 clients at once, some of whom leave and some of whom send nonsense (benchmarks/serving_load.py), on pools
-that are too small for their batch."""
+"""64 clients at once, some of whom leave and some of whom send nonsense (benchmarks/serving_load.py), on
+pools that are too small for their batch."""
 
 from __future__ import annotations
 
