@@ -20,7 +20,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -232,8 +232,7 @@ def main() -> None:
         print(f"best of {turn + 1}   answers tok/s  all tok/s  steps  ms a step  scheduling  masks of a step")
         for case in cases.values():
             _show(case)
-        gain = cases["together"].best.rate / cases["one by one"].best.rate
-        print(f"together over one by one: {gain:.2f}", flush=True)
+        print(f"together over one by one: {gain(cases):.2f}", flush=True)
     engine.close()
     if given.json:
         report = {case.name: [asdict(run) for run in case.runs] for case in cases.values()}
@@ -244,7 +243,7 @@ def main() -> None:
                     "weights": given.weights,
                     "level": given.level,
                     "threads": given.threads,
-                    "gain": gain,
+                    "gain": gain(cases) if given.rounds else None,
                     "step_ms": times,
                     "runs": report,
                 },
@@ -252,6 +251,11 @@ def main() -> None:
             )
             + "\n"
         )
+
+
+def gain(cases: Mapping[str, Case]) -> float:
+    """Answers per second together over those one by one."""
+    return cases["together"].best.rate / cases["one by one"].best.rate
 
 
 def _show(case: Case) -> None:
@@ -274,7 +278,7 @@ def _arguments() -> argparse.Namespace:
     words.add_argument("--prompt", type=_range, default=(16, 128), help="tokens, from-to")
     words.add_argument("--answer", type=_range, default=(16, 128), help="tokens, from-to")
     words.add_argument("--chunk", type=int, default=256, help="tokens of the largest step")
-    words.add_argument("--rounds", type=int, default=3)
+    words.add_argument("--rounds", type=int, default=3, help="0: only the table of steps")
     words.add_argument("--threads", type=int, default=2)
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--json", type=Path)
