@@ -170,7 +170,7 @@ def requests_of(lengths: Sequence[tuple[int, int]], seed: int, rule: Rule | None
 
 
 def program_of(given: argparse.Namespace, context: int) -> Program:
-    cache = layout(next(level for level in LEVELS if level == given.level))
+    cache = layout(given.level)
     limits = Limits(
         max_context=context,
         max_sequences=given.requests,
