@@ -8,8 +8,8 @@ is its own probability of it (at temperature 0: 1 or 0). ``ngram``: the model wr
 text, and the lookup of the runtime drafts along; a step for which it finds nothing is a miss.
 
 Printed for each is how often the first choice is right, and of its misses the share that is among the next
-1, 2, ... choices. In catalog/speculation.yaml are those of ``draft`` at temperature 0, as most published figures are, and of
-``ngram`` at 0.5: at 0 so small a model repeats itself more than larger ones do.
+1, 2, ... choices. In catalog/speculation.yaml are those of ``draft`` at temperature 0, as most published
+figures are, and of ``ngram`` at 0.5: at 0 so small a model repeats itself more than larger ones do.
 """
 
 from __future__ import annotations
