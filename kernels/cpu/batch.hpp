@@ -57,7 +57,7 @@ struct Batch {
         throw who + "what is evicted is not whole pages between its sinks and its new tokens";
       if (s.accepted < 0 || s.accepted > s.count) throw who + "more tokens are accepted than there are";
       if (s.outputs < 0 || s.outputs > s.count) throw who + "more outputs are asked for than there are tokens";
-      if (s.pages < (end + C::PAGE - 1) / C::PAGE) throw who + "its page table is too short";
+      if (C::LAYERS > 0 && s.pages < (end + C::PAGE - 1) / C::PAGE) throw who + "its page table is too short";
       if (s.parents != nullptr && s.count > TREE) throw who + "a tree has at most 64 tokens";
       for (int j = 0; j < s.adjust_count; ++j)
         if (s.adjust_ids[j] < 0 || s.adjust_ids[j] >= vocabulary) throw who + "an adjusted token is not in the vocabulary";
@@ -84,14 +84,15 @@ struct Batch {
   const int* last_positions(const ic_sequence& s) const { return positions.data() + positions.size() - size_t(s.count); }
 
   void check_pages(const ic_sequence& s, int exact_pages, int packed_pages, int window, const std::string& who) const {
+    if (C::LAYERS == 0) return;
     const int* from = last_positions(s);
     const int first_query = s.start / C::PAGE, last_query = *std::max_element(from, from + s.count) / C::PAGE;
     const int last_page = (s.start + s.count - 1) / C::PAGE, certain = (s.start + s.accepted) / C::PAGE;
     const int first_seen = window == 0 ? 0 : std::max(0, s.start - s.evicted - window + 1) / C::PAGE, gap = s.evicted / C::PAGE;
     for (int seen = first_seen; seen <= last_page - gap; ++seen) {
       const int page = seen < C::SINK ? seen : seen + gap;
-      const bool exact = page >= first_query || C::exact(first_query, page);
-      const bool packed = !C::exact(last_query, page);
+      const bool exact = page >= first_query || C::exact(s, first_query, page);
+      const bool packed = !C::exact(s, last_query, page);
       if (exact && (s.exact[page] < 0 || s.exact[page] >= exact_pages))
         throw page_error(who, page, "is seen exact but has no exact page in the pool");
       if (packed && (s.packed[page] < 0 || s.packed[page] >= packed_pages))
@@ -99,7 +100,7 @@ struct Batch {
       if (packed && page >= certain) throw page_error(who, page, "is seen compressed before its tokens are accepted");
     }
     for (int page = s.sealed; page < certain; ++page) {
-      if (!C::packs(page)) continue;
+      if (!C::packs(s, page)) continue;
       if (s.exact[page] < 0 || s.exact[page] >= exact_pages || s.packed[page] < 0 || s.packed[page] >= packed_pages)
         throw page_error(who, page, "is to be sealed but lacks its exact or its packed page");
     }
@@ -116,7 +117,8 @@ struct Batch {
       tokens.push_back(s.tokens[i]);
       positions.push_back(parent < 0 ? s.start : positions[row + parent] + 1);
       ancestors.push_back(s.parents == nullptr ? 0 : (parent < 0 ? 0 : ancestors[row + parent]) | uint64_t(1) << i);
-      exact_slots.push_back(s.exact[slot / C::PAGE] * C::PAGE + slot % C::PAGE);  // checked below, before it is used
+      // Checked below, before it is used.
+      exact_slots.push_back(C::LAYERS == 0 ? 0 : s.exact[slot / C::PAGE] * C::PAGE + slot % C::PAGE);
       if (i >= s.count - s.outputs) {
         outputs.push_back(row + i);
         owners.push_back(index);
@@ -137,7 +139,7 @@ struct Batch {
       tiles.push_back({&s, from, placed(i) ? nullptr : ancestors.data() + row, row, i, size, s.evicted, index});
     }
     for (int page = s.sealed; page < (s.start + s.accepted) / C::PAGE; ++page)
-      if (C::packs(page)) seals.push_back({s.exact[page], s.packed[page]});
+      if (C::packs(s, page)) seals.push_back({s.exact[page], s.packed[page]});
   }
 };
 

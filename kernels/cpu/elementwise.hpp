@@ -1,4 +1,4 @@
-// The operations of one row: norm, rotary embedding, gate, embedding look-up.
+// The operations of one row: norm, rotary embedding, gate, activation, embedding look-up.
 #pragma once
 
 #include "simd.hpp"
@@ -43,14 +43,20 @@ void angles(int position, const double* frequencies, double scale, float* cosine
   }
 }
 
+inline vf silu(vf x) { return mul(x, div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x))))); }
+
 // out = silu(x[:N]) * x[N:].
 template <int N>
 void gate(const float* x, float* out) {
   static_assert(N % W == 0, "whole vectors");
-  for (int i = 0; i < N; i += W) {
-    const vf g = load(x + i), share = div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), g))));
-    store(out + i, mul(mul(g, share), load(x + N + i)));
-  }
+  for (int i = 0; i < N; i += W) store(out + i, mul(silu(load(x + i)), load(x + N + i)));
+}
+
+// out = out + silu(x).
+template <int N>
+void activate(const float* x, float* out) {
+  static_assert(N % W == 0, "whole vectors");
+  for (int i = 0; i < N; i += W) store(out + i, add(load(out + i), silu(load(x + i))));
 }
 
 }  // namespace ic

@@ -28,7 +28,7 @@ from infer_compile.runtime.speculation.ngram import Ngram
 from infer_compile.runtime.speculation.proposer import Ask, Proposer
 from infer_compile.runtime.speculation.speculator import Outcome, Speculator
 from infer_compile.runtime.speculation.widths import full_widths
-from infer_compile.runtime.step import Engine, Int32, SequenceStep, StepResult
+from infer_compile.runtime.step import Int32, SequenceStep, StepResult
 from infer_compile.runtime.tokenizer import Tokenizer
 
 Logits = Callable[[Sequence[int], int], np.ndarray]
@@ -65,15 +65,17 @@ def sometimes_wrong(logits: Logits, right: float) -> Logits:
 class Told:
     """Drafts by a function of the text, which gives a row of choices for each depth."""
 
-    engines: tuple[Engine, ...] = ()
+    engines, reads = (), False
 
     def __init__(self, draft: Callable[[Int32], list[list[int]]]) -> None:
         self.draft = draft
         self.kept: list[set[Hashable]] = []
         self.drafted = 0
 
-    def catch_up(self, asks: Sequence[Ask]) -> None:
-        pass
+    def catch_up(self, *_: object) -> None:
+        """Nothing is read ahead, and nothing held."""
+
+    read = check = catch_up
 
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         choices = [np.array(self.draft(ask.tokens)[: ask.most], np.int32) for ask in asks]
@@ -82,9 +84,6 @@ class Told:
 
     def keep(self, keys: Collection[Hashable]) -> None:
         self.kept.append(set(keys))
-
-    def check(self) -> None:
-        pass
 
 
 class Counted:

@@ -181,7 +181,7 @@ error[IC014]: chat.yaml:5: kv level "tq3" is not served by engine "sglang"
   fix: kv: fp8, or engine: native
 error[IC014]: chat.yaml:7: speculation "medusa" is not served by engine "sglang"
   because: sglang 0.5.18 serves draft, ngram, eagle3, mtp
-  fix: speculation: mtp, or engine: vllm""",
+  fix: speculation: mtp, or engine: native or vllm""",
     ),
     "an engine that neither drafts nor splits so": (
         """\
@@ -189,16 +189,16 @@ model: {source: m}
 target: l4
 pin:
   engine: native
-  speculation: medusa
+  speculation: mtp
   parallelism:
     tensor: 2
     pipeline: 2
     data: 2
 """,
         """\
-error[IC014]: chat.yaml:5: speculation "medusa" is not served by engine "native"
-  because: native serves lookahead, ngram, draft
-  fix: speculation: draft, or engine: vllm
+error[IC014]: chat.yaml:5: speculation "mtp" is not served by engine "native"
+  because: native serves lookahead, ngram, draft, medusa, eagle3
+  fix: speculation: eagle3, or engine: tensorrt-llm or vllm or sglang or llama.cpp
 error[IC014]: chat.yaml:8: pipeline and data parallelism is not served by engine "native"
   because: native splits a model by tensor
   fix: remove pipeline and data, or another engine""",

@@ -15,7 +15,6 @@ from ..evaluate.machine import host
 from ..evaluate.quality import DEFAULT_CONTEXT, GATE_TOKENS
 from ..evaluate.raising import Levels, Outcome, Trial, search
 from ..evaluate.reference import exact_program, write_reference
-from ..lower.lower import lower
 from ..planner.diff.diff import runs
 from ..planner.measured import Measured, Raised, raised
 from ..planner.plan import Plan, Reason, significant
@@ -50,7 +49,7 @@ def make(inputs: Inputs, line: Line) -> Made:
         bench = _Bench(inputs, inputs.gate, line, workshop)
         outcome = bench.search()
         plan = _told(inputs, inputs.gate, bench.context, inputs.at(outcome.levels), outcome)
-        program = lower(inputs.graph, plan)
+        program = inputs.lowered(plan)
     return Made(plan, workshop.build(program))
 
 
@@ -95,7 +94,7 @@ class _Bench:
         weights' own loss is measured with it, with pages for the contexts of the measurement alone."""
         plan = self._plan(levels)
         if plan is not None:
-            return lower(self._inputs.graph, plan)
+            return self._inputs.lowered(plan)
         return self._exact(self._inputs.plan.weights.descriptor)
 
     def search(self) -> Outcome:

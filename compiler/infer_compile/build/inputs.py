@@ -12,16 +12,21 @@ from ..catalog.target import Cpu
 from ..codegen.toolchain import find
 from ..evaluate.machine import require_here
 from ..evaluate.text import Text
-from ..graph.build import build
+from ..graph.build import build, build_heads
 from ..graph.graph import Graph
-from ..lower.lower import lower, lower_draft
+from ..graph.heads import Heads
+from ..lower.lower import lower, lower_draft, telling
 from ..planner.plan import Plan
 from ..planner.recount import recount
 from ..quantize.assets import require_same_tokens
+from ..quantize.checkpoint import Checkpoint
+from ..quantize.heads import Int32, joined, tokens
+from ..quantize.layout import sources as require_sources
 from ..runtime.errors import Exit, InferCompileError, Problem
-from ..runtime.formats.manifest import Asked, Manifest, Source, Speculation
+from ..runtime.formats.manifest import Asked, Manifest, Serving, Source, Speculation
 from ..runtime.formats.manifest import Draft as ListedDraft
 from ..runtime.formats.program import Program
+from ..spec import spec
 from . import identity
 from .resolve import Resolved, draftings_of, name_of, plan_of, resolve
 from .texts import texts_of
@@ -39,12 +44,16 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The model that drafts; ``digest`` is that of its ``folder``."""
+    """What drafts, a model or ``heads``; ``digest`` is that of its folder, ``checkpoint`` has its tensors as
+    ``program`` names them. ``tokens`` are the model's that its logits stand for, where it does not draft in
+    the model's own."""
 
     model: ModelSource
-    folder: Path
     digest: str
     program: Program
+    checkpoint: Checkpoint
+    heads: Heads | None = None
+    tokens: Int32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class Inputs:
     it was decided. Without a ``gate`` nothing is measured."""
 
     spec: bytes
-    port: int
+    serving: Serving
     plan: Plan
     resolved: Resolved
     program: Program
@@ -70,6 +79,10 @@ class Inputs:
     @property
     def graph(self) -> Graph:
         return self.resolved.graph
+
+    def lowered(self, plan: Plan) -> Program:
+        """What runs by ``plan``: it tells what its heads read, where it has some. Raises as ``lower``."""
+        return telling(lower(self.graph, plan), _read_layers(self.draft))
 
     def at(self, layers: tuple[str, ...]) -> Plan:
         """The plan with the caches of its layers at these levels; raises IC203 or IC222 as ``recount``."""
@@ -127,7 +140,7 @@ class Inputs:
             "calibration text": (self.asked.calibration, manifest.asked.calibration),
             "model": (self.source, manifest.source),
             "speculation": (self.speculation, manifest.speculation),
-            "port": (self.port, manifest.serving.port),
+            "serving": (self.serving, manifest.serving),
             **{
                 name: (self.toolchain.get(name), manifest.toolchain.get(name))
                 for name in sorted({*self.toolchain, *manifest.toolchain})
@@ -161,11 +174,12 @@ def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
     cpu, folder = resolved.target_of(plan).cpu, resolved.source.folder
     if cpu is None or folder is None:
         raise ValueError("a plan that can be built is for a processor, and its model has been fetched")
-    program = lower(resolved.graph, plan)
+    draft = _draft(resolved, plan, folder)
+    program = telling(lower(resolved.graph, plan), _read_layers(draft))
     calibrated = any(True for _ in program.cache.tables())
     return Inputs(
         spec=resolved.loaded.path.read_bytes(),
-        port=resolved.spec.serving.port,
+        serving=_serving(resolved.spec.serving),
         plan=plan,
         resolved=resolved,
         program=program,
@@ -174,24 +188,47 @@ def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
         model=resolved.source,
         folder=folder,
         model_digest=model_digest(folder),
-        draft=_draft(resolved, plan, folder),
+        draft=draft,
         cpu=cpu,
         toolchain=identity.toolchain(find(cpu.architecture)),
     )
 
 
+def _serving(asked: spec.Serving) -> Serving:
+    fraction = asked.shadow.fraction if asked.shadow else 0.0
+    return Serving(port=asked.port, shadow_fraction=fraction, traces=asked.traces)
+
+
 def _draft(resolved: Resolved, plan: Plan, model: Path) -> Draft | None:
     """The model that drafts, fetched and lowered; None where none does. Raises IC132 for one of other tokens
-    than ``model``."""
+    than ``model``, and as ``build_heads`` and ``_heads``."""
     name = plan.speculation.draft
     if name is None:
         return None
     found = fetch(resolved.draft or resolve_source(name, None, resolved.loaded.base))
     if found.folder is None:
         raise ValueError("a model that was fetched lies in a folder")
+    digest, checkpoint = model_digest(found.folder), Checkpoint.open(found.folder)
+    heads = build_heads(found.config, resolved.graph, name_of(name))
+    if heads is not None:
+        return _heads(found, digest, checkpoint, heads, plan, Checkpoint.open(model))
     require_same_tokens(found.folder, model)
-    program = lower_draft(build(found.config, name_of(name)), plan)
-    return Draft(found, found.folder, model_digest(found.folder), program)
+    return Draft(found, digest, lower_draft(build(found.config, name_of(name)), plan), checkpoint)
+
+
+def _heads(
+    found: ModelSource, digest: str, own: Checkpoint, heads: Heads, plan: Plan, model: Checkpoint
+) -> Draft:
+    """Raises IC128 to IC130 for tensors that are missing or not as config.json says, IC138 as ``tokens``."""
+    program = lower_draft(heads.graph(plan.speculation.tokens), plan)
+    checkpoint = joined(own, model, program, heads.names)
+    require_sources(program, checkpoint)
+    mapped = tokens(own, program) if heads.method == "eagle3" else None
+    return Draft(found, digest, program, checkpoint, heads, mapped)
+
+
+def _read_layers(draft: Draft | None) -> tuple[int, ...]:
+    return draft.heads.layers if draft is not None and draft.heads is not None else ()
 
 
 def _source(model: ModelSource, digest: str) -> Source:

@@ -14,8 +14,9 @@ from ..catalog.source import ModelSource
 from ..catalog.source import resolve as resolve_source
 from ..catalog.speculation import Method, SpeculationFacts
 from ..catalog.target import THIS_MACHINE, Target, load_target, target_names
-from ..graph.build import build
+from ..graph.build import build, build_heads
 from ..graph.graph import Graph
+from ..graph.heads import Heads, method_of
 from ..planner.deployment import Draftings
 from ..planner.plan import Plan
 from ..planner.rank import rank
@@ -31,7 +32,7 @@ from .texts import text_problems
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """A spec and what its names stand for here and now. ``targets`` are in the order of the spec; ``draft``
-    is the drafting model that it names."""
+    is the drafting model that it names, or what it has for ``heads``."""
 
     loaded: LoadedSpec
     source: ModelSource
@@ -39,6 +40,7 @@ class Resolved:
     targets: tuple[Target, ...]
     facts: Facts
     draft: ModelSource | None = None
+    heads: Heads | None = None
 
     @property
     def spec(self) -> Spec:
@@ -66,6 +68,7 @@ def resolve(spec_path: Path) -> Resolved:
     source: ModelSource | None = None
     graph: Graph | None = None
     draft: ModelSource | None = None
+    heads: Heads | None = None
     targets: list[Target] = []
     model, facts = loaded.spec.model, load_facts()
     try:
@@ -77,9 +80,13 @@ def resolve(spec_path: Path) -> Resolved:
     if model.draft not in ("auto", "none", *_checkpoints(facts.speculation)):
         try:
             draft = resolve_source(model.draft, None, loaded.base)
+            heads = build_heads(draft.config, graph, name_of(model.draft)) if graph is not None else None
         except InferCompileError as error:
             problems += (_placed(problem, loaded.where("model.draft")) for problem in error.problems)
             status = status or error.exit
+    if draft is not None and (stray := _stray_method(loaded, draft)):
+        problems.append(stray)
+        status = status or Exit.USAGE
     for index, group in enumerate(loaded.spec.targets):
         where = (
             loaded.where("target.device")
@@ -96,7 +103,22 @@ def resolve(spec_path: Path) -> Resolved:
         status = status or Exit.USAGE
     if source is None or graph is None or problems:
         raise InferCompileError(problems, status or Exit.FAILED)
-    return Resolved(loaded, source, graph, tuple(targets), facts, draft)
+    return Resolved(loaded, source, graph, tuple(targets), facts, draft, heads)
+
+
+def _stray_method(loaded: LoadedSpec, draft: ModelSource) -> Problem | None:
+    """IC139 for a pinned method that is not what the draft is made for."""
+    pinned, kind = loaded.spec.pin.speculation, method_of(draft.config) or "draft"
+    if pinned is None or pinned.method in (kind, "none", "ngram", "lookahead"):
+        return None
+    what = "a model of its own" if kind == "draft" else f"a checkpoint of {kind} heads"
+    return Problem(
+        "IC139",
+        f"the draft is not made for speculation {pinned.method}",
+        loaded.where("pin.speculation"),
+        f"{draft.source} is {what}",
+        f"speculation: {kind}, or another model.draft",
+    )
 
 
 def _checkpoints(facts: SpeculationFacts) -> tuple[str, ...]:
@@ -152,6 +174,9 @@ def draftings_of(resolved: Resolved) -> Draftings:
     @cache
     def graph_of(name: str) -> Graph | None:
         if resolved.draft is not None and name == wanted:
+            # Heads are no model of their own.
+            if resolved.heads is not None:
+                return None
             return build(resolved.draft.config, name_of(name))
         found = load_card(name)
         return build(found.config, found.id) if found else None
@@ -169,6 +194,7 @@ def draftings_of(resolved: Resolved) -> Draftings:
             [name for name in get_args(Method) if name in served],
             widths=WIDTHS,
             draft=None if wanted in ("none", "auto") else wanted,
+            heads=resolved.heads,
             vocabulary_slack=vocabulary_slack,
         )
 

@@ -26,8 +26,7 @@ class WeightsLayout:
     that products read."""
 
     def __init__(self, program: Program) -> None:
-        operations = [*program.prologue, *(op for layer in program.layers for op in layer), *program.epilogue]
-        self.blocked = {op.weight for op in operations if isinstance(op, Linear)}
+        self.blocked = {op.weight for op in program.operations if isinstance(op, Linear)}
         self.offsets: dict[str, int] = {}
         end = HEADER
         for tensor in program.tensors:

@@ -11,13 +11,16 @@ import jinja2
 from ..catalog.resources import folder
 from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats.program import (
+    Activate,
     Attend,
     Embed,
+    Feed,
     Gate,
     HeadNorm,
     Linear,
     Norm,
     Operation,
+    Place,
     Program,
     Quantize,
     Rotary,
@@ -82,10 +85,10 @@ class _View:
         self.program = program
         self.tensors: Mapping[str, Tensor] = {tensor.name: tensor for tensor in program.tensors}
         self.rotaries: list[Rotary] = []
-        for operation in _operations(program):
+        for operation in program.operations:
             if isinstance(operation, Rotary) and not any(_same_angles(operation, r) for r in self.rotaries):
                 self.rotaries.append(operation)
-        self.products = {op.weight for op in _operations(program) if isinstance(op, Linear)}
+        self.products = {op.weight for op in program.operations if isinstance(op, Linear)}
 
     def steps(self, operations: Iterable[Operation], rows: str, prefix: str = "") -> list[dict[str, Any]]:
         """Statements in order; operations on single rows are gathered into common loops."""
@@ -106,7 +109,9 @@ class _View:
                 case Embed():
                     view |= {"cols": self.tensors[operation.table].cols}
                     view |= {"blocked": operation.table in self.products}
-                case Norm() | Select():
+                case Feed():
+                    view |= {"width": self.program.buffers[operation.output]}
+                case Norm() | Select() | Place() | Activate():
                     view |= {"width": self.program.buffers[operation.input]}
                 case Quantize():
                     widths[operation.output] = self.program.buffers[operation.input]
@@ -168,13 +173,6 @@ class _View:
         return runs
 
 
-def _operations(program: Program) -> Iterable[Operation]:
-    yield from program.prologue
-    for layer in program.layers:
-        yield from layer
-    yield from program.epilogue
-
-
 def _same_angles(a: Rotary, b: Rotary) -> bool:
     return (a.frequencies, a.scale) == (b.frequencies, b.scale)
 
@@ -182,9 +180,8 @@ def _same_angles(a: Rotary, b: Rotary) -> bool:
 def _render(program: Program) -> str:
     view = _View(program)
     layout = WeightsLayout(program)
-    quantize = [op for op in _operations(program) if isinstance(op, Quantize)]
+    quantize = [op for op in program.operations if isinstance(op, Quantize)]
     names = sorted({op.output for op in quantize})
-    selected = _selected(program)
     quantized = [
         (
             name,
@@ -195,7 +192,7 @@ def _render(program: Program) -> str:
         for name in names
     ]
     buffers = [
-        (name, width, "kMaxOutputs" if name in selected else "kMaxTokens")
+        (name, width, "kMaxOutputs" if name in program.selected else "kMaxTokens")
         for name, width in sorted(program.buffers.items())
         if name not in names
     ]
@@ -211,7 +208,7 @@ def _render(program: Program) -> str:
         program=program,
         weights_bytes=layout.bytes,
         offsets=layout.offsets,
-        heads=next(op.heads for op in _operations(program) if isinstance(op, Attend)),
+        heads=next((op.heads for op in program.operations if isinstance(op, Attend)), 1),
         cache=cache_view(program.cache, layout.tables),
         window=program.cache.window or 0,
         evicts=program.limits.overflow == "evict",
@@ -224,23 +221,8 @@ def _render(program: Program) -> str:
         runs=view.runs(layout),
         prologue=view.steps(program.prologue, "rows"),
         epilogue=view.steps(program.epilogue, "rows"),
-        hidden={
-            "name": program.hidden,
-            "width": program.buffers[program.hidden],
-            "selected": program.hidden in selected,
-        },
+        hidden={"name": program.hidden, "width": program.buffers[program.hidden]},
     )
-
-
-def _selected(program: Program) -> set[str]:
-    """Buffers with a row per output: those written from the selection of rows on."""
-    written: set[str] = set()
-    chosen = False
-    for operation in program.epilogue:
-        chosen = chosen or isinstance(operation, Select)
-        if chosen and not isinstance(operation, Attend | HeadNorm | Rotary):
-            written.add(operation.output)
-    return written
 
 
 def _floats(values: Iterable[float]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..catalog.formats import checkpoint_format
 from ..runtime.errors import InferCompileError, Problem
-from . import counted, decoder
+from . import counted, decoder, eagle3, medusa
 from .architectures import (
     deepseek_v2,
     deepseek_v3,
@@ -40,6 +40,7 @@ from .counted import Counted
 from .decoder import Decoder
 from .fields import Fields
 from .graph import Graph
+from .heads import Heads, method_of
 
 ARCHITECTURES: Mapping[str, Callable[[Fields], Decoder]] = {
     module.NAME: module.read for module in (llama, mistral, qwen2, qwen3)
@@ -96,6 +97,22 @@ def build(config: Mapping[str, object], name: str = "") -> Graph:
         fields.finish()
         built = counted.graph(model, architecture, name)
     return replace(built, stored_as=checkpoint_format(config))
+
+
+def build_heads(config: Mapping[str, object], model: Graph, name: str = "") -> Heads | None:
+    """The heads that ``config`` describes, which draft for ``model``; None for a model of its own.
+
+    Raises InferCompileError with everything that is wrong: IC111 to IC114 as ``build``, IC138 heads of a
+    model of another shape.
+    """
+    method = method_of(config)
+    if method is None:
+        return None
+    fields = Fields(config, f"config.json of {name}" if name else "config.json")
+    read = {"medusa": medusa.read, "eagle3": eagle3.read}[method]
+    found = read(fields, model, name)
+    fields.finish()
+    return found
 
 
 def _architecture(config: Mapping[str, object], where: str) -> str:

@@ -111,8 +111,8 @@ def graph(shape: Decoder, architecture: str, name: str) -> Graph:
     turn = rotation(shape.head_dim, shape.rope.theta, shape.rope.scaling)
     operations: list[Operation] = [Embed(name="embed", table=_table(shape), output="x")]
     for layer in range(shape.layers):
-        operations += _attention(shape, turn, layer)
-        operations += _mlp(shape, layer)
+        operations += attention(shape, turn, layer)
+        operations += mlp(shape, layer)
     operations += _epilogue(shape)
     return Graph(
         name=name,
@@ -123,11 +123,12 @@ def graph(shape: Decoder, architecture: str, name: str) -> Graph:
         max_context=shape.rope.max_context,
         tied=shape.tied,
         operations=tuple(operations),
-        native_reason=_not_native(shape),
+        native_reason=not_native(shape),
     )
 
 
-def _not_native(shape: Decoder) -> str:
+def not_native(shape: Decoder) -> str:
+    """Why our own engine does not run layers of this shape; empty where it does."""
     reasons = []
     if shape.head_dim not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
@@ -176,7 +177,8 @@ def _linear(
     )
 
 
-def _attention(shape: Decoder, turn: Rotation, layer: int) -> Iterator[Operation]:
+def attention(shape: Decoder, turn: Rotation, layer: int) -> Iterator[Operation]:
+    """A layer's attention, its norm and its product for queries, keys and values first; adds to ``x``."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     module = "self_attn"
     yield _norm(shape, layer, "attention", "input_layernorm")
@@ -233,7 +235,8 @@ def _attention(shape: Decoder, turn: Rotation, layer: int) -> Iterator[Operation
     )
 
 
-def _mlp(shape: Decoder, layer: int) -> Iterator[Operation]:
+def mlp(shape: Decoder, layer: int) -> Iterator[Operation]:
+    """The gated MLP of a layer, its norm first; adds to ``x``."""
     width = shape.intermediate
     yield _norm(shape, layer, "mlp", "post_attention_layernorm")
     yield _linear(

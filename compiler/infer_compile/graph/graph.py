@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from ..runtime.errors import InferCompileError, Problem
 from .cost import Totals, total
 from .experts import Experts
 from .latent import LatentAttend
-from .operations import Attend, Linear, Operation
+from .operations import Attend, Linear, Operation, Select
 from .source import Source
 
 
@@ -20,7 +21,8 @@ class Graph:
 
     ``architecture`` is the Hugging Face class name, ``max_context`` the positions that the model was made
     for. ``native_reason`` says why our own engine does not run it, and is empty where it does. ``stored_as``
-    is the weight format of a checkpoint that is quantized already.
+    is the weight format of a checkpoint that is quantized already. ``states`` are the values that it tells as
+    hidden states, where those are not what its head reads.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Graph:
     operations: tuple[Operation, ...]
     native_reason: str = ""
     stored_as: str = ""
+    states: str = ""
 
     @property
     def native(self) -> bool:
@@ -122,15 +125,20 @@ class Graph:
 
     @property
     def prologue(self) -> tuple[Operation, ...]:
-        """What runs before the first layer."""
-        first = next(i for i, operation in enumerate(self.operations) if operation.layer is not None)
-        return self.operations[:first]
+        """What runs before the first layer or, without layers, for every token."""
+        return tuple(
+            itertools.takewhile(
+                lambda operation: operation.layer is None and not isinstance(operation, Select),
+                self.operations,
+            )
+        )
 
     @property
     def epilogue(self) -> tuple[Operation, ...]:
         """What runs after the last layer."""
-        last = max(i for i, operation in enumerate(self.operations) if operation.layer is not None)
-        return self.operations[last + 1 :]
+        rest = self.operations[len(self.prologue) :]
+        late = itertools.takewhile(lambda operation: operation.layer is None, reversed(rest))
+        return tuple(reversed(tuple(late)))
 
     def by_layer(self) -> Iterator[tuple[Operation, ...]]:
         """The operations of each layer in turn."""

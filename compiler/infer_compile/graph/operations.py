@@ -12,6 +12,7 @@ from typing import Literal
 from .control import Control
 from .cost import Cost
 from .experts import Experts
+from .features import Activate, Feed, Place
 from .latent import Index, LatentAttend
 from .rotary import Rotation
 from .source import Source as Source
@@ -118,6 +119,8 @@ class HeadNorm:
 class Linear:
     """A product with ``weights``, stacked along outputs, plus ``biases``; added to ``output`` if ``add``.
 
+    It begins at column ``first`` of ``output``.
+
     ``role`` is ``head`` for the matrix that makes logits: it runs for the asked tokens only and has its own
     storage rule. ``tied``: its source is the embedding's table.
     """
@@ -131,6 +134,7 @@ class Linear:
     input: str
     output: str
     add: bool = False
+    first: int = 0
 
     @property
     def rows(self) -> int:
@@ -142,7 +146,7 @@ class Linear:
 
     @property
     def width(self) -> int:
-        return self.rows
+        return self.first + self.rows
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -274,5 +278,8 @@ Operation = (
     | Control
     | Experts
     | Gate
+    | Activate
+    | Feed
+    | Place
     | Select
 )

@@ -17,6 +17,7 @@ from ..catalog.formats import Bits, WeightScheme
 from ..runtime.formats.weights import BF16, WeightFormat, weight_format
 from .cost import Mixture, Totals, expected_experts
 from .experts import Experts
+from .features import Activate, Feed, Place
 from .graph import Graph
 from .latent import LatentAttend
 from .operations import Attend, Embed, Gate, LayerNorm, Linear, Norm, Operation, Select
@@ -25,7 +26,21 @@ from .state import StateMix
 QUANTIZED = "quantized"
 """The buffer of activations rounded for the next product."""
 
-Written = Embed | Norm | LayerNorm | Linear | Attend | LatentAttend | StateMix | Experts | Gate | Select
+Written = (
+    Embed
+    | Feed
+    | Place
+    | Norm
+    | LayerNorm
+    | Linear
+    | Attend
+    | LatentAttend
+    | StateMix
+    | Experts
+    | Gate
+    | Activate
+    | Select
+)
 """The operations that write values of their own."""
 
 Role = Literal["table", "matrix", "head", "vector"]

@@ -40,6 +40,7 @@ def assemble(graph: Graph, weights: WeightFormat, cache: CacheLayout, limits: Li
         epilogue=_lowered(graph.epilogue, weights),
         cache=cache.model_copy(update={"window": window}),
         limits=limits,
+        states=graph.states,
     )
 
 
@@ -135,6 +136,12 @@ def _lower(operation: model.Operation, weights: WeightFormat) -> Iterable[concre
                 scale=operation.scale,
                 window=operation.window,
             )
+        case model.Feed():
+            yield concrete.Feed(output=operation.output, first=operation.first)
+        case model.Place():
+            yield concrete.Place(input=operation.input, output=operation.output, first=operation.first)
+        case model.Activate():
+            yield concrete.Activate(input=operation.input, output=operation.output)
         case model.Gate():
             yield concrete.Gate(input=operation.input, output=operation.output, width=operation.width)
         case model.Select():
@@ -154,4 +161,5 @@ def _linear(operation: model.Linear, weights: WeightFormat) -> Iterable[concrete
         input=source,
         output=operation.output,
         add=operation.add,
+        first=operation.first,
     )

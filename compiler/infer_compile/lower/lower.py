@@ -5,11 +5,14 @@ from __future__ import annotations
 from ..graph.graph import Graph
 from ..planner.plan import Plan
 from ..runtime.errors import Exit, InferCompileError, Problem
-from ..runtime.formats.kv import LEVELS, CacheLayout, LayerCache, uniform
-from ..runtime.formats.program import Program
+from ..runtime.formats.kv import HEAD_DIMS, LEVELS, CacheLayout, LayerCache, uniform
+from ..runtime.formats.program import Place, Program
 from ..runtime.formats.weights import BF16
 from .assemble import assemble
 from .signs import signs
+
+STREAM = "x"
+"""The residual stream of every Program."""
 
 
 def lower(graph: Graph, plan: Plan) -> Program:
@@ -30,20 +33,51 @@ def lower_draft(graph: Graph, plan: Plan) -> Program:
     """The Program of the model that drafts for ``plan``: unquantized, with a cache in bf16 for the same
     sequences. Raises InferCompileError IC280 as ``assemble``."""
     kv, level = plan.kv, LEVELS["bf16"]
+    attending = bool(graph.attention)
+    head_dim = graph.head_dim if attending else HEAD_DIMS[0]
     cache = CacheLayout(
         level=level,
         page_tokens=kv.page_tokens,
         sink_pages=kv.sink_pages if plan.limits.overflow == "evict" else 0,
         recent_pages=0,
-        kv_heads=graph.kv_heads,
-        head_dim=graph.head_dim,
-        layers=uniform(level, graph.cache_layers, graph.head_dim),
+        kv_heads=graph.kv_heads if attending else 1,
+        head_dim=head_dim,
+        layers=uniform(level, graph.cache_layers, head_dim),
     )
     context = min(plan.limits.max_context, graph.max_context)
     limits = plan.program_limits.model_copy(
-        update={"max_context": context, "exact_pages": kv.pages, "packed_pages": 0}
+        update={
+            "max_context": context,
+            "exact_pages": kv.pages if attending else 0,
+            "packed_pages": 0,
+            "checked_tokens": 0,
+        }
     )
     return assemble(graph, BF16, cache, limits)
+
+
+def telling(program: Program, layers: tuple[int, ...]) -> Program:
+    """``program``, whose steps tell of every token what goes into ``layers``, side by side: ascending
+    indices, of which the number of layers is what goes to the head. Without ``layers`` it is unchanged."""
+    if not layers:
+        return program
+    width, states = program.buffers[STREAM], "features"
+    places = {
+        layer: Place(input=STREAM, output=states, first=index * width) for index, layer in enumerate(layers)
+    }
+    # Behind what comes before: the epilogue runs for those tokens alone whose logits are asked for.
+    parts = [
+        (*part, places[index]) if index in places else part
+        for index, part in enumerate((program.prologue, *program.layers))
+    ]
+    return program.model_copy(
+        update={
+            "buffers": program.buffers | {states: len(layers) * width},
+            "prologue": parts[0],
+            "layers": tuple(parts[1:]),
+            "states": states,
+        }
+    )
 
 
 def fitted(program: Program, layers: tuple[LayerCache, ...]) -> Program:

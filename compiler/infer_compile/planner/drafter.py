@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..catalog.figure import Basis
@@ -12,6 +12,7 @@ from ..catalog.speculation import Checkpoint, DecoderLayer, Eagle3, Mtp
 from ..graph.cost import Mixture, Totals, total
 from ..graph.experts import Experts
 from ..graph.graph import Graph
+from ..graph.heads import Heads
 from ..graph.latent import LatentAttend
 from ..graph.operations import Attend, Operation
 from ..graph.storage import (
@@ -66,6 +67,14 @@ def smaller_model(graph: Graph, scheme: WeightScheme = DRAFTER_SCHEME) -> Drafte
         output_values=sum(output_buffers(graph).values()),
         native=graph.native,
     )
+
+
+def heads(found: Heads, tokens: int, model: Graph) -> Drafter:
+    """Heads of a checkpoint that is here, as our own engine runs them for ``tokens`` tokens: every pass is
+    one of all, and the model tells what they read."""
+    one = smaller_model(found.graph(tokens))
+    told = len(found.layers) * model.hidden
+    return replace(one, layers=max(1, one.layers), token_values=one.token_values + told)
 
 
 def eagle3(facts: Eagle3, checkpoint: Checkpoint, graph: Graph, config: Mapping[str, Any]) -> Drafter | None:

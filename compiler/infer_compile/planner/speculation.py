@@ -7,7 +7,7 @@ bytes and the arithmetic that joins them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -19,6 +19,7 @@ from ..catalog.formats import WeightScheme
 from ..catalog.speculation import DEPTH, Acceptance, Kind, Method, SpeculationFacts
 from ..graph.cost import Mixture, expected_experts
 from ..graph.graph import Graph
+from ..graph.heads import Heads
 from . import drafter
 from .drafter import DRAFTER_SCHEME, Drafter
 
@@ -159,6 +160,7 @@ def choices(
     widths: Sequence[int] = (1,),
     kind: Kind = "general",
     draft: str | None = None,
+    heads: Heads | None = None,
     vocabulary_slack: int = 0,
     scheme: WeightScheme = DRAFTER_SCHEME,
 ) -> tuple[Drafting, ...]:
@@ -168,16 +170,19 @@ def choices(
     graph of a model of the catalog (None: not there). ``lengths`` are within 1 to ``DEPTH``; lookahead has
     the shapes of the catalog, and heads draft no more tokens than there are heads. Of ``widths``
     those above 1 are for methods of whose other choices something is known, and for at most ``DEPTH`` drafted
-    tokens in all. ``draft``
-    names the one drafter that is allowed, a model or a checkpoint. A smaller model is left out if its
-    vocabulary differs by more than ``vocabulary_slack``. ``scheme`` is the format of the drafter's weights.
+    tokens in all. ``draft`` names the one drafter that is allowed, a model or a checkpoint; ``heads`` is what
+    it is, where it is heads that are here. A smaller model is left out if its vocabulary differs by more than
+    ``vocabulary_slack``. ``scheme`` is the format of the drafter's weights.
     """
     found = [NONE]
     for method in methods:
         if method in ("ngram", "lookahead"):
             found += _looked_up(facts, method, kind, lengths) if draft is None else ()
             continue
-        if method == "draft":
+        ways: Iterable[_Way]
+        if heads is not None and draft is not None:
+            ways = _given(graph, heads, draft) if method == heads.method else ()
+        elif method == "draft":
             ways = _models(graph, model_id, facts, draft_graphs, draft, vocabulary_slack, scheme)
         elif method == "eagle3":
             ways = _eagle3(graph, model_id, config, facts, draft)
@@ -251,6 +256,13 @@ def _models(
             yield _Way(name, shapes, "assumption", "not a known pair; taken to accept as known pairs do")
         else:
             yield _Way(name, shapes, pair.basis, pair.source)
+
+
+def _given(graph: Graph, heads: Heads, name: str) -> Iterator[_Way]:
+    most = DEPTH if heads.most is None else min(DEPTH, heads.most)
+    shapes = tuple(drafter.heads(heads, count, graph) for count in range(1, most + 1))
+    source = "taken to accept as published heads of their kind do"
+    yield _Way(name, shapes, "assumption", source, together=not heads.passes)
 
 
 def _eagle3(

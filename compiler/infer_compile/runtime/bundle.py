@@ -7,13 +7,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .engines.cpu import CpuEngine
 from .errors import Exit, InferCompileError, Problem
 from .formats.isa import flags, lacking
-from .formats.manifest import Manifest, difference, read
+from .formats.manifest import DRAFTED, Manifest, difference, read
 from .formats.program import Program
 from .speculation.draft_model import DraftModel
+from .speculation.eagle3 import Eagle3
 from .speculation.lookahead import Lookahead
+from .speculation.medusa import Medusa
 from .speculation.ngram import Ngram
 from .speculation.proposer import Proposer
 from .speculation.speculator import Speculator
@@ -21,7 +25,8 @@ from .step import Engine
 
 HASHED_BYTES = 64 * 2**20
 """Of larger files only the size is checked when a bundle is opened; ``infer-compile verify`` reads all."""
-NEEDED = ("engine/", "model/", "draft/engine/")
+DRAFT = "draft/engine/"
+NEEDED = ("engine/", "model/", DRAFT)
 """What running reads."""
 REBUILD = "build the bundle again, or copy it again from where it was built"
 
@@ -75,14 +80,21 @@ class Bundle:
                 proposer = guesses = Lookahead(wanted.tokens + 1, wanted.columns)
                 window = guesses.window
             if wanted.draft is not None:
-                draft = self._engine(self.folder / "draft" / "engine", threads)
+                draft = self._engine(self.folder / DRAFT, threads)
                 closing.callback(draft.close)
-                proposer = DraftModel(draft)
+                proposer = self._drafter(wanted.method, draft)
             limits, beside = self.program.limits, wanted.sibling_acceptance
             speculator = Speculator(
                 proposer, wanted.tokens, wanted.acceptance, limits, wanted.width, beside, window
             )
             yield Opened(engine, speculator)
+
+    def _drafter(self, method: str, engine: Engine) -> Proposer:
+        if method == "medusa":
+            return Medusa(engine)
+        if method == "eagle3":
+            return Eagle3(engine, np.fromfile(self.folder / DRAFT / DRAFTED, "<i4"))
+        return DraftModel(engine)
 
     def _engine(self, folder: Path, threads: int | None) -> Engine:
         kind, isa = self.manifest.engine.kind, self.manifest.engine.isa
@@ -110,7 +122,7 @@ def open_bundle(folder: Path) -> Bundle:
     if any(problems):
         raise InferCompileError([problem for problem in problems if problem], Exit.MISMATCH)
     if manifest.speculation is not None and manifest.speculation.draft is not None:
-        _program(folder / "draft" / "engine" / "program.json", manifest.speculation.draft.program)
+        _program(folder / DRAFT / "program.json", manifest.speculation.draft.program)
     return Bundle(folder, manifest, _program(folder / "engine" / "program.json", manifest.program))
 
 

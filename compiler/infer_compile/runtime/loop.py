@@ -15,7 +15,9 @@ from .pages import Pages
 from .pool import broken
 from .scheduler import Scheduler, Work
 from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
+from .shadow import Shadow
 from .speculation.draft import Verdict
+from .speculation.proposer import Seen
 from .speculation.speculator import Outcome, Speculator
 from .step import Engine, Float32, StepResult
 from .tokenizer import Tokenizer
@@ -68,6 +70,7 @@ class EngineLoop:
         queue: int,
         observer: Observer | None = None,
         speculator: Speculator | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         program = engine.program
         self.engine = engine
@@ -81,6 +84,7 @@ class EngineLoop:
         self.alive = True
         self._observer = observer
         self._speculator = speculator
+        self._shadow = shadow
         self._wake = threading.Condition()
         self._closing = False
         self._interval = 0.0
@@ -127,7 +131,11 @@ class EngineLoop:
         return min(LONGEST_RETRY, max(1, math.ceil(self._interval)))
 
     def advance(self) -> None:
-        """One step, if there is work; the thread does this, or a caller without one."""
+        """One step, if there is work, or where nobody waits for an answer the next tokens of a check; the
+        thread does this, or a caller without one."""
+        if self._shadow is not None and self._shadow.pending and self.scheduler.idle:
+            self._shadow.advance()
+            return
         if self._speculator is not None:
             self._speculator.draft(self.scheduler.running)
         with self._wake:
@@ -159,11 +167,16 @@ class EngineLoop:
     def _wait(self) -> bool:
         """Returns when there is work; false when it is time to end."""
         with self._wake:
-            if self.scheduler.idle:
+            if self._resting:
                 self._check_idle()
-            while self.scheduler.idle and not self._closing:
+            while self._resting and not self._closing:
                 self._wake.wait()
             return not self._closing
+
+    @property
+    def _resting(self) -> bool:
+        """Whether there is nothing to compute."""
+        return self.scheduler.idle and not (self._shadow is not None and self._shadow.pending)
 
     def _check_idle(self) -> None:
         if self._speculator is not None:
@@ -175,7 +188,7 @@ class EngineLoop:
     def _step(self, work: list[Work]) -> None:
         logits = any(part.sequence.request.logprobs is not None and part.step.outputs for part in work)
         try:
-            result = self.engine.step([part.step for part in work], logits=logits)
+            result = self.engine.step([part.step for part in work], logits=logits, hidden=self._told)
         except InferCompileError as error:
             self._fail([part.sequence for part in work], error.problems[0])
             return
@@ -187,15 +200,22 @@ class EngineLoop:
             self._observer.evicted(sum(part.evicted for part in work))
         self._hand_out(work, result)
 
+    @property
+    def _told(self) -> bool:
+        """Whether somebody wants the hidden states of steps."""
+        return self._speculator is not None and self._speculator.reads
+
     def _hand_out(self, work: list[Work], result: StepResult) -> None:
         now = time.monotonic()
         row = 0
         outcomes = []
+        verdicts = []
         for part, tokens in zip(work, result.tokens, strict=True):
             rows = None if result.logits is None else result.logits[row : row + part.step.outputs]
             row += part.step.outputs
             sampled = tokens.tolist()
             verdict = part.draft.verdict(sampled)
+            verdicts.append(verdict)
             if part.draft.rows:
                 outcomes.append(Outcome(part.sequence, part.draft, verdict, part.draft.looked(sampled)))
             try:
@@ -208,6 +228,22 @@ class EngineLoop:
         if self._speculator is not None:
             computed = sum(len(part.step.tokens) for part in work)
             self._speculator.stepped(outcomes, computed, all(part.decodes for part in work))
+            if result.hidden is not None:
+                self._speculator.read(self._seen(work, verdicts, result.hidden))
+
+    def _seen(self, work: list[Work], verdicts: list[Verdict], hidden: Float32) -> list[Seen]:
+        """The hidden states of tokens that stay, of the sequences that go on."""
+        seen, row, whole = [], 0, self.engine.program.tells_tokens
+        for part, verdict in zip(work, verdicts, strict=True):
+            step, sequence = part.step, part.sequence
+            before = len(step.tokens) - step.outputs
+            first = before if whole else 0
+            kept = [*range(first), *(first + drawn for drawn in verdict.rows)]
+            if kept and sequence.ending is None and not sequence.cancelled:
+                end = step.start + before + len(verdict.rows)
+                seen.append(Seen(sequence, sequence.tokens, end, hidden[row:][kept]))
+            row += len(step.tokens) if whole else step.outputs
+        return seen
 
     def _draw(
         self, part: Work, verdict: Verdict, sampled: list[int], logits: Float32 | None, now: float
@@ -241,6 +277,8 @@ class EngineLoop:
         self._last_end = now
         if self._observer is not None:
             self._observer.ended(sequence)
+        if self._shadow is not None:
+            self._shadow.ended(sequence)
 
     def _fail(self, sequences: list[Sequence], problem: Problem) -> None:
         log.error("%s", problem)

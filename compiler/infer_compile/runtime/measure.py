@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .errors import Exit, InferCompileError, Problem
 from .formats.kv import CacheLayout
 from .pool import ABSENT
-from .step import Engine, SequenceStep
+from .step import Engine, SequenceStep, blank
 
 SENTINELS = (0xA5, 0x5A)
 """Two, so that a written byte that equals one of them is still counted; they differ in every bit."""
@@ -51,7 +51,8 @@ def _write(engine: Engine, tokens: int) -> None:
     for start in range(0, tokens, program.limits.max_batch_tokens):
         chunk = ids[start : start + program.limits.max_batch_tokens]
         sealed = start // cache.page_tokens
-        engine.step([SequenceStep(chunk, start, len(chunk), sealed, exact, packed, outputs=0)])
+        fed = blank(program, len(chunk))
+        engine.step([SequenceStep(chunk, start, len(chunk), sealed, exact, packed, outputs=0, features=fed)])
 
 
 def _tokens(layout: CacheLayout, exact_pages: int, packed_pages: int, max_context: int) -> int:

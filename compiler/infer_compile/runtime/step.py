@@ -61,7 +61,8 @@ class SequenceStep:
     them. ``exact[p]`` and ``packed[p]`` are the pool pages of the sequence's page p, or -1 where that form
     is not held. The caller provides an exact page for every page that a new token lies in or sees exactly,
     and a packed page for every page that becomes compressed or is seen so. Pages that no new token sees, for
-    they lie before the window that all layers share or in the gap, may be -1 in both.
+    they lie before the window that all layers share or in the gap, may be -1 in both. Where ``packed`` is
+    None nothing of the sequence is compressed, and it sees every page exactly.
 
     ``evicted`` tokens, whole pages right behind the sinks, were dropped from a sequence that outgrew
     ``max_context``: nobody sees that gap. Slots and positions go on counting, and what is left of the cache
@@ -69,6 +70,8 @@ class SequenceStep:
     the gap were closed: by queries turned back by ``evicted`` positions (arXiv 2309.17453).
 
     Logits and a sampled token are produced for the last ``outputs`` tokens.
+
+    ``features`` [tokens, width] are the numbers that a Program which is fed some gets with each token.
     """
 
     tokens: Int32
@@ -76,20 +79,26 @@ class SequenceStep:
     accepted: int
     sealed: int
     exact: Int32
-    packed: Int32
+    packed: Int32 | None
     outputs: int = 1
     parents: Int32 | None = None
     evicted: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     mask: NDArray[np.uint32] | None = None
     """Allowed tokens, one bit per id, least significant first; None allows all."""
+    features: Float32 | None = None
+
+
+def blank(program: Program, tokens: int) -> Float32 | None:
+    """Features that say nothing, for a Program that is fed some."""
+    return np.zeros((tokens, program.features), np.float32) if program.features else None
 
 
 @dataclass(slots=True)
 class StepResult:
-    """``tokens[i]`` are the sampled tokens of sequence i, one per output row. ``logits`` [rows, vocabulary]
-    and ``hidden`` [rows, width] (before the head) hold the rows of all sequences in order, or None where not
-    asked for."""
+    """``tokens[i]`` are the sampled tokens of sequence i, one per output row. ``logits`` [rows, logits] and
+    ``hidden`` [rows, width] hold the rows of all sequences in order, or None where not asked for; hidden
+    states are of outputs too, or of all new tokens (``Program.tells_tokens``)."""
 
     tokens: list[Int32]
     logits: Float32 | None = None

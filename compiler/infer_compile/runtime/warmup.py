@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .pool import ABSENT
-from .step import Engine, Sampling, SequenceStep
+from .step import Engine, Sampling, SequenceStep, blank
 
 TOKENS = 4
 """Single tokens behind the prompt, half of them drawn at temperature 1."""
@@ -24,5 +24,8 @@ def warm_up(engine: Engine) -> None:
         tokens = ((start + np.arange(count)) * 7919 % engine.program.vocabulary).astype(np.int32)
         sampling = Sampling(temperature=float(start % 2))
         sealed = start // cache.page_tokens
-        engine.step([SequenceStep(tokens, start, count, sealed, exact, packed, sampling=sampling)])
+        fed = blank(engine.program, count)
+        engine.step(
+            [SequenceStep(tokens, start, count, sealed, exact, packed, sampling=sampling, features=fed)]
+        )
         start += count

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from ..errors import InferCompileError, Problem
 from ..formats.program import Program
 from ..step import Float32, Int32, SequenceStep, StepResult
+from .rows import check_features
 
-_ABI = 2
-_NOT_FINITE = 2
+_ABI = 3
+_NOT_FINITE, _NOT_PERMITTED, _WRONG_PRODUCTS = 2, 3, 4
 _ERROR_BYTES = 512
 
 
@@ -26,6 +27,7 @@ class _Sequence(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("tokens", "parents", "exact", "packed", "mask")),
         *((name, ctypes.c_void_p) for name in ("adjust_ids", "adjust_bias", "adjust_penalty")),
+        ("features", ctypes.c_void_p),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_int32) for name in ("count", "start", "accepted", "sealed", "pages", "outputs")),
         *((name, ctypes.c_int32) for name in ("adjust_count", "top_k")),
@@ -38,7 +40,8 @@ class CpuEngine:
     """Runs the library in ``engine_dir`` (program.json, libengine.so, weights.bin) on ``threads`` threads, by
     default one per usable core.
 
-    Raises InferCompileError IC520 if a file is missing, damaged or of another build.
+    Raises InferCompileError: IC520 if a file is missing, damaged or of another build; IC524 if the system
+    withholds the matrix tiles that the library was compiled for, IC525 if their products are wrong.
     """
 
     def __init__(self, engine_dir: Path, threads: int | None = None) -> None:
@@ -56,16 +59,19 @@ class CpuEngine:
         self.threads = threads or len(os.sched_getaffinity(0))
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         weights = os.fsencode(engine_dir / "weights.bin")
-        self._engine: int | None = self._library.ic_open(weights, self.threads, error, _ERROR_BYTES)
-        if not self._engine:
+        opened = ctypes.c_void_p()
+        failed = self._library.ic_open(weights, self.threads, ctypes.byref(opened), error, _ERROR_BYTES)
+        if failed in (_NOT_PERMITTED, _WRONG_PRODUCTS):
+            raise self._unfit(failed)
+        if failed:
             raise self._broken(error.value.decode())
+        self._engine: int | None = opened.value
         self._hidden_width = self.program.buffers[self.program.hidden]
 
     def _declare(self) -> None:
         library, pointer, number = self._library, ctypes.c_void_p, ctypes.c_int32
         library.ic_program.restype = ctypes.c_char_p
-        library.ic_open.restype = pointer
-        library.ic_open.argtypes = [ctypes.c_char_p, number, ctypes.c_char_p, number]
+        library.ic_open.argtypes = [ctypes.c_char_p, number, pointer, ctypes.c_char_p, number]
         library.ic_close.argtypes = [pointer]
         library.ic_close.restype = None
         library.ic_pool.restype = ctypes.POINTER(ctypes.c_uint8)
@@ -86,18 +92,34 @@ class CpuEngine:
             Problem("IC520", "the engine cannot be opened", str(self._dir), why, "build the bundle again")
         )
 
+    def _unfit(self, failed: int) -> InferCompileError:
+        fix = "build for a target with isa: avx512; its engine gives the same results"
+        if failed == _NOT_PERMITTED:
+            code, message = "IC524", "the system does not let this process use the matrix tiles (AMX)"
+            because = (
+                "it refused arch_prctl(ARCH_REQ_XCOMP_PERM), as kernels before 5.16 do, sandboxes, and where "
+                "a signal stack has no room for the tiles"
+            )
+        else:
+            code, message = "IC525", "the processor's matrix tiles (AMX) give other products than its vectors"
+            because = "a small product is tried by both whenever an engine is opened"
+        return InferCompileError(Problem(code, message, str(self._dir), because, fix))
+
     def step(
         self, batch: Sequence[SequenceStep], *, logits: bool = False, hidden: bool = False
     ) -> StepResult:
         """One step. Raises InferCompileError: IC521 if ``batch`` breaks the contract, nothing has run then;
         IC522 for a key or a value that is not a finite number, then the pages of the step's new tokens are
         worth nothing."""
+        for sequence in batch:
+            check_features(self.program, sequence)
         rows = sum(sequence.outputs for sequence in batch)
+        told = sum(len(one.tokens) for one in batch) if self.program.tells_tokens else rows
         alive: list[NDArray[Any]] = []
         sequences = (_Sequence * len(batch))(*(_marshal(sequence, alive) for sequence in batch))
         sampled = np.empty(rows, np.int32)
-        all_logits = np.empty((rows, self.program.vocabulary), np.float32) if logits else None
-        all_hidden = np.empty((rows, self._hidden_width), np.float32) if hidden else None
+        all_logits = np.empty((rows, self.program.logits), np.float32) if logits else None
+        all_hidden = np.empty((told, self._hidden_width), np.float32) if hidden else None
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         failed = self._library.ic_step(
             self._engine,
@@ -168,12 +190,13 @@ def _marshal(sequence: SequenceStep, alive: list[NDArray[Any]]) -> _Sequence:
         adjust_ids=address(ids, np.int32),
         adjust_bias=address(bias, np.float32),
         adjust_penalty=address(penalty, np.float32),
+        features=address(sequence.features, np.float32),
         seed=sampling.seed & (2**64 - 1),
         count=len(sequence.tokens),
         start=sequence.start,
         accepted=sequence.accepted,
         sealed=sequence.sealed,
-        pages=min(len(sequence.exact), len(sequence.packed)),
+        pages=min(len(table) for table in (sequence.exact, sequence.packed) if table is not None),
         outputs=sequence.outputs,
         adjust_count=count,
         top_k=sampling.top_k,

@@ -14,13 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 from ..formats.program import (
+    Activate,
     Attend,
     Embed,
+    Feed,
     Gate,
     HeadNorm,
     Linear,
     Norm,
     Operation,
+    Place,
     Program,
     Quantize,
     Rotary,
@@ -56,22 +59,22 @@ class ReferenceEngine:
         self.program = program
         self._device = torch.device(device)
         self._weights = {tensor.name: self._tensor(load(tensor)) for tensor in program.tensors}
-        cache, limits = program.cache, program.limits
-        self._exact = ExactPool(cache, limits.exact_pages, tables, exact_dtype)
-        self._packed = PackedPool(cache, limits.packed_pages, tables) if cache.compressed else None
+        cache = program.cache
+        exact, packed = program.pool_pages
+        self._exact = ExactPool(cache, exact, tables, exact_dtype)
+        self._packed = PackedPool(cache, packed, tables) if cache.compressed else None
         self._attention = Attention(cache, tables, self._exact, self._packed, program.turns)
 
     def step(
         self, batch: Sequence[SequenceStep], *, logits: bool = False, hidden: bool = False
     ) -> StepResult:
-        """Run one step; ``hidden`` is what the head reads, before any rounding. Raises InferCompileError
+        """Run one step. Raises InferCompileError
         IC521 where the batch breaks the step contract; nothing has run then, but for a mask that allows no
         token."""
         rows = rows_of(self.program, batch)
         values: dict[str, torch.Tensor] = {}
-        for part in (self.program.prologue, *self.program.layers, self.program.epilogue):
-            for operation in part:
-                self._run(operation, values, rows)
+        for operation in self.program.operations:
+            self._run(operation, values, rows)
         scores: Float32 = values["logits"].cpu().numpy()
         states: Float32 = values[self.program.hidden].cpu().numpy()
         return StepResult(
@@ -96,6 +99,12 @@ class ReferenceEngine:
             case Embed():
                 tokens = np.concatenate([part.step.tokens for part in rows]).astype(np.int32)
                 values[operation.output] = self._weights[operation.table][self._tensor(tokens)]
+            case Feed():
+                fed = np.concatenate([part.step.features for part in rows if part.step.features is not None])
+                width = self.program.buffers[operation.output]
+                values[operation.output] = self._tensor(fed[:, operation.first : operation.first + width])
+            case Place():
+                self._place(values, operation.output, values[operation.input], operation.first)
             case Norm():
                 weight = self._weights[operation.weight]
                 values[operation.output] = _norm(values[operation.input], weight, operation.epsilon)
@@ -116,6 +125,9 @@ class ReferenceEngine:
                 both = values[operation.input].double()
                 gate, up = both[:, : operation.width], both[:, operation.width :]
                 values[operation.output] = (torch.nn.functional.silu(gate) * up).float()
+            case Activate():
+                added = torch.nn.functional.silu(values[operation.input].double()).float()
+                values[operation.output] = values[operation.output] + added
             case Select():
                 kept = [row for part in rows for row in part.outputs]
                 values[operation.output] = values[operation.input][kept]
@@ -127,7 +139,15 @@ class ReferenceEngine:
         if operation.add:
             values[operation.output] = values[operation.output] + product.float()
         else:
-            values[operation.output] = product.float()
+            self._place(values, operation.output, product.float(), operation.first)
+
+    def _place(self, values: dict[str, torch.Tensor], output: str, rows: torch.Tensor, first: int) -> None:
+        """``rows`` from column ``first`` on, behind what was written before; a gap is zeros."""
+        if first:
+            before = values[output][:, :first]
+            gap = before.new_zeros(len(rows), first - before.shape[1])
+            rows = torch.cat([before, gap, rows], dim=1)
+        values[output] = rows
 
     def _turn(self, heads: torch.Tensor, operation: Rotary, rows: list[Rows]) -> torch.Tensor:
         positions = np.concatenate([part.positions for part in rows])

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import Exit, InferCompileError, Problem
 
 NAME = "bundle.json"
+DRAFTED = "tokens.bin"
+"""Beside an engine that drafts tokens of a vocabulary of its own: the model's tokens that these are, int32,
+little-endian."""
 _AGAIN = "build the bundle again, or copy it again from where it was built"
 
 
@@ -38,11 +41,16 @@ class Engine(_Frozen):
 
 
 class Serving(_Frozen):
+    """``shadow_fraction`` of the answers are checked against an exact cache; ``traces``: requests are traced,
+    whatever the environment says."""
+
     port: int
+    shadow_fraction: float = 0.0
+    traces: bool = False
 
 
 class Draft(_Frozen):
-    """The model that drafts: the checkpoint, and the sha256 of its program."""
+    """The model or the heads that draft: the checkpoint, and the sha256 of the program."""
 
     source: Source
     program: str
@@ -54,7 +62,7 @@ class Speculation(_Frozen):
     share ``sibling_acceptance`` of those where the first is not; ``draft`` is None where no model drafts.
     Lookahead has a window of so many ``columns``."""
 
-    method: Literal["ngram", "draft", "lookahead"]
+    method: Literal["ngram", "draft", "medusa", "eagle3", "lookahead"]
     tokens: int
     width: int = 1
     columns: int = 0

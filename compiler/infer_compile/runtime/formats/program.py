@@ -8,6 +8,7 @@ Every token of a step owns one row of each buffer. ``x`` is the residual stream.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from typing import Annotated, Literal
 
@@ -43,6 +44,23 @@ class Embed(_Frozen):
     output: str
 
 
+class Feed(_Frozen):
+    """``output`` = the numbers that the caller gives with each token, from number ``first`` on."""
+
+    kind: Literal["feed"] = "feed"
+    output: str
+    first: int
+
+
+class Place(_Frozen):
+    """``output[first:]`` = ``input``, as wide as that is: buffers side by side."""
+
+    kind: Literal["place"] = "place"
+    input: str
+    output: str
+    first: int
+
+
 class Norm(_Frozen):
     """``output = input / rms(input) * weight``, rms in float32."""
 
@@ -76,7 +94,8 @@ class Quantize(_Frozen):
 
 
 class Linear(_Frozen):
-    """``output = input @ weight.T + bias``, or added to what ``output`` holds if ``add``."""
+    """``output = input @ weight.T + bias``, or added to what ``output`` holds if ``add``; from column
+    ``first`` of ``output`` on."""
 
     kind: Literal["linear"] = "linear"
     weight: str
@@ -84,6 +103,7 @@ class Linear(_Frozen):
     input: str
     output: str
     add: bool = False
+    first: int = 0
 
 
 class Rotary(_Frozen):
@@ -128,6 +148,14 @@ class Gate(_Frozen):
     width: int
 
 
+class Activate(_Frozen):
+    """``output = output + silu(input)``."""
+
+    kind: Literal["activate"] = "activate"
+    input: str
+    output: str
+
+
 class Select(_Frozen):
     """Keep only the rows whose logits are asked for; later operations run on those."""
 
@@ -137,7 +165,8 @@ class Select(_Frozen):
 
 
 Operation = Annotated[
-    Embed | Norm | HeadNorm | Quantize | Linear | Rotary | Attend | Gate | Select, Field(discriminator="kind")
+    Embed | Feed | Place | Norm | HeadNorm | Quantize | Linear | Rotary | Attend | Gate | Activate | Select,
+    Field(discriminator="kind"),
 ]
 
 
@@ -148,7 +177,8 @@ class Limits(_Frozen):
     """Static sizes of the engine: tokens and sequences of one step, pool sizes in pages.
 
     A sequence that reaches ``max_context`` tokens ends there, or, if ``overflow`` is ``evict``, goes on
-    without its oldest pages but the sinks.
+    without its oldest pages but the sinks. Behind the pages of the sequences the pools have those of one
+    answer of at most ``checked_tokens`` tokens that is checked against an exact cache; 0 checks none.
     """
 
     max_context: int
@@ -157,6 +187,7 @@ class Limits(_Frozen):
     exact_pages: int
     packed_pages: int
     overflow: Overflow = "stop"
+    checked_tokens: int = 0
 
     @property
     def max_outputs(self) -> int:
@@ -165,6 +196,11 @@ class Limits(_Frozen):
 
 
 class Program(_Frozen):
+    """``vocabulary`` is of the tokens that go in; how many logits come out is the width of their buffer.
+    ``states`` is the buffer that steps tell as hidden states; empty, it is the one that the head reads,
+    before any rounding.
+    """
+
     schema_: Literal[1] = Field(default=1, alias="schema")
     model: str
     architecture: str
@@ -177,10 +213,41 @@ class Program(_Frozen):
     epilogue: tuple[Operation, ...]
     cache: CacheLayout
     limits: Limits
+    states: str = ""
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """All, in the order they run."""
+        return (*self.prologue, *(operation for layer in self.layers for operation in layer), *self.epilogue)
+
+    @property
+    def logits(self) -> int:
+        """Numbers of a row of logits."""
+        return self.buffers["logits"]
+
+    @property
+    def features(self) -> int:
+        """Numbers that the caller gives with each token; 0 where tokens are all it reads."""
+        return max(
+            (op.first + self.buffers[op.output] for op in self.operations if isinstance(op, Feed)), default=0
+        )
+
+    @property
+    def selected(self) -> frozenset[str]:
+        """Buffers with a row for each output, and none for other tokens."""
+        late = itertools.dropwhile(lambda operation: not isinstance(operation, Select), self.epilogue)
+        return frozenset(op.output for op in late if not isinstance(op, HeadNorm | Rotary))
+
+    @property
+    def tells_tokens(self) -> bool:
+        """Whether steps tell a hidden state for each new token, and not only for those with logits."""
+        return self.hidden not in self.selected
 
     @property
     def hidden(self) -> str:
-        """The buffer that the head reads, before any rounding."""
+        """The buffer that steps tell as hidden states."""
+        if self.states:
+            return self.states
         rounded = {op.output: op.input for op in self.epilogue if isinstance(op, Quantize)}
         *_, head = (op for op in self.epilogue if isinstance(op, Linear))
         return rounded.get(head.input, head.input)
@@ -196,6 +263,12 @@ class Program(_Frozen):
             for operation in layer
             if isinstance(operation, Rotary) and (operation.buffer, operation.first_head) == (attend.input, 0)
         }
+
+    @property
+    def pool_pages(self) -> tuple[int, int]:
+        """All pages of the engine's exact and packed pools."""
+        exact, packed = self.cache.check_pages(self.limits.checked_tokens)
+        return self.limits.exact_pages + exact, self.limits.packed_pages + packed
 
     @property
     def weight_bytes(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..step import MOST_TREE, Int32
+from ..step import MOST_TREE, Float32, Int32
 
 ABSENT = -1
 """Stands where there is no sibling."""
@@ -152,3 +152,10 @@ class Draft:
 
 
 NOTHING = Draft.line(NO_TOKENS)
+
+
+def likeliest(logits: Float32, but: int, count: int) -> Int32:
+    """The ``count`` likeliest tokens without ``but``, in order."""
+    among = np.argpartition(-logits, count)[: count + 1]
+    among = among[among != but]
+    return np.asarray(among[np.argsort(-logits[among], kind="stable")][:count], np.int32)

@@ -17,11 +17,11 @@ from itertools import takewhile
 
 import numpy as np
 
-from ..pages import Pages, PageTable
-from ..pool import broken
-from ..step import Engine, Float32, Int32, SequenceStep
-from .draft import NOTHING, Draft
-from .proposer import Ask
+from ..pages import PageTable
+from ..step import Engine, Int32, SequenceStep
+from .draft import NOTHING, Draft, likeliest
+from .own_cache import OwnCache
+from .proposer import Ask, Seen
 
 NEAR = 16
 """Tokens that drafting itself computes of a sequence at most: those that the last step drew, of any plan."""
@@ -64,16 +64,21 @@ class DraftModel:
     """``engine`` runs a model of the target's vocabulary; a sequence that finds no pages left goes without
     drafts from then on."""
 
+    reads = False
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.pages = Pages(engine.program.cache, engine.program.limits)
-        self._budget = engine.program.limits.max_batch_tokens
+        self._cache = OwnCache(engine)
+        self.pages = self._cache.pages
         self._chases: dict[Hashable, _Chase | None] = {}
         """None for a sequence that found no pages left."""
 
     @property
     def engines(self) -> tuple[Engine, ...]:
         return (self._engine,)
+
+    def read(self, seen: Sequence[Seen]) -> None:
+        """Tokens are all that it reads."""
 
     def catch_up(self, asks: Sequence[Ask]) -> None:
         """Raises InferCompileError as the engine's step does."""
@@ -110,12 +115,12 @@ class DraftModel:
     def _compute(self, found: list[_Drafting], but: int) -> list[_Drafting]:
         """Computes what the sequences are behind, but the last ``but`` tokens, those that are least behind
         first and as far as a step goes; returns those that caught up, which have a draft."""
-        budget, batch, steps = self._budget, [], []
+        budget, batch, steps = self._cache.limits.max_batch_tokens, [], []
         for one in sorted(found, key=lambda one: one.behind):
             if not budget:
                 break
             self.pages.evict(one.chase.table, one.chase.computed)
-            count = self._room(one.chase, min(one.behind - but, budget))
+            count = self._cache.room(one.chase.table, one.chase.computed, min(one.behind - but, budget))
             if not count:
                 self._give_up(one)
                 continue
@@ -131,36 +136,23 @@ class DraftModel:
 
     def _next(self, drafting: list[_Drafting]) -> list[_Drafting]:
         """Computes the last draft of each, for the one after; returns those that had pages for it."""
-        batch = [one for one in drafting if self._room(one.chase, len(one.drafts)) == len(one.drafts)]
+        batch = [
+            one
+            for one in drafting
+            if self._cache.room(one.chase.table, one.chase.computed, len(one.drafts)) == len(one.drafts)
+        ]
         steps = [self._step(one, np.array(one.drafts[-1:], np.int32), certain=0, outputs=1) for one in batch]
         for one in batch:
             one.chase.guessed.append(one.drafts[-1])
         self._run(batch, steps)
         return batch
 
-    def _room(self, chase: _Chase, count: int) -> int:
-        """How many of ``count`` tokens behind the computed ones the cache takes now."""
-        longest = self._engine.program.limits.max_context + chase.table.evicted
-        count = min(count, longest - chase.computed)
-        return max(0, self.pages.room(chase.table, chase.computed, count)) if count > 0 else 0
-
     def _give_up(self, one: _Drafting) -> None:
         self.pages.close(one.chase.table)
         self._chases[one.ask.key] = None
 
     def _step(self, one: _Drafting, tokens: Int32, certain: int, outputs: int) -> SequenceStep:
-        table, start = one.chase.table, one.chase.end
-        self.pages.prepare(table, start, len(tokens), certain)
-        return SequenceStep(
-            tokens=tokens,
-            start=start,
-            accepted=certain,
-            sealed=table.sealed,
-            exact=table.exact.places,
-            packed=table.packed.places,
-            outputs=outputs,
-            evicted=table.evicted,
-        )
+        return self._cache.step(one.chase.table, one.chase.end, tokens, certain, outputs)
 
     def _run(self, batch: list[_Drafting], steps: list[SequenceStep]) -> None:
         """One pass; appends what it drew, and what is likeliest beside it."""
@@ -173,7 +165,7 @@ class DraftModel:
             drawing += [one] * len(tokens)
         if result.logits is not None:
             for one, row in zip(drawing, result.logits, strict=True):
-                one.siblings.append(_likeliest(row, one.drafts[-1], one.ask.width - 1))
+                one.siblings.append(likeliest(row, one.drafts[-1], one.ask.width - 1))
 
     def keep(self, keys: Collection[Hashable]) -> None:
         for key in self._chases.keys() - set(keys):
@@ -182,13 +174,4 @@ class DraftModel:
                 self.pages.close(chase.table)
 
     def check(self) -> None:
-        self.pages.check()
-        if self.pages.tables:
-            raise broken(f"{len(self.pages.tables)} page tables of the draft are open, but no sequence is")
-
-
-def _likeliest(logits: Float32, but: int, count: int) -> Int32:
-    """The ``count`` likeliest tokens without ``but``, in order."""
-    among = np.argpartition(-logits, count)[: count + 1]
-    among = among[among != but]
-    return np.asarray(among[np.argsort(-logits[among], kind="stable")][:count], np.int32)
+        self._cache.check()

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..step import Engine, Int32
 from .draft import Draft, Window
-from .proposer import Ask
+from .proposer import Ask, Seen
 
 REMEMBERED = 8
 """Latest n-grams that are kept of those that begin with the same token."""
@@ -51,6 +51,8 @@ class _Trail:
 class Lookahead:
     """N-grams of ``level`` tokens, three at least, from a window of ``columns`` columns, two at least."""
 
+    reads = False
+
     def __init__(self, level: int, columns: int) -> None:
         self._columns = columns
         # The text's last token heads the first column.
@@ -75,6 +77,9 @@ class Lookahead:
     def window(self) -> int:
         """Tokens of a window."""
         return len(self._parents)
+
+    def read(self, seen: Sequence[Seen]) -> None:
+        """Its guesses come with the rows of its window."""
 
     def catch_up(self, asks: Sequence[Ask]) -> None:
         """A window begins with any guesses."""

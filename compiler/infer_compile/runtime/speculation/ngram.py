@@ -12,7 +12,7 @@ import numpy as np
 
 from ..step import Engine, Int32
 from .draft import NOTHING, Draft
-from .proposer import Ask
+from .proposer import Ask, Seen
 
 LONGEST = 8
 """Tokens of an occurrence that are compared; two must agree."""
@@ -70,12 +70,17 @@ class Ngram:
     """Copies on from the first place that ``Index.find`` gives, and from the copy once the text ends;
     siblings are where the text went on otherwise from the others."""
 
+    reads = False
+
     def __init__(self) -> None:
         self._indices: dict[Hashable, Index] = {}
 
     @property
     def engines(self) -> tuple[Engine, ...]:
         return ()
+
+    def read(self, seen: Sequence[Seen]) -> None:
+        """Tokens are all that it reads."""
 
     def catch_up(self, asks: Sequence[Ask]) -> None:
         """The index reads what it needs."""

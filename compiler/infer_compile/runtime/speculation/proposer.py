@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..step import Engine, Int32
+from ..step import Engine, Float32, Int32
 from .draft import NO_TOKENS, Draft
 
 
@@ -30,8 +30,28 @@ class Ask:
     looked: Int32 = field(default_factory=lambda: NO_TOKENS)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a step told of a sequence: the hidden states of its tokens before place ``end``, the last of which
+    drew the newest of ``tokens`` if that was drawn."""
+
+    key: Hashable
+    tokens: Int32
+    end: int
+    hidden: Float32
+
+
 class Proposer(Protocol):
     """Drafts for many sequences at a time, and remembers each from step to step."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it drafts from the model's hidden states."""
+        ...
+
+    def read(self, seen: Sequence[Seen]) -> None:
+        """Takes what the model's step told, if it reads that."""
+        ...
 
     @property
     def engines(self) -> tuple[Engine, ...]:

@@ -15,7 +15,7 @@ from ..sequence import Sequence
 from ..step import Engine, Int32
 from .draft import NO_TOKENS, Draft, Verdict
 from .pace import Pace, Widths
-from .proposer import Ask, Proposer
+from .proposer import Ask, Proposer, Seen
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,11 @@ class Speculator:
     def engines(self) -> tuple[Engine, ...]:
         return self.proposer.engines
 
+    @property
+    def reads(self) -> bool:
+        """Whether it wants the hidden states of the model's steps."""
+        return self.proposer.reads and not self._failed
+
     def draft(self, running: list[Sequence]) -> None:
         """Gives those of ``running`` that draw a token in the next step what may come behind it."""
         self._keep(running)
@@ -93,14 +98,17 @@ class Speculator:
             drafts = self.proposer.propose(asks)
             took = time.perf_counter() - began
         except (InferCompileError, MemoryError) as error:
-            log.error("nothing is drafted any more: %s", error)
-            self._failed = True
-            self.proposer.keep(())
+            self._fail(error)
             return
         for (sequence, wanted), draft in zip(asked, drafts, strict=True):
             sequence.draft = draft.shaped(wanted)
         if asks:
             self.pace.proposed(len(asks), max(ask.most for ask in asks), took)
+
+    def _fail(self, error: Exception) -> None:
+        log.error("nothing is drafted any more: %s", error)
+        self._failed = True
+        self.proposer.keep(())
 
     def _keep(self, running: list[Sequence]) -> None:
         if self._known != running:
@@ -120,7 +128,16 @@ class Speculator:
             if len(outcome.looked):
                 self._looked[outcome.sequence] = outcome.looked
 
+    def read(self, seen: list[Seen]) -> None:
+        """What a step told of the sequences that go on."""
+        try:
+            self.proposer.read(seen)
+        except (InferCompileError, MemoryError) as error:
+            self._fail(error)
+
     def idle(self) -> None:
         """Nothing runs: whatever was held for a sequence is given back. Raises IC505 if something is left."""
         self._keep([])
+        # A sequence may have ended in its first step, before it was known.
+        self.proposer.keep(())
         self.proposer.check()
