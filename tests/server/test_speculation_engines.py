@@ -18,6 +18,7 @@ from infer_compile.runtime.loop import EngineLoop
 from infer_compile.runtime.measure import measure
 from infer_compile.runtime.sampling import Controls
 from infer_compile.runtime.sequence import Delta, Request
+from infer_compile.runtime.speculation.lookahead import Lookahead
 from infer_compile.runtime.speculation.ngram import Ngram
 from infer_compile.runtime.speculation.proposer import Proposer
 from infer_compile.runtime.speculation.speculator import Outcome, Speculator
@@ -98,9 +99,10 @@ def loop_of(
     """As much is drafted as may be, whether it pays or not."""
     speculator = None
     if proposer is not None:
-        speculator = Speculator(proposer, TOKENS, 0.5, engine.program.limits, WIDTH, 0.5)
+        window = proposer.window if isinstance(proposer, Lookahead) else 0
+        speculator = Speculator(proposer, TOKENS, 0.5, engine.program.limits, WIDTH, 0.5, window)
         speculator.pace.widths = lambda keys, total: (
-            [full_widths(min(TOKENS * WIDTH, total // len(keys)), TOKENS, WIDTH)] * len(keys)
+            [full_widths(min(TOKENS * WIDTH, total // len(keys) - window), TOKENS, WIDTH)] * len(keys)
         )
     return EngineLoop(engine, tokenizer, 8, kept, speculator)
 
@@ -114,13 +116,14 @@ def told(answers: Sequence[Answer]) -> list[object]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.05])
-@pytest.mark.parametrize("kind", ["draft", "ngram"])
+@pytest.mark.parametrize("kind", ["draft", "ngram", "lookahead"])
 def test_answers_have_the_same_bits(opened: tuple[Opened, Tokenizer], kind: str, temperature: float) -> None:
     """Not the tokens alone: every logit behind which a page was compressed since, and those of siblings."""
     engines, tokenizer = opened
     assert engines.speculator is not None
     kept = Kept()
-    proposer = engines.speculator.proposer if kind == "draft" else Ngram()
+    drafter = engines.speculator.proposer
+    proposer = {"draft": drafter, "ngram": Ngram(), "lookahead": Lookahead(4, 3)}[kind]
     found = []
     for drafting in (None, proposer):
         loop = loop_of(engines.engine, tokenizer, drafting, kept)
