@@ -138,11 +138,13 @@ struct Attention {
   };
 
   Form form(const QueryTile& tile, int head, int page, int query_page) const {
-    const auto* exact = tile.sequence->exact;
-    const auto* packed = tile.sequence->packed;
-    const bool follows = page < last_page(tile) && C::exact(query_page, page) == C::exact(query_page, page + 1);
+    const ic_sequence& sequence = *tile.sequence;
+    const auto* exact = sequence.exact;
+    const auto* packed = sequence.packed;
+    const bool seen_exact = C::exact(sequence, query_page, page);
+    const bool follows = page < last_page(tile) && seen_exact == C::exact(sequence, query_page, page + 1);
     const int place = held(tile, page), next = follows ? held(tile, page + 1) : place;
-    if (C::exact(query_page, page)) {
+    if (seen_exact) {
       const ptrdiff_t ahead = (ptrdiff_t(exact[next]) - exact[place]) * ptrdiff_t(C::EXACT_PAGE);
       return {nullptr, nullptr, reinterpret_cast<const uint8_t*>(store.exact_keys(exact[place], layer, head)),
               reinterpret_cast<const uint8_t*>(store.exact_values(exact[place], layer, head)), ahead};

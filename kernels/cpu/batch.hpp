@@ -91,8 +91,8 @@ struct Batch {
     const int first_seen = window == 0 ? 0 : std::max(0, s.start - s.evicted - window + 1) / C::PAGE, gap = s.evicted / C::PAGE;
     for (int seen = first_seen; seen <= last_page - gap; ++seen) {
       const int page = seen < C::SINK ? seen : seen + gap;
-      const bool exact = page >= first_query || C::exact(first_query, page);
-      const bool packed = !C::exact(last_query, page);
+      const bool exact = page >= first_query || C::exact(s, first_query, page);
+      const bool packed = !C::exact(s, last_query, page);
       if (exact && (s.exact[page] < 0 || s.exact[page] >= exact_pages))
         throw page_error(who, page, "is seen exact but has no exact page in the pool");
       if (packed && (s.packed[page] < 0 || s.packed[page] >= packed_pages))
@@ -100,7 +100,7 @@ struct Batch {
       if (packed && page >= certain) throw page_error(who, page, "is seen compressed before its tokens are accepted");
     }
     for (int page = s.sealed; page < certain; ++page) {
-      if (!C::packs(page)) continue;
+      if (!C::packs(s, page)) continue;
       if (s.exact[page] < 0 || s.exact[page] >= exact_pages || s.packed[page] < 0 || s.packed[page] >= packed_pages)
         throw page_error(who, page, "is to be sealed but lacks its exact or its packed page");
     }
@@ -139,7 +139,7 @@ struct Batch {
       tiles.push_back({&s, from, placed(i) ? nullptr : ancestors.data() + row, row, i, size, s.evicted, index});
     }
     for (int page = s.sealed; page < (s.start + s.accepted) / C::PAGE; ++page)
-      if (C::packs(page)) seals.push_back({s.exact[page], s.packed[page]});
+      if (C::packs(s, page)) seals.push_back({s.exact[page], s.packed[page]});
   }
 };
 

@@ -9,6 +9,7 @@
 // Keys lie across the page, so that one vector holds the same dimension of neighbouring tokens: scores need no sum over lanes.
 #pragma once
 
+#include "abi.h"
 #include "plane.hpp"
 #include "simd.hpp"
 
@@ -30,6 +31,11 @@ struct Cache {
     return !COMPRESSED || key_page < SINK || key_page >= query_page - RECENT;
   }
   static constexpr bool packs(int page) { return COMPRESSED && page >= SINK; }
+  // The same of a sequence, which may have no packed pages at all.
+  static bool exact(const ic_sequence& s, int query_page, int key_page) {
+    return s.packed == nullptr || exact(query_page, key_page);
+  }
+  static bool packs(const ic_sequence& s, int page) { return s.packed != nullptr && packs(page); }
 
   // The pools, and the layers' planes and tables.
   struct Store {

@@ -124,34 +124,34 @@ inline __m256i widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set
 
 // Adds the products of a segment of weights, stored or open, with N rows of activations. Written out, for compilers take
 // products and sums apart and run out of registers; of the orders tried on Zen 4 two products and then their two sums keep its
-// units busiest. %[x] and %[y] are the weights of a quad.
+// units busiest, and a loop costs it 5 %. %[x] and %[y] are the weights of a quad, .Lw and .La the bytes that lie behind.
 #define IC_ROW(AT, LOW, HIGH)                  \
-  "vpbroadcastd " AT "(%[a]), %[d]\n\t"        \
+  "vpbroadcastd .La+" AT "(%[a]), %[d]\n\t"    \
   "vpmaddubsw %[d], %[x], %[c]\n\t"            \
   "vpmaddubsw %[d], %[y], %[d]\n\t"            \
   "vpaddw %[c], %[" LOW "], %[" LOW "]\n\t"    \
   "vpaddw %[d], %[" HIGH "], %[" HIGH "]\n\t"
-#define IC_OPEN(AT) "vmovdqu " AT "(%[w]), %[x]\n\tvmovdqu " AT "+32(%[w]), %[y]\n\t"
+#define IC_OPEN(AT) "vmovdqu .Lw+" AT "(%[w]), %[x]\n\tvmovdqu .Lw+" AT "+32(%[w]), %[y]\n\t"
 #define IC_MASKED "vpand %[p], %[m], %[x]\n\tvpand %[q], %[m], %[y]\n\t"
-#define IC_LOW "vmovdqu (%[w]), %[p]\n\tvmovdqu 32(%[w]), %[q]\n\t" IC_MASKED
+#define IC_LOW "vmovdqu .Lw(%[w]), %[p]\n\tvmovdqu .Lw+32(%[w]), %[q]\n\t" IC_MASKED
 #define IC_HIGH "vpsrlw $4, %[p], %[p]\n\tvpsrlw $4, %[q], %[q]\n\t" IC_MASKED
-#define IC_LOOP(FIRST, SECOND, BYTES, ...)                                                                     \
-  asm("1:\n\t" FIRST SECOND "add $" BYTES ", %[w]\n\tadd %[step], %[a]\n\tdec %[n]\n\tjnz 1b"                   \
-      : [w] "+r"(w), [a] "+r"(a), [n] "+r"(n), [x] "=&x"(x), [y] "=&x"(y), [c] "=&x"(c), [d] "=&x"(d),         \
-        [p] "=&x"(p), [q] "=&x"(q), __VA_ARGS__                                                                \
-      : [step] "i"(2 * QUAD * N), [m] "x"(mask)                                                                \
-      : "cc", "memory")
-#define IC_SEGMENT(FIRST, SECOND, ...)                                             \
-  if constexpr (STORED)                                                            \
-    IC_LOOP(IC_LOW FIRST, IC_HIGH SECOND, "64", __VA_ARGS__);                      \
-  else                                                                             \
-    IC_LOOP(IC_OPEN("0") FIRST, IC_OPEN("64") SECOND, "128", __VA_ARGS__)
+#define IC_REPEAT(FIRST, SECOND, BYTES, MASK, ...)                                                                 \
+  asm(".set .Lw, 0\n\t.set .La, 0\n\t.rept %c[n]\n\t" FIRST SECOND                                                 \
+      ".set .Lw, .Lw+" BYTES "\n\t.set .La, .La+%c[step]\n\t.endr"                                               \
+      : [x] "=&x"(x), [y] "=&x"(y), [c] "=&x"(c), [d] "=&x"(d), __VA_ARGS__                                        \
+      : [w] "r"(w), [a] "r"(a), [n] "i"(SEGMENT / (2 * QUAD)), [step] "i"(2 * QUAD * N) MASK                       \
+      : "memory")
+#define IC_MASK , [m] "x"(mask)
+#define IC_SEGMENT(FIRST, SECOND, ...)                                                                             \
+  if constexpr (STORED)                                                                                            \
+    IC_REPEAT(IC_LOW FIRST, IC_HIGH SECOND, "64", IC_MASK, [p] "=&x"(p), [q] "=&x"(q), __VA_ARGS__);               \
+  else                                                                                                             \
+    IC_REPEAT(IC_OPEN("0") FIRST, IC_OPEN("64") SECOND, "128", , __VA_ARGS__)
 
 template <bool STORED, int SEGMENT, int N>
 inline void add_segment(const uint8_t* w, const int8_t* a, __m256i (&sums)[N][2]) {
   const __m256i mask = _mm256_set1_epi8(15);
   __m256i x, y, c, d, p, q;
-  int n = SEGMENT / (2 * QUAD);
   if constexpr (N == 4) {
     IC_SEGMENT(IC_ROW("0", "s0", "t0") IC_ROW("4", "s1", "t1") IC_ROW("8", "s2", "t2") IC_ROW("12", "s3", "t3"),
                IC_ROW("16", "s0", "t0") IC_ROW("20", "s1", "t1") IC_ROW("24", "s2", "t2") IC_ROW("28", "s3", "t3"),
@@ -175,7 +175,8 @@ inline void add_segment(const uint8_t* w, const int8_t* a, __m256i (&sums)[N][2]
 #undef IC_MASKED
 #undef IC_LOW
 #undef IC_HIGH
-#undef IC_LOOP
+#undef IC_REPEAT
+#undef IC_MASK
 #undef IC_SEGMENT
 
 // |w| * (sign(w) a): both lie within 127, so pairs fit 16 bits.
@@ -338,12 +339,18 @@ inline void multiply_stored(const uint8_t* stored, const int8_t* a, const int32_
 
 #endif
 
+// The scales of one group, opened.
+template <int BITS, int GROUP>
+inline void open_scales(const uint8_t* stored, uint8_t* panel) {
+  const auto* scales = reinterpret_cast<const uint16_t*>(stored + ROWS * GROUP * BITS / 8);
+  for (int v = 0; v < VECTORS; ++v) store(reinterpret_cast<float*>(panel + ROWS * GROUP) + v * W, load_bf16(scales + v * W));
+}
+
 // Opens one group.
 template <int BITS, int GROUP>
 inline void open_group(const uint8_t* stored, uint8_t* panel) {
   open_bytes<BITS>(stored, ROWS * GROUP, panel);
-  const auto* scales = reinterpret_cast<const uint16_t*>(stored + ROWS * GROUP * BITS / 8);
-  for (int v = 0; v < VECTORS; ++v) store(reinterpret_cast<float*>(panel + ROWS * GROUP) + v * W, load_bf16(scales + v * W));
+  open_scales<BITS, GROUP>(stored, panel);
 }
 
 }  // namespace ic

@@ -28,6 +28,11 @@ inline void finish(const Output& output, int t, int block, const float* sums) {
   }
 }
 
+// A group's products join their sums: in one order, group by group, on every path.
+inline void add_scaled(float* sum, vf dots, vf weight_scale, vf activation_scale) {
+  store(sum, fma(dots, mul(weight_scale, activation_scale), load(sum)));
+}
+
 // bf16 weights [OUT/16][IN][16], float activations.
 template <int OUT, int IN>
 void linear_bf16(Threads& threads, const uint8_t* weights, const float* input, size_t stride, int rows, Output output) {
@@ -90,10 +95,7 @@ struct IntBlock {
       multiply(g, a, offsets, dots);
       for (int v = 0; v < VECTORS; ++v) {
         const vf scale = scales_of(g, v);
-        for (int n = 0; n < N; ++n) {
-          float* sum = sums + n * ROWS + v * W;
-          store(sum, fma(dots[n][v], mul(scale, set1(factors[n])), load(sum)));
-        }
+        for (int n = 0; n < N; ++n) add_scaled(sums + n * ROWS + v * W, dots[n][v], scale, set1(factors[n]));
       }
     }
   }
@@ -155,9 +157,96 @@ struct IntBlock {
   }
 };
 
+#if defined(IC_AMX)
+
+// Two neighbouring blocks, or the last alone, and matrix tiles of activations.
+template <int BITS, int OUT, int IN, int GROUP>
+struct TileBlocks {
+  using Block = IntBlock<BITS, OUT, IN, GROUP>;
+  static constexpr int GROUPS = Block::GROUPS, DEEP = Block::DEEP, PAIRS = (Block::BLOCKS + 1) / 2;
+  static constexpr size_t PANEL = Block::PANEL, BESIDE = DEEP * PANEL;
+  static constexpr int HIGH = 16;  // tiles that panels are opened for
+
+  const uint8_t* weights;
+  const Quantized& input;
+  int rows, height;
+
+  // Adds groups [first, last) of A tiles with P panels. Tiles multiply a group while vectors scale and add the one before.
+  template <int A, int P>
+  void add_groups(const uint8_t* panels, int tile, int first, int last, float* sums) const {
+    const int8_t* a = input.values + size_t(tile) * height * IN;
+    const float* factors = input.scales + size_t(tile) * height * GROUPS;
+    TileSums dots[A * P];
+    for (int g = first; g <= last; ++g) {
+      const uint8_t* panel = panels + (g - first) * PANEL;
+      if (g < last) multiply_tiles<GROUP, A, P>(a + g * GROUP * height, size_t(height) * IN, height, panel, BESIDE);
+      if (g > first) {
+        vf scales[P];
+        for (int p = 0; p < P; ++p) scales[p] = load(reinterpret_cast<const float*>(panel + p * BESIDE) - ROWS);
+        for (int i = 0; i < A; ++i)
+          for (int n = 0; n < height; ++n) {
+            const vf factor = set1(factors[(i * GROUPS + g - 1) * height + n]);
+            float* sum = sums + (i * height + n) * P * ROWS;
+            for (int p = 0; p < P; ++p) add_scaled(sum + p * ROWS, dots[i * P + p].of(n), scales[p], factor);
+          }
+      }
+      if (g < last) store_tiles<A, P>(dots);
+    }
+  }
+
+  // Tiles [low, high), at most HIGH.
+  template <int P>
+  void run(const Output& output, int block, int low, int high) const {
+    alignas(64) uint8_t panels[P * BESIDE];
+    alignas(64) float sums[HIGH * TILE_ROWS * P * ROWS];
+    std::memset(sums, 0, sizeof(float) * size_t(high - low) * height * P * ROWS);
+    for (int first = 0; first < GROUPS; first += DEEP) {
+      const int last = first + DEEP < GROUPS ? first + DEEP : GROUPS;
+      for (int p = 0; p < P; ++p) {
+        const uint8_t* stored = weights + size_t(block + p) * GROUPS * Block::STORED;
+        for (int g = first; g < last; ++g)
+          open_signed<BITS, GROUP>(stored + g * Block::STORED, panels + p * BESIDE + (g - first) * PANEL);
+      }
+      written(panels);
+      for (int tile = low; tile < high; tile += 2) {
+        float* tile_sums = sums + size_t(tile - low) * height * P * ROWS;
+        if (tile + 1 < high)
+          add_groups<2, P>(panels, tile, first, last, tile_sums);
+        else
+          add_groups<1, P>(panels, tile, first, last, tile_sums);
+      }
+    }
+    const int begin = low * height, end = high * height < rows ? high * height : rows;
+    for (int t = begin; t < end; ++t)
+      for (int p = 0; p < P; ++p) finish(output, t, block + p, sums + (size_t(t - begin) * P + p) * ROWS);
+  }
+
+  void run_all(Threads& threads, const Output& output) const {
+    const int tiles = tiles_of(rows), stripes = (tiles + HIGH - 1) / HIGH;
+    const int high = ((tiles + stripes - 1) / stripes + 1) / 2 * 2;
+    share_out(threads, stripes * PAIRS, [&](int first, int last) {
+      const Tiles configured(height);
+      for (int i = first; i < last; ++i) {
+        const int block = i % PAIRS * 2, low = i / PAIRS * high, end = low + high < tiles ? low + high : tiles;
+        if (block + 1 < Block::BLOCKS)
+          run<2>(output, block, low, end);
+        else
+          run<1>(output, block, low, end);
+      }
+    });
+  }
+};
+
+#endif
+
 // int8 or int4 weights, int8 activations: [OUT/16][IN/GROUP] stored groups (dot.hpp).
 template <int BITS, int OUT, int IN, int GROUP>
 void linear_int(Threads& threads, const uint8_t* weights, const Quantized& input, int rows, Output output) {
+#if defined(IC_AMX)
+  if constexpr (by_tiles<GROUP>(FEW + 1))
+    if (by_tiles<GROUP>(rows))
+      return TileBlocks<BITS, OUT, IN, GROUP>{weights, input, rows, tile_height(rows)}.run_all(threads, output);
+#endif
   using Block = IntBlock<BITS, OUT, IN, GROUP>;
   const auto of = [&](int block) { return Block{weights + size_t(block) * Block::GROUPS * Block::STORED, input, rows}; };
   if (rows <= FEW) {

@@ -116,6 +116,7 @@ def program(
     *,
     level: LevelName = "bf16",
     page_tokens: int = 8,
+    sink_pages: int = 1,
     recent_pages: int = 1,
     weights: WeightFormat = BF16,
     pages: int = 64,
@@ -123,7 +124,7 @@ def program(
     layout = CacheLayout(
         level=level,
         page_tokens=page_tokens,
-        sink_pages=1,
+        sink_pages=sink_pages,
         recent_pages=recent_pages,
         kv_heads=of.kv_heads,
         head_dim=of.head_dim,

@@ -25,7 +25,7 @@ from infer_compile.quantize.write import write
 from infer_compile.runtime.engines.reference import ReferenceEngine
 from infer_compile.runtime.formats.kv import LEVELS, LevelName
 from infer_compile.runtime.formats.program import Limits, Program
-from infer_compile.runtime.formats.weights import weight_format
+from infer_compile.runtime.formats.weights import WeightFormat, weight_format
 from infer_compile.runtime.step import Sampling, SequenceStep
 
 EVERY: tuple[LevelName, ...] = tuple(LEVELS)
@@ -57,9 +57,13 @@ def draw_config(rng: np.random.Generator) -> dict[str, object]:
 
 
 def draw_program(
-    rng: np.random.Generator, config: dict[str, object], levels: list[LevelName] | None = None
+    rng: np.random.Generator,
+    config: dict[str, object],
+    levels: list[LevelName] | None = None,
+    weights: WeightFormat | None = None,
 ) -> Program:
-    """Formats, cache and limits for the model, drawn; so are the layers' ``levels`` unless they are given."""
+    """Formats, cache and limits for the model, drawn; so are the layers' ``levels`` and the ``weights``
+    unless they are given."""
     graph = build(config, "drawn")
     form = weight_format(str(rng.choice(["bf16", "int8", "int4-rtn"], p=[0.2, 0.3, 0.5])), 32)
     if levels is None:
@@ -75,7 +79,7 @@ def draw_program(
         exact_pages=48,
         packed_pages=48 if layout.compressed else 0,
     )
-    return assemble(graph, form, layout, limits)
+    return assemble(graph, weights or form, layout, limits)
 
 
 def write_model(rng: np.random.Generator, config: dict[str, object], program: Program, folder: Path) -> Path:

@@ -20,8 +20,8 @@ int main(int, char** argv) {
   for (int32_t word; std::fread(&word, 4, 1, file) == 1;) words.push_back(word);
   std::fclose(file);
   char error[512] = "";
-  ic_engine* engine = ic_open(argv[1], 2, error, sizeof error);
-  if (engine == nullptr) return std::fprintf(stderr, "%s\n", error), 1;
+  ic_engine* engine;
+  if (ic_open(argv[1], 2, &engine, error, sizeof error)) return std::fprintf(stderr, "%s\n", error), 1;
   std::FILE* out = std::fopen(argv[3], "wb");
   for (int32_t batches = next(); batches > 0; --batches) {
     const auto count = size_t(next());

@@ -32,7 +32,7 @@ from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.formats.program import Program
 from infer_compile.runtime.step import Engine, SequenceStep, StepResult
 
-EMULATION = Path(__file__).with_name("avx512_emulated.hpp")
+EMULATION = {name: Path(__file__).with_name(f"{name}_emulated.hpp") for name in ("avx512", "amx")}
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 DRAWN = 20
 PATHS = ("avx2", "avx512", "portable")
@@ -45,12 +45,16 @@ UNDISTURBED_ERROR = 2e-4
 
 
 def build_for(path: str) -> Build:
-    if path == "avx512" and "avx512_vnni" not in FLAGS:
+    """What this processor lacks is emulated; matrix tiles always, for ``amx`` is to run everywhere."""
+    extra: list[str] = []
+    if path in ("avx512", "amx") and "avx512_vnni" not in FLAGS:
         if not Path("/usr/include/simde").exists():
             pytest.skip("this processor has no AVX-512 and libsimde-dev, which emulates it, is not installed")
-        flags = [f"-mno-{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")]
-        return Build("avx512", (*flags, "-include", str(EMULATION)))
-    return Build(path)  # type: ignore[arg-type]
+        extra += [f"-mno-{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")]
+        extra += ["-include", str(EMULATION["avx512"])]
+    if path == "amx":
+        extra += ["-mno-amx-tile", "-mno-amx-int8", "-include", str(EMULATION["amx"])]
+    return Build(path, tuple(extra))  # type: ignore[arg-type]
 
 
 class Drawn:

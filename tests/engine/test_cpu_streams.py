@@ -18,7 +18,7 @@ from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.formats.kv import CacheLayout
 from infer_compile.runtime.formats.program import Limits, Program
 from infer_compile.runtime.formats.weights import BF16
-from infer_compile.runtime.step import Engine
+from infer_compile.runtime.step import Engine, SequenceStep
 
 CONFIG: dict[str, object] = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -72,7 +72,12 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Engine]:
     program: Program = assemble(graph, BF16, layout, limits)
     model = write_model(rng, CONFIG, program, folder)
     compiled = compile_engine(program, model, folder / "engine", Build("portable"))
-    return {"reference": reference_of(program, model), "cpu": CpuEngine(compiled, 2)}
+    exact = program.model_copy(update={"cache": layout.unpacked})
+    return {
+        "reference": reference_of(program, model),
+        "cpu": CpuEngine(compiled, 2),
+        "exact": reference_of(exact, model),
+    }
 
 
 def answers(engine: Engine, chunk: int, count: int = len(STREAM)) -> np.ndarray:
@@ -113,6 +118,34 @@ def test_whole_pages_are_shared_through_the_pools(engines: Mapping[str, Engine])
         np.testing.assert_array_equal(tree.feed(branch, STREAM[128:300], 50, rows=True), expected)
         tree.pages.close(branch.table)
         tree.pages.close(other.table)
+
+
+def unpacked_rows(engine: Engine, count: int) -> np.ndarray:
+    """Logits of a sequence of which nothing is compressed."""
+    rows = []
+    pages = np.random.default_rng(5).permutation(24)[: -(-count // PAGE)].astype(np.int32)
+    for start in range(0, count, 50):
+        tokens = np.array(STREAM[start : min(start + 50, count)], np.int32)
+        step = SequenceStep(tokens, start, len(tokens), start // PAGE, pages, None, outputs=len(tokens))
+        rows.append(engine.step([step], logits=True).logits)
+    return np.concatenate(rows)
+
+
+def test_without_packed_pages_all_is_seen_exact(engines: Mapping[str, Engine]) -> None:
+    """On the engine of a compressed cache, whose exact pages lack what calibration takes away, as on that of
+    an exact one."""
+    expected = unpacked_rows(engines["exact"], CONTEXT)
+    packed = answers(engines["reference"], 96, CONTEXT)
+    spread = (expected - expected.mean(axis=1, keepdims=True)).std(axis=1)
+    for name in ("cpu", "reference"):
+        engines[name].pool("packed")[:] = 0x5A
+        found = unpacked_rows(engines[name], CONTEXT)
+        assert (engines[name].pool("packed") == 0x5A).all()
+        errors, apart = (
+            np.sqrt(np.mean((rows - expected) ** 2, axis=1)) / spread for rows in (found, packed)
+        )
+        assert errors.max() < 0.03
+        assert apart.max() > 5 * errors.max()
 
 
 @pytest.mark.parametrize(

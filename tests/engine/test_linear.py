@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from shapes import Build
 from test_cpu_engine import build_for
 
 from infer_compile.catalog.resources import folder
@@ -92,29 +93,42 @@ def _rounded(x: Float32, group: int) -> NDArray[np.float64]:
     return (np.rint(groups * inverse) * scale.astype(np.float64)).reshape(x.shape)
 
 
-@pytest.fixture(scope="module", params=["avx2", "avx512", "portable"])
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    how = build_for(request.param)
-    out = tmp_path_factory.mktemp(request.param)
+def compile_kernels(source: Path, out: Path, how: Build) -> ctypes.CDLL:
+    """``source`` beside the kernels and the shapes, compiled in the new folder ``out``."""
+    out.mkdir()
     for path in (folder("kernels") / "cpu").iterdir():
         shutil.copy(str(path), out)
-    shutil.copy(SOURCE, out)
+    shutil.copy(source, out)
     (out / "probe_shapes.hpp").write_text("".join(shape.line for shape in SHAPES))
-    find("x86-64").compile(out / SOURCE.name, out / "libprobe.so", how.isa, extra=("-O1", *how.extra))
-    loaded = ctypes.CDLL(str((out / "libprobe.so").resolve()))
-    pointer, number = ctypes.c_void_p, ctypes.c_int32
-    loaded.probe_linear.argtypes = [
-        number,
-        number,
-        pointer,
-        pointer,
-        number,
-        pointer,
-        number,
-        pointer,
-        number,
-    ]
-    return loaded
+    find("x86-64").compile(out / source.name, out / "libprobe.so", how.isa, extra=("-O1", *how.extra))
+    return ctypes.CDLL(str((out / "libprobe.so").resolve()))
+
+
+class Libraries:
+    """The products of every instruction set, each compiled when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loaded: dict[str, ctypes.CDLL] = {}
+
+    def get(self, path: str) -> ctypes.CDLL:
+        if path not in self._loaded:
+            loaded = compile_kernels(SOURCE, self._folder / path, build_for(path))
+            pointer, number = ctypes.c_void_p, ctypes.c_int32
+            arguments = [number, number, pointer, pointer, number, pointer, number, pointer, number]
+            loaded.probe_linear.argtypes = arguments
+            self._loaded[path] = loaded
+        return self._loaded[path]
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
+    return Libraries(tmp_path_factory.mktemp("products"))
+
+
+@pytest.fixture(scope="module", params=["avx2", "avx512", "amx", "portable"])
+def library(request: pytest.FixtureRequest, libraries: Libraries) -> ctypes.CDLL:
+    return libraries.get(request.param)
 
 
 def run(
@@ -188,3 +202,18 @@ def test_no_bit_depends_on_rows_per_call_or_threads(library: ctypes.CDLL, shape:
         assert np.array_equal(found.view(np.int32), whole[start : start + rows].view(np.int32)), rows
         start += rows
     assert start == len(x)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.line.strip())
+def test_instruction_sets_give_the_same_bits(libraries: Libraries, shape: Shape) -> None:
+    """Matrix tiles and vectors of either length: sums of a group are exact, and groups follow in one order.
+    Rows that fill tiles, that leave one of them short or alone, and a second stripe."""
+    rng = np.random.default_rng(shape.inputs + 1)
+    matrix = draw(rng, shape)
+    x = activations(rng, 301, shape.inputs)
+    whole = run(libraries.get("avx2"), matrix, x)
+    counts = {1, 12, 13, 16, 17, 31, 32, 33, 70, 257, 301, *rng.integers(14, 70, 6).tolist()}
+    for path in ("amx", "avx512"):
+        for rows in counts if path == "amx" else {70}:
+            found = run(libraries.get(path), matrix, x[:rows], threads=1 + rows % 3)
+            assert np.array_equal(found.view(np.int32), whole[:rows].view(np.int32)), (path, rows)

@@ -23,6 +23,8 @@ from infer_compile.runtime.server.keys import Keys
 from infer_compile.runtime.server.metrics import Metrics
 from infer_compile.runtime.server.run import bind, url
 from infer_compile.runtime.server.service import Limits, Service
+from infer_compile.runtime.server.traces import Traces
+from infer_compile.runtime.shadow import Shadow
 from infer_compile.runtime.step import Engine
 from infer_compile.runtime.tokenizer import Tokenizer
 
@@ -76,17 +78,20 @@ def serving(
     queue: int = 16,
     keys: Keys | None = None,
     limits: Limits | None = None,
+    shadow: float = 0.0,
+    traces: Traces | None = None,
 ) -> Iterator[Running]:
     """Serves ``engine`` with the real server; at the end every page must be back and the thread alive."""
     tokenizer = Tokenizer(model_dir)
     metrics = Metrics("tiny")
     measured = measure(engine)
-    loop = EngineLoop(engine, tokenizer, queue, metrics)
+    checks = Shadow(engine, shadow, metrics) if shadow else None
+    loop = EngineLoop(engine, tokenizer, queue, metrics, shadow=checks)
     metrics.watch(loop, measured)
     has_template = ChatTemplate.exists(model_dir, tokenizer)
     template = ChatTemplate(model_dir, tokenizer) if has_template else None
     grammars = Grammars(model_dir, engine.program.vocabulary, tokenizer.end_ids)
-    parts = (loop, tokenizer, template, grammars, metrics, measured, limits or Limits())
+    parts = (loop, tokenizer, template, grammars, metrics, measured, limits or Limits(), traces)
     service = Service("tiny", "0123456789ab", {"version": "0"}, *parts)
     bound = bind("127.0.0.1", 0)
     address = url(bound)

@@ -48,6 +48,7 @@ def tiny_program(
     vocabulary: int = VOCABULARY,
     window: int | None = None,
     overflow: str = "stop",
+    checked: int = 0,
 ) -> Program:
     layout = CacheLayout(
         level=level,
@@ -68,6 +69,7 @@ def tiny_program(
         exact_pages=exact if exact_pages is None else exact_pages,
         packed_pages=packed if packed_pages is None else packed_pages,
         overflow=overflow,
+        checked_tokens=checked,
     )
     return Program(
         model="tiny",
@@ -131,11 +133,11 @@ class FakeEngine:
         self.failure: Exception | None = None
         self.steps: list[list[int]] = []
         """Tokens of each sequence of each step."""
-        cache, limits = program.cache, program.limits
-        shape = (limits.exact_pages, cache.page_tokens, cache.exact_token_bytes)
+        cache, (exact, packed) = program.cache, program.pool_pages
+        shape = (exact, cache.page_tokens, cache.exact_token_bytes)
         self._exact = np.zeros(shape, np.uint8)
         each = cache.token_bytes if cache.compressed else 0
-        self._packed = np.zeros((limits.packed_pages, cache.page_tokens, each), np.uint8)
+        self._packed = np.zeros((packed, cache.page_tokens, each), np.uint8)
 
     def pool(self, name: str) -> np.ndarray:
         return {"exact": self._exact, "packed": self._packed}[name].reshape(-1)
@@ -165,15 +167,18 @@ class FakeEngine:
         require(0 < len(batch) <= limits.max_sequences, f"{len(batch)} sequences")
         total = sum(len(step.tokens) for step in batch)
         require(total <= limits.max_batch_tokens, f"{total} tokens in a step")
-        for form, size in (("exact", limits.exact_pages), ("packed", limits.packed_pages)):
-            places = np.concatenate([getattr(step, form) for step in batch])
-            pages = np.concatenate([np.arange(len(getattr(step, form))) for step in batch])
+        for form, size in zip(("exact", "packed"), self.program.pool_pages, strict=True):
+            tables = [table for step in batch if (table := getattr(step, form)) is not None]
+            places = np.concatenate([*tables, np.empty(0, np.int32)])
+            pages = np.concatenate([*map(np.arange, map(len, tables)), np.empty(0, np.int32)])
             places, pages = places[places != -1], pages[places != -1]
             require(bool(((places >= 0) & (places < size)).all()), f"an {form} page is not in the pool")
             held = np.bincount(places, minlength=size)
             same = len(np.unique(np.stack([places, pages]), axis=1).T) == np.count_nonzero(held)
             require(same, f"an {form} page is held as two pages of a sequence")
             for step in batch:
+                if getattr(step, form) is None:
+                    continue
                 last = step.start + (len(step.tokens) if form == "exact" else step.accepted)
                 end = cache.pages(last) if form == "exact" else last // cache.page_tokens
                 written = getattr(step, form)[step.start // cache.page_tokens : end]
@@ -200,7 +205,8 @@ class FakeEngine:
             require(0 <= step.outputs <= count, f"{step.outputs} outputs of {count} tokens")
             require(step.sealed <= step.start // cache.page_tokens, "a page is sealed before its tokens")
             pages = cache.pages(end)
-            require(min(len(step.exact), len(step.packed)) >= pages, "the page tables are too short")
+            held = [table for table in (step.exact, step.packed) if table is not None]
+            require(min(map(len, held)) >= pages, "the page tables are too short")
 
     def _run(self, step: SequenceStep) -> tuple[np.ndarray, list[np.ndarray]]:
         cache = self.program.cache
@@ -240,6 +246,8 @@ class FakeEngine:
     def _seal(self, step: SequenceStep, first: int, end: int) -> None:
         cache = self.program.cache
         for page in filter(cache.packs, range(first, end)):
+            if step.packed is None:
+                continue
             held = step.packed[page] >= 0 and step.exact[page] >= 0
             require(bool(held), f"page {page} cannot be sealed without both of its forms")
             source = self._exact[int(step.exact[page])]
@@ -259,7 +267,7 @@ class FakeEngine:
         pages = cache.seen(first, cache.pages(tokens) - 1, step.evicted, cache.window)
         parts = []
         for page in pages:
-            exact = cache.exact(query_page, page)
+            exact = step.packed is None or cache.exact(query_page, page)
             held = int((step.exact if exact else step.packed)[page])
             form = "exact" if exact else "packed"
             require(held >= 0, f"page {query_page} sees page {page} {form}, which is not held")

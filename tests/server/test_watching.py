@@ -28,6 +28,8 @@ PLAN = {
     "max_sequences": 4,
     "acceptance": 0.7,
     "acceptance_low": 0.35,
+    "checked_tokens": 64,
+    "drift_percent": 1.5,
 }
 
 
@@ -46,15 +48,18 @@ def deploy(folder: Path, port: int, **changes: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("acceptance", [None, 0.7])
-def test_the_rules_and_the_configuration_are_sound(tmp_path: Path, acceptance: float | None) -> None:
-    folder = deploy(tmp_path, 8000, acceptance=acceptance)
+@pytest.mark.parametrize(("acceptance", "checked"), [(None, 64), (0.7, 0)])
+def test_the_rules_and_the_configuration_are_sound(
+    tmp_path: Path, acceptance: float | None, checked: int
+) -> None:
+    folder = deploy(tmp_path, 8000, acceptance=acceptance, checked_tokens=checked)
     for command in (["rules", "alerts.yaml"], ["config", "prometheus.yaml"]):
         done = subprocess.run(
             [tool("promtool"), "check", *command], cwd=folder, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert ("AcceptanceLow" in (folder / "alerts.yaml").read_text()) == (acceptance is not None)
+    rules = (folder / "alerts.yaml").read_text()
+    assert ("AcceptanceLow" in rules, "PerplexityDrift" in rules) == (acceptance is not None, checked > 0)
 
 
 TESTS = """
@@ -73,6 +78,8 @@ tests:
       - {series: 'infer_spec_decode_num_draft_tokens_total{model_name="tiny"}', values: '0+10x40'}
       - {series: 'infer_requests_refused_total{model_name="tiny",status="500"}', values: '0x10 1x10'}
       - {series: 'up{job="tiny"}', values: '0x20'}
+      - {series: 'infer_shadow_tokens_total{model_name="tiny"}', values: '0+100x60 6000+100x60'}
+      - {series: 'infer_shadow_divergence_nats_total{model_name="tiny"}', values: '0+1x60 60+9x60'}
     alert_rule_test:
 """
 
@@ -86,6 +93,7 @@ def test_the_rules_fire_when_their_thresholds_are_passed(tmp_path: Path) -> None
         "AcceptanceLow": 35,
         "Failures": 12,
         "ServerDown": 2,
+        "PerplexityDrift": 120,
     }
     text = TESTS
     for name, minutes in fired.items():
@@ -95,6 +103,7 @@ def test_the_rules_fire_when_their_thresholds_are_passed(tmp_path: Path) -> None
         labels = {
             "ServerDown": "job: tiny",
             "TimeToFirstToken": "",
+            "PerplexityDrift": "",
             "Failures": "model_name: tiny, status: '500'",
         }
         own = labels.get(name, "model_name: tiny")
@@ -102,6 +111,7 @@ def test_the_rules_fire_when_their_thresholds_are_passed(tmp_path: Path) -> None
         text += (
             f"{{exp_labels: {{severity: {rule[1]}{', ' if own else ''}{own}}}, exp_annotations: {{}}}}]}}\n"
         )
+    text += "      - {eval_time: 55m, alertname: PerplexityDrift, exp_alerts: []}\n"
     (folder / "tests.yaml").write_text(text)
     done = subprocess.run(
         [tool("promtool"), "test", "rules", "tests.yaml"],
@@ -114,6 +124,7 @@ def test_the_rules_fire_when_their_thresholds_are_passed(tmp_path: Path) -> None
     # The wording of annotations is not what is tested; everything else is.
     silent = [name for name in fired if re.search(rf"alertname: {name}.*?got:\[\]", said, re.DOTALL)]
     assert silent == []
+    assert "time: 55m" not in said, "the drift was within its budget then"
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +145,7 @@ def test_everything_that_is_watched_is_exported(running: Running, tmp_path: Path
         assert watched
         assert watched - samples == set()
     dashboard = json.loads((tmp_path / "dashboard.json").read_text())
-    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"]) == 10
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"]) == 11
 
 
 def test_names_are_vllms_by_option() -> None:

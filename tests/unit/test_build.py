@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import shutil
 import signal
@@ -275,7 +276,7 @@ def test_the_shipped_runtime_is_whole_and_needs_no_torch() -> None:
     assert not [path for path in shipped if "reference" in path]
     provided = {
         file.parts[0].removesuffix(".py")
-        for name, _ in requirements.pinned(requirements.direct())
+        for name, _ in requirements.pinned([*requirements.direct(), *requirements.TRACING])
         for file in distribution(name).files or ()
     }
     for path in shipped:
@@ -308,6 +309,16 @@ def test_pins_are_of_what_is_needed_here(tmp_path: Path, monkeypatch: pytest.Mon
     assert requirements.pinned(["ic-first>=1"]) == [(name, "1.5") for name in names]
     with pytest.raises(InferCompileError, match="IC341"):
         requirements.pinned(["ic-absent"])
+
+
+@pytest.mark.parametrize("traces", [False, True])
+def test_the_image_of_a_server_that_traces_has_what_that_takes(spec: Path, traces: bool) -> None:
+    if traces:
+        spec.write_text(spec.read_text() + "serving: {traces: true}\n")
+    assert run("build", spec).exit_code == 0
+    bundle = Path("bundles/tiny")
+    assert ("opentelemetry-sdk==" in (bundle / "deploy" / "requirements.txt").read_text()) == traces
+    assert json.loads((bundle / "bundle.json").read_text())["serving"]["traces"] is traces
 
 
 def test_the_dockerfile_has_no_complaint_of_hadolint(spec: Path) -> None:

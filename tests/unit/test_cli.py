@@ -18,10 +18,12 @@ from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
 
 from infer_compile.catalog.resources import folder
-from infer_compile.catalog.target import target_names
+from infer_compile.catalog.target import Isa, target_names
 from infer_compile.cli import console, doctor
 from infer_compile.cli.main import COMMANDS, main
 from infer_compile.codegen.toolchain import Toolchain
+from infer_compile.probe import cpu
+from infer_compile.probe.cpu import Processor
 from infer_compile.probe.gpu import Gpu
 from infer_compile.runtime.errors import Exit, InferCompileError, Problem
 from infer_compile.spec.document import read as read_document
@@ -307,6 +309,15 @@ class TestDoctor:
         status, found = self.findings(run)
         assert status == Exit.FAILED
         assert found["compiler"]["status"] == "missing"
+
+    @pytest.mark.parametrize(("isa", "says"), [("amx", "run emulated only"), ("avx512", "withholds")])
+    def test_matrix_tiles(self, isa: Isa, says: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        flags = frozenset({"amx_tile", "amx_int8"})
+        found = Processor("Xeon", "GenuineIntel", "x86-64", isa, flags, 2)
+        monkeypatch.setattr(doctor, "processor", lambda: found)
+        monkeypatch.setattr(cpu, "_keeps_tiles", lambda: isa == "amx")
+        finding = self.findings(run)[1]["matrix tiles"]
+        assert finding["status"] == "note" and says in finding["message"]
 
     def test_a_gpu(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(doctor, "gpus", lambda binding: (Gpu("NVIDIA L4", 24 << 30, "8.9", 300),))

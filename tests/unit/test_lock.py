@@ -313,6 +313,41 @@ class TestCheck:
         assert (found.exit_code, codes(found)) == (Exit.MISMATCH, ["IC443", "IC446"])
         assert "because: config " in found.stderr
 
+    def test_another_draft_in_the_same_folder(self, here: Path) -> None:
+        shutil.copytree(Path(write_spec().parent, "models/quickstart/draft"), "small")
+        spec = write_spec()
+        assert run("lock", spec).exit_code == Exit.DONE
+        assert yaml.safe_load(LOCK.read_text())["draft"] is None
+        rewritten(spec, "model", value={"source": "models/quickstart", "draft": "small"})
+        rewritten(spec, "pin", "speculation", value={"method": "draft", "tokens": 2})
+        assert run("lock", spec).exit_code == Exit.DONE
+        draft = yaml.safe_load(LOCK.read_text())["draft"]
+        assert draft["source"] == "small" and draft["headers"] and draft["config"]
+        assert run("check", spec).exit_code == Exit.DONE
+        for name, end in (("model.safetensors", "headers"), ("config.json", "config")):
+            path = Path("small", name)
+            if name == "config.json":
+                path.write_text(json.dumps(json.loads(path.read_text()) | {"unheard_of": 1}))
+            else:
+                entries = arrange([("weight", "BF16", (2, 2))])
+                path.write_bytes(encode_header(entries, {}) + bytes(8))
+            found = run("check", spec)
+            assert (found.exit_code, codes(found)) == (Exit.MISMATCH, ["IC447"])
+            line = spec.read_text().splitlines().index("  draft: small") + 1
+            assert f"error[IC447]: chat.yaml:{line}: the model that drafts" in found.stderr
+            assert f"because: {end} " in found.stderr
+            assert run("lock", spec).exit_code == Exit.DONE
+
+    def test_a_draft_that_the_plan_chose(self, here: Path) -> None:
+        spec = hub_spec(revision=COMMIT)
+        rewritten(spec, "model", "source", value="hf://meta-llama/Llama-3.1-8B-Instruct")
+        rewritten(spec, "pin", value={"speculation": {"method": "draft", "tokens": 2}})
+        rewritten(spec, "target", value="h100-sxm")
+        assert run("lock", spec).exit_code == Exit.DONE
+        fields = yaml.safe_load(LOCK.read_text())
+        assert fields["draft"]["source"].lower().endswith(fields["plan"]["speculation"]["draft"])
+        assert run("check", spec).exit_code == Exit.DONE
+
     def test_a_damaged_checkpoint(self, here: Path) -> None:
         spec = write_spec()
         shutil.copytree(Path("models/quickstart"), "model", ignore=shutil.ignore_patterns("train", "draft"))

@@ -231,6 +231,7 @@ def planned(of: Graph, weights: WeightFormat, level: LevelName = "tq3") -> Plan:
             sink_pages=2,
             recent_pages=3,
             pages=8,
+            spare_pages=0,
             exact_pages=11,
             packed_pages=7 if level == "tq3" else 0,
             layers=(level,) * of.layers,

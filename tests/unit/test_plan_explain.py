@@ -34,7 +34,7 @@ DECISIONS = {
     *("limits.max_context", "limits.max_sequences", "limits.max_batch_tokens"),
     *("quality.max_loss_percent", "cost.usd_per_hour"),
 }
-OWN = {"weights.head", "weights.group", "kv.sink_pages", "kv.recent_pages"}
+OWN = {"weights.head", "weights.group", "kv.sink_pages", "kv.recent_pages", "kv.spare_pages"}
 
 
 @cache

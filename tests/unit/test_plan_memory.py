@@ -29,7 +29,7 @@ from infer_compile.runtime.pages import Pages
 FORMATS = load_facts().formats
 INT8, INT4 = weight_format("int8", 64), weight_format("int4-rtn", 64)
 EXACT = Cache(FORMATS.of_kv("bf16"), 32, own=True)
-PACKED = Cache(FORMATS.of_kv("tq3"), 32, 1, 4, own=True)
+PACKED = Cache(FORMATS.of_kv("tq3"), 32, 1, 4, kept_tails=2, own=True)
 
 
 def pages(cache: Cache) -> CacheLayout:
@@ -105,7 +105,7 @@ def test_the_pools_hold_what_the_runtime_takes(
     """One sequence of the full context beside others of the typical length."""
     layout, typical = pages(cache), max(1, int(share * context))
     held = Held(context, typical, sequences, budget)
-    limits = pool_limits(layout, held)
+    limits = pool_limits(shape(tiny()), cache, held)
     pools = Pages(layout, limits)
     others = [pools.open() for _ in range(sequences - 1)]
     longest = pools.open()
@@ -115,6 +115,9 @@ def test_the_pools_hold_what_the_runtime_takes(
             count = min(layout.page_tokens, typical - done)
             pools.prepare(other, done, count, count)
             pools.commit(other, done + count)
+    # What nobody of them ever holds keeps the ends of others.
+    in_use = longest.exact.held + sum(other.exact.held for other in others)
+    assert limits.exact_pages - in_use >= cache.spare_pages == (8 if cache is PACKED else 0)
     # And the longest may use the whole step for its prompt.
     assert pools.room(longest, 0, min(budget, context)) == min(budget, context)
     taken = limits.exact_pages * layout.exact_page_bytes + limits.packed_pages * layout.packed_page_bytes

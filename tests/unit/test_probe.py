@@ -39,6 +39,8 @@ def test_the_first_processor_of_cpuinfo() -> None:
 @pytest.mark.parametrize(
     ("flags", "isa"),
     [
+        (f"{ZEN4} amx_tile amx_int8 amx_bf16", "amx"),
+        (f"{ZEN4} amx_tile amx_bf16", "avx512"),
         (ZEN4, "avx512"),
         # Skylake has no VNNI, and the engine's avx512 path needs it.
         (ZEN4.replace("avx512_vnni", ""), "avx2"),
@@ -51,6 +53,15 @@ def test_the_first_processor_of_cpuinfo() -> None:
 )
 def test_an_instruction_set_is_there_whole_or_not(flags: str, isa: str) -> None:
     assert cpu.isa_of(frozenset(flags.split())) == isa
+
+
+@pytest.mark.parametrize(("kept", "isa"), [(True, "amx"), (False, "avx512")])
+def test_tiles_count_where_the_system_keeps_them(
+    kept: bool, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_keeps_tiles", lambda: kept)
+    assert cpu.isa_of(cpu.usable(frozenset(f"{ZEN4} amx_tile amx_int8".split()))) == isa
+    assert cpu.usable(frozenset({"avx2"})) == {"avx2"}
 
 
 def test_this_processor() -> None:

@@ -13,7 +13,7 @@ from ..planner.diff.text import phrase
 from ..planner.plan import Plan
 from ..runtime.errors import Problem
 from ..spec.load import load
-from .lock import Lock, lock, lock_path, read
+from .lock import Lock, LockedModel, lock, lock_path, read
 from .resolve import Resolved, plan_of, resolve
 
 _SHOWN = 4
@@ -34,7 +34,8 @@ class Held:
 def hold(spec: Path, path: Path | None = None) -> Held:
     """Hold ``spec`` against its lock in ``path`` (default: beside it).
 
-    Problems: IC442 the spec changed, IC443 the model, IC444 a device, IC445 the facts, IC446 the plan.
+    Problems: IC442 the spec changed, IC443 the model, IC447 the model that drafts, IC444 a device, IC445 the
+    facts, IC446 the plan.
     Raises InferCompileError: IC440 and IC441 (exit 5) for the lock itself, and what planning the spec raises.
     """
     load(spec)
@@ -54,27 +55,36 @@ def differences(locked: Lock, found: Lock, plan: Plan) -> Diff:
 
 
 def _fields(one: Lock, other: Lock, reasons: Sequence[Any]) -> dict[str, Any]:
-    """A lock in the keys of a plan, what went in beside: ``spec``, ``model``, ``targets``, ``facts``."""
-    model = one.model.model_dump(mode="json")
-    if other.model.commit is None:
-        # What a branch stands for is known only where the model was fetched: ignorance is no difference.
-        del model["commit"]
+    """A lock in the keys of a plan, what went in beside: ``spec``, ``model``, ``draft``, ``targets``,
+    ``facts``."""
     return {
         **one.plan,
         "reasons": reasons,
         "tool": one.tool,
         "spec": one.spec.says,
-        "model": model,
+        "model": _model(one.model, other.model),
+        "draft": _model(one.draft, other.draft),
         "targets": {each.id: {**each.figures, "digest": each.digest} for each in one.targets},
         "facts": one.facts,
     }
+
+
+def _model(one: LockedModel | None, other: LockedModel | None) -> dict[str, Any]:
+    if one is None:
+        return {}
+    fields = one.model_dump(mode="json")
+    if other is not None and other.commit is None:
+        # What a branch stands for is known only where the model was fetched: ignorance is no difference.
+        del fields["commit"]
+    return fields
 
 
 def _problems(path: Path, locked: Lock, found: Lock, changed: Diff, resolved: Resolved) -> list[Problem]:
     """One for each input that changed and one for the plan; the last tells what to run."""
     spec = resolved.loaded
     versions = f"; locked by version {locked.tool}, this is {found.tool}" if locked.tool != found.tool else ""
-    said, model, targets, facts = (_under(changed, part) for part in ("spec", "model", "targets", "facts"))
+    parts = ("spec", "model", "draft", "targets", "facts")
+    said, model, draft, targets, facts = (_under(changed, part) for part in parts)
     problems = []
     if said:
         where = spec.where(said[0].key.removeprefix("spec."))
@@ -82,6 +92,9 @@ def _problems(path: Path, locked: Lock, found: Lock, changed: Diff, resolved: Re
     if model:
         where = spec.where("model.source")
         problems.append(Problem("IC443", "the model is not the locked one", where, _named(model)))
+    if draft:
+        where = spec.where("model.draft")
+        problems.append(Problem("IC447", "the model that drafts is not the locked one", where, _named(draft)))
     if targets:
         measured = any(each.id == THIS_MACHINE for each in (*locked.targets, *found.targets))
         fix = (

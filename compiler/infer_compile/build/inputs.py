@@ -23,9 +23,10 @@ from ..quantize.checkpoint import Checkpoint
 from ..quantize.heads import Int32, joined, tokens
 from ..quantize.layout import sources as require_sources
 from ..runtime.errors import Exit, InferCompileError, Problem
-from ..runtime.formats.manifest import Asked, Manifest, Source, Speculation
+from ..runtime.formats.manifest import Asked, Manifest, Serving, Source, Speculation
 from ..runtime.formats.manifest import Draft as ListedDraft
 from ..runtime.formats.program import Program
+from ..spec import spec
 from . import identity
 from .resolve import Resolved, draftings_of, name_of, plan_of, resolve
 from .texts import texts_of
@@ -61,7 +62,7 @@ class Inputs:
     it was decided. Without a ``gate`` nothing is measured."""
 
     spec: bytes
-    port: int
+    serving: Serving
     plan: Plan
     resolved: Resolved
     program: Program
@@ -139,7 +140,7 @@ class Inputs:
             "calibration text": (self.asked.calibration, manifest.asked.calibration),
             "model": (self.source, manifest.source),
             "speculation": (self.speculation, manifest.speculation),
-            "port": (self.port, manifest.serving.port),
+            "serving": (self.serving, manifest.serving),
             **{
                 name: (self.toolchain.get(name), manifest.toolchain.get(name))
                 for name in sorted({*self.toolchain, *manifest.toolchain})
@@ -178,7 +179,7 @@ def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
     calibrated = any(True for _ in program.cache.tables())
     return Inputs(
         spec=resolved.loaded.path.read_bytes(),
-        port=resolved.spec.serving.port,
+        serving=_serving(resolved.spec.serving),
         plan=plan,
         resolved=resolved,
         program=program,
@@ -191,6 +192,11 @@ def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
         cpu=cpu,
         toolchain=identity.toolchain(find(cpu.architecture)),
     )
+
+
+def _serving(asked: spec.Serving) -> Serving:
+    fraction = asked.shadow.fraction if asked.shadow else 0.0
+    return Serving(port=asked.port, shadow_fraction=fraction, traces=asked.traces)
 
 
 def _draft(resolved: Resolved, plan: Plan, model: Path) -> Draft | None:

@@ -15,7 +15,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from ..catalog.model import load_card
 from ..catalog.source import ModelSource, known_commit
+from ..catalog.source import resolve as resolve_source
 from ..catalog.target import Target
 from ..planner.diff.diff import TEXTS, fields_of, runs
 from ..planner.plan import Plan
@@ -73,6 +75,9 @@ class Lock(_Frozen):
     """Version of infer-compile."""
     spec: LockedSpec
     model: LockedModel
+    draft: LockedModel | None = None
+    """The model that drafts: the one that the spec names, or that the plan chose; None where there is none,
+    or what drafts is no model of its own, as the plan says."""
     targets: tuple[LockedTarget, ...]
     """In the order of the spec."""
     facts: dict[str, str]
@@ -103,6 +108,7 @@ def lock(resolved: Resolved, plan: Plan) -> Lock:
         tool=tool_version(),
         spec=LockedSpec(digest=_digest(stated), says=stated),
         model=_model(resolved.source),
+        draft=_model(drafts) if (drafts := _draft(resolved, plan)) else None,
         targets=tuple(_target(target) for target in resolved.targets),
         facts={name: _digest(part) for name, part in facts.items() if isinstance(part, dict)},
         digest=plan.digest,
@@ -133,6 +139,14 @@ def read(path: Path, spec: Path) -> Lock:
     raise InferCompileError(
         Problem("IC441", "the lock cannot be read", str(path), because, fix), Exit.MISMATCH
     )
+
+
+def _draft(resolved: Resolved, plan: Plan) -> ModelSource | None:
+    if resolved.draft is not None:
+        return resolved.draft
+    name = plan.speculation.draft
+    # Drafters that are no models of their own have no card.
+    return resolve_source(name, None, resolved.loaded.base) if name and load_card(name) else None
 
 
 def _model(found: ModelSource) -> LockedModel:

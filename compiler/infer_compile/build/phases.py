@@ -15,14 +15,14 @@ from ..quantize.cache.fold import Basis, folded
 from ..quantize.checkpoint import Checkpoint
 from ..quantize.disk import save
 from ..quantize.write import write
-from ..runtime.formats.manifest import DRAFTED, Engine, Manifest, Serving
+from ..runtime.formats.manifest import DRAFTED, Engine, Manifest
 from ..runtime.formats.program import Program
 from . import calibration, identity, ship
 from .inputs import Draft, Inputs
 from .journal import Journal
 from .phase import Phase, Work
 from .progress import Advance
-from .requirements import direct, pinned
+from .requirements import TRACING, direct, pinned
 from .templates import render
 
 DEPLOYED = (
@@ -136,7 +136,7 @@ def draft(inputs: Inputs, found: Draft) -> Phase:
 def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
     """What follows once the engine is what it will be; the last phase lists what ``journal`` says that the
     others wrote."""
-    packages = pinned(direct())
+    packages = pinned([*direct(), *(TRACING if inputs.serving.traces else ())])
     pins = "\n".join("==".join(package) for package in packages)
     tool, decided = identity.tool(inputs.toolchain), made.plan.digest
 
@@ -161,22 +161,24 @@ def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
             asked=inputs.asked,
             source=inputs.source,
             engine=Engine(kind="cpu", isa=inputs.cpu.isa),
-            serving=Serving(port=inputs.port),
+            serving=inputs.serving,
             speculation=inputs.speculation,
             toolchain=inputs.toolchain,
             files=journal.files(layout.MANIFEST, SCRATCH),
         )
         save(folder / layout.MANIFEST, listed.sealed().to_json().encode())
 
-    speculation = str(inputs.speculation)
+    speculation, serving = str(inputs.speculation), str(inputs.serving)
     all_of_it = (inputs.plan.digest, decided, made.program.digest, tool, inputs.model_digest, pins)
     drafts = (draft(inputs, inputs.draft),) if inputs.draft else ()
     return (
         *drafts,
         _phase("plan", (layout.PLAN,), (decided,), plan),
         _phase("runtime", (layout.RUNTIME,), (tool,), runtime),
-        _phase("deploy", (layout.DEPLOY, layout.README), (decided, tool, pins, str(inputs.port)), deploy),
-        _phase("manifest", (layout.MANIFEST,), (*all_of_it, str(inputs.asked), speculation), manifest),
+        _phase("deploy", (layout.DEPLOY, layout.README), (decided, tool, pins, serving), deploy),
+        _phase(
+            "manifest", (layout.MANIFEST,), (*all_of_it, str(inputs.asked), speculation, serving), manifest
+        ),
     )
 
 
@@ -194,7 +196,7 @@ def _values(inputs: Inputs, plan: Plan, packages: list[tuple[str, str]]) -> dict
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "packages": packages,
         "plan": inputs.plan.digest,
-        "port": inputs.port,
+        "port": inputs.serving.port,
         "model": plan.model.name,
         "target": plan.target.name,
         "weights": plan.weights.format,
@@ -207,5 +209,7 @@ def _values(inputs: Inputs, plan: Plan, packages: list[tuple[str, str]]) -> dict
         "acceptance_low": round((plan.speculation.acceptance or 0) * ACCEPTANCE_LOW, 3),
         "ttft_seconds": round(plan.predicted.ttft_ms_high / 1000, 4),
         "itl_seconds": round(plan.predicted.itl_ms_high / 1000, 5),
+        "checked_tokens": plan.limits.checked_tokens,
+        "drift_percent": inputs.gate.budget if inputs.gate else plan.predicted.quality_loss_percent.high,
         "first_tokens": plan.kv.sink_pages * plan.kv.page_tokens,
     }

@@ -11,6 +11,9 @@ from packaging.utils import canonicalize_name
 from ..runtime.errors import InferCompileError, Problem
 from .ship import runtime_folder
 
+TRACING = ("opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30")
+"""What a server that traces its requests needs besides."""
+
 
 def direct() -> list[str]:
     """What the modules of ``runtime/`` import, as requirements: no PyTorch, nothing of the compiler."""

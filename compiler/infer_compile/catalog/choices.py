@@ -13,6 +13,9 @@ class CacheChoices(Frozen):
     page_tokens: Figure
     sink_pages: Figure
     recent_pages: Figure
+    kept_tails: Figure
+    """Ends of prompts and answers, each so many ``recent_pages``, that there are exact pages for beside those
+    of the sequences, so that others can go on behind them."""
     least_bits: Figure
     """Of keys and values, below which a cache is compressed only where something asks for it."""
 

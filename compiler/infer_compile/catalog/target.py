@@ -20,7 +20,7 @@ THIS_MACHINE = "this-machine"
 
 
 Architecture = Literal["x86-64", "aarch64"]
-Isa = Literal["avx512", "avx2", "portable"]
+Isa = Literal["amx", "avx512", "avx2", "portable"]
 
 
 class Rates(Strict):
@@ -47,7 +47,8 @@ class Cpu(Strict):
 
     architecture: Architecture
     isa: Isa
-    """``avx512`` stands for AVX-512 F, BW, DQ and VL with VNNI; ``avx2`` for AVX2 with FMA and F16C."""
+    """``amx`` stands for AMX with int8 beside all of ``avx512``, which is AVX-512 F, BW, DQ and VL with VNNI;
+    ``avx2`` for AVX2 with FMA and F16C."""
     cores: Annotated[int, Field(ge=1)]
 
 

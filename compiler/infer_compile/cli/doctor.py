@@ -15,7 +15,7 @@ from typing import Literal
 import click
 
 from ..codegen.toolchain import find
-from ..probe.cpu import host_architecture, processor
+from ..probe.cpu import host_architecture, processor, usable
 from ..probe.gpu import gpus, nvml
 from ..probe.machine import cache_file, memory_bytes, recall
 from ..runtime.errors import Exit, InferCompileError
@@ -129,6 +129,11 @@ def machine() -> Iterator[Finding]:
     found = processor()
     kind = f"{found.architecture or platform.machine()}, instruction sets: {found.isa}"
     yield Finding("processor", "ok", f"{found.name}, {found.cores} cores, {kind}")
+    if found.isa == "amx":
+        message = "used for prompts; run emulated only so far: engines try them when they are opened"
+        yield Finding("matrix tiles", "note", message)
+    elif usable(found.flags) != found.flags:
+        yield Finding("matrix tiles", "note", "the processor has them, the system withholds them")
     yield Finding("memory", "ok", f"{memory_bytes() / GIB:.1f} GiB")
     if recall() is None:
         yield Finding(

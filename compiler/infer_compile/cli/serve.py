@@ -19,6 +19,9 @@ from .execute import execute
 @click.option("--api-key-file", help="One key in a line; also $INFER_COMPILE_API_KEYS.")
 @click.option("--open-metrics", is_flag=True, help="/metrics needs no key.")
 @click.option("--metrics-names", help="infer (default) or vllm: whose prefix.")
+@click.option(
+    "--shadow-fraction", help="Of the answers, checked against an exact cache (default: the spec's)."
+)
 @click.option("--log-format", help="text (default) or json.")
 @click.option("--max-body-bytes", help="Of a request.")
 @click.option("--max-header-bytes", help="Of a request.")

@@ -16,8 +16,10 @@ from ..probe.cpu import host_architecture
 from ..runtime.errors import InferCompileError, Problem
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 ISA_FLAGS: dict[Isa, tuple[str, ...]] = {
-    "avx512": ("-DIC_AVX512", *_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
+    "amx": ("-DIC_AVX512", "-DIC_AMX", *_AVX512, "-mamx-tile", "-mamx-int8"),
+    "avx512": ("-DIC_AVX512", *_AVX512),
     "avx2": ("-DIC_AVX2", *_AVX2),
     "portable": (),
 }

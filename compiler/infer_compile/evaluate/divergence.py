@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.step import Float32
+from ..runtime.logprobs import Float64, log_softmax
+from ..runtime.logprobs import divergence as row_divergence
 from .forcing import Forced
 
-Float64 = NDArray[np.float64]
 PERCENTILE = 99
 
 
@@ -56,7 +56,7 @@ class Divergence:
 
 def rows(part: Forced) -> Rows:
     """Of what two engines, the reference first, say of the same tokens."""
-    (reference, shares), (model, _) = (_softmax(logits) for logits in part.logits)
+    reference, model = map(log_softmax, part.logits)
     count = len(part.tokens)
     each = np.arange(count)
     likeliest, likely = reference.argmax(axis=-1), model.argmax(axis=-1)
@@ -65,8 +65,7 @@ def rows(part: Forced) -> Rows:
         position=part.first + each,
         reference=-reference[each, part.tokens],
         model=-model[each, part.tokens],
-        # Rounding never makes it negative.
-        divergence=np.maximum((shares * (reference - model)).sum(axis=-1), 0.0),
+        divergence=row_divergence(reference, model),
         reference_hit=likeliest == part.tokens,
         model_hit=likely == part.tokens,
         agrees=likeliest == likely,
@@ -110,14 +109,3 @@ def _standard_error(values: Float64, context: NDArray[np.int64]) -> float:
         return math.nan
     deviations = np.bincount(groups, values - values.mean())
     return math.sqrt(count / (count - 1) * float(np.square(deviations).sum())) / len(values)
-
-
-def _softmax(logits: Float32) -> tuple[Float64, Float64]:
-    """Logarithms of the probabilities, and the probabilities."""
-    logarithms = logits.astype(np.float64)
-    logarithms -= logarithms.max(axis=-1, keepdims=True)
-    shares = np.exp(logarithms)
-    total = shares.sum(axis=-1, keepdims=True)
-    logarithms -= np.log(total)
-    shares /= total
-    return logarithms, shares

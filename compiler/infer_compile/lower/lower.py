@@ -46,7 +46,12 @@ def lower_draft(graph: Graph, plan: Plan) -> Program:
     )
     context = min(plan.limits.max_context, graph.max_context)
     limits = plan.program_limits.model_copy(
-        update={"max_context": context, "exact_pages": kv.pages if attending else 0, "packed_pages": 0}
+        update={
+            "max_context": context,
+            "exact_pages": kv.pages if attending else 0,
+            "packed_pages": 0,
+            "checked_tokens": 0,
+        }
     )
     return assemble(graph, BF16, cache, limits)
 

@@ -196,7 +196,7 @@ def _solved(asked: Deployment, block: Block, sequences: Counts, seen: Forecast) 
 def held_for(asked: Deployment, sequences: Ints, budget: Ints) -> Held:
     """What is asked for with so many sequences in a copy, drafts aside."""
     typical = min(asked.context, asked.input_tokens + asked.output_tokens)
-    return Held(asked.context, typical, sequences, budget)
+    return Held(asked.context, typical, sequences, budget, asked.checked_tokens)
 
 
 def _limits(asked: Deployment, block: Block, taken: Memory, seen: Forecast) -> list[Limit]:

@@ -22,7 +22,7 @@ from .explain.provenance import sources
 from .explain.reasons import reasons
 from .explain.turns import turns
 from .frontier import alternatives, choice, rejected
-from .performance.cache import all_token_bytes, cache_layout
+from .performance.cache import all_token_bytes
 from .performance.latency import matrix_tflops
 from .performance.memory import pool_limits
 from .plan import (
@@ -77,6 +77,7 @@ def compose(found: Survey, chosen: Candidate, best: Callable[[Deployment], Candi
             max_sequences=chosen.sequences,
             max_batch_tokens=chosen.budget,
             overflow=asked.spec.serving.overflow,
+            checked_tokens=asked.checked_tokens,
         ),
         predicted=predicted_part(asked, chosen),
         reasons=reasons(asked, chosen, found),
@@ -95,8 +96,12 @@ def digest(model: BaseModel) -> str:
 
 
 def spec_digest(spec: Spec) -> str:
-    """Of what bears on the plan: the port does not."""
-    fields = spec.model_dump(mode="json", by_alias=True, exclude={"serving": {"port"}})
+    """Of what bears on the plan: the port does not, nor how many answers are checked, nor traces."""
+    fields = spec.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude={"serving": {"port": True, "shadow": {"fraction": True}, "traces": True}},
+    )
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -143,7 +148,7 @@ def kv_part(asked: Deployment, chosen: Candidate) -> KvPart:
     pages = -(-held.context // cache.page_tokens) + others
     exact, packed = pages, 0
     if chosen.engine.architectures.own:
-        limits = pool_limits(cache_layout(shape, cache), held)
+        limits = pool_limits(shape, cache, held)
         exact, packed = limits.exact_pages, limits.packed_pages
     return KvPart(
         level=chosen.level,
@@ -153,6 +158,7 @@ def kv_part(asked: Deployment, chosen: Candidate) -> KvPart:
         sink_pages=cache.sink_pages,
         recent_pages=cache.recent_pages,
         pages=pages,
+        spare_pages=cache.spare_pages,
         exact_pages=exact,
         packed_pages=packed,
         layers=cache.levels or (chosen.level,) * layers,

@@ -65,6 +65,14 @@ class Deployment:
         return self.spec.serving.overflow == "evict"
 
     @property
+    def checked_tokens(self) -> int:
+        """Of the longest answer that is checked against an exact cache, its prompt among them; 0: none is."""
+        shadow = self.spec.serving.shadow
+        if shadow is None:
+            return 0
+        return min(self.context, shadow.tokens or self.input_tokens + self.output_tokens)
+
+    @property
     def pinned_weights(self) -> str | None:
         return self.spec.pin.weights.format if self.spec.pin.weights else None
 

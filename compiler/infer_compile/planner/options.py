@@ -28,6 +28,7 @@ from .speculation import Drafting
 CODES = {
     "engine": ("IC208", "pin.engine"),
     "overflow": ("IC211", "serving.overflow"),
+    "shadow": ("IC212", "serving.shadow"),
     "weights": ("IC202", "pin.weights"),
     "kv": ("IC203", "pin.kv"),
     "speculation": ("IC210", "pin.speculation"),
@@ -62,7 +63,7 @@ def blocks(asked: Deployment) -> tuple[Block, ...]:
     Raises InferCompileError, exit 3, where there is none: IC202 for a weight format, IC203 a cache level,
     IC205 a split over devices, IC208 an engine, IC210 a method of speculation, each pinned and not served;
     IC209 where no engine runs the model on the device; IC211 where sequences are to outgrow the context and
-    no engine lets them.
+    no engine lets them; IC212 where answers are to be checked and no engine does.
     """
     every, refusals = offers(asked)
     if not every:
@@ -94,6 +95,8 @@ def _options(asked: Deployment, engine: Engine) -> Options | Refusal:
     reason = _ends(asked, engine)
     if reason:
         return Refusal(engine.name, "overflow", reason)
+    if asked.checked_tokens and not engine.architectures.own:
+        return Refusal(engine.name, "shadow", f"{engine.title} does not check answers")
     for part, name in (("weights", asked.pinned_weights), ("kv", pin.kv), ("speculation", _method(asked))):
         reason = support.why_not(engine, graph, target, _PARTS[part], name) if name else ""
         if reason:
@@ -278,6 +281,7 @@ def _refused(asked: Deployment, refusals: tuple[Refusal, ...]) -> list[Problem]:
         "speculation": f"speculation {_method(asked)} cannot be served",
         "parallelism": f"{asked.devices} devices cannot share {asked.graph.name} so",
         "overflow": f"sequences cannot go on beyond a context of {asked.context} tokens",
+        "shadow": "answers cannot be checked against an exact cache",
     }[furthest.lacks]
     where = asked.where(key)
     if furthest.lacks == "parallelism" and asked.spec.pin.parallelism is None:
@@ -301,6 +305,7 @@ def _mend(asked: Deployment, refusal: Refusal) -> str:
         "weights": "weights: bf16",
         "speculation": "speculation: none",
         "overflow": "overflow: stop, or a longer context",
+        "shadow": "remove serving.shadow",
     }[refusal.lacks]
 
 

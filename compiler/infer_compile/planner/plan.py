@@ -70,7 +70,8 @@ class WeightsPart(Frozen):
 
 class KvPart(Frozen):
     """The cache. ``pages`` are those that the sequences see; our own engine keeps them in two pools of
-    ``exact_pages`` and ``packed_pages`` (none with bf16)."""
+    ``exact_pages`` and ``packed_pages`` (none with bf16). ``spare_pages`` of the exact ones are beyond what
+    the sequences hold: for ends of prompts and answers that others may go on behind."""
 
     level: str
     bits_per_element: float
@@ -81,6 +82,7 @@ class KvPart(Frozen):
     recent_pages: int
     pages: int
     exact_pages: int
+    spare_pages: int
     packed_pages: int
     layers: tuple[str, ...]
     """Level of each layer that keeps keys and values."""
@@ -132,6 +134,8 @@ class LimitsPart(Frozen):
     max_batch_tokens: int
     overflow: Overflow = "stop"
     """What becomes of a sequence that reaches ``max_context``."""
+    checked_tokens: int = 0
+    """Of the longest answer that is checked against an exact cache: pages for it lie behind the others."""
 
 
 class Source(Frozen):
@@ -341,6 +345,7 @@ class Plan(Frozen):
             exact_pages=self.kv.exact_pages,
             packed_pages=self.kv.packed_pages,
             overflow=self.limits.overflow,
+            checked_tokens=self.limits.checked_tokens,
         )
 
     def require_buildable(self) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..catalog.target import Architecture, Isa
-from ..runtime.formats.isa import lacking
+from ..runtime.formats.isa import TILES, lacking
 from .cgroup import cpu_quota
 
 _ARCHITECTURES: dict[str, Architecture] = {
@@ -17,7 +18,9 @@ _ARCHITECTURES: dict[str, Architecture] = {
     "aarch64": "aarch64",
     "arm64": "aarch64",
 }
-_LARGEST_FIRST: tuple[Isa, ...] = ("avx512", "avx2", "portable")
+_LARGEST_FIRST: tuple[Isa, ...] = ("amx", "avx512", "avx2", "portable")
+# Numbers of Linux's interface to the state of matrix tiles: https://docs.kernel.org/arch/x86/xstate.html
+_ARCH_PRCTL, _ASK_SUPPORTED, _TILE_DATA = 158, 0x1021, 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def processor() -> Processor:
         name=fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine(),
         vendor=fields.get("vendor_id") or fields.get("CPU implementer") or platform.system(),
         architecture=architecture,
-        isa=isa_of(flags) if architecture == "x86-64" else "portable",
+        isa=isa_of(usable(flags)) if architecture == "x86-64" else "portable",
         flags=flags,
         cores=cores(),
     )
@@ -66,6 +69,19 @@ def parse(cpuinfo: str) -> dict[str, str]:
 def isa_of(flags: frozenset[str]) -> Isa:
     """The largest instruction set that ``flags`` hold whole."""
     return next(isa for isa in _LARGEST_FIRST if not lacking(isa, flags))
+
+
+def usable(flags: frozenset[str]) -> frozenset[str]:
+    """Less those of matrix tiles where the system does not keep their state: a sandbox may show the flags."""
+    return flags if flags.isdisjoint(TILES) or _keeps_tiles() else flags - TILES
+
+
+def _keeps_tiles() -> bool:
+    """Whether the system would let a process use matrix tiles."""
+    features = ctypes.c_uint64()
+    call = ctypes.CDLL(None).syscall
+    failed = call(ctypes.c_long(_ARCH_PRCTL), ctypes.c_long(_ASK_SUPPORTED), ctypes.byref(features))
+    return failed == 0 and bool(features.value >> _TILE_DATA & 1)
 
 
 def cores() -> int:

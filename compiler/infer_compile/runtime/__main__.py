@@ -69,6 +69,11 @@ def _serving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics-names", choices=sorted(PREFIX), default="infer", help="prefix (default: %(default)s)"
     )
+    parser.add_argument(
+        "--shadow-fraction",
+        type=_fraction,
+        help="of the answers that are checked against an exact cache (default: the spec's)",
+    )
     parser.add_argument("--log-format", choices=["text", "json"], default="text")
     limits = Limits()
     number("--max-body-bytes", limits.body_bytes, "of a request")
@@ -87,6 +92,7 @@ def _options(given: argparse.Namespace) -> Options:
         key_file=given.api_key_file,
         open_metrics=given.open_metrics,
         metrics_names=given.metrics_names,
+        shadow_fraction=given.shadow_fraction,
         limits=Limits(
             given.max_body_bytes, given.max_header_bytes, given.max_prompt_tokens, given.max_choices
         ),
@@ -119,11 +125,19 @@ def _temperature(text: str) -> float:
     return value
 
 
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
 # argparse names a type in its messages.
 _natural.__name__ = "number"
 _positive.__name__ = "positive number"
 _port.__name__ = "port"
 _temperature.__name__ = "temperature (0 to 2)"
+_fraction.__name__ = "fraction (0 to 1)"
 
 
 def _prompt(text: str, raw: bool, folder: Path, tokenizer: Tokenizer) -> Int32:

@@ -15,6 +15,7 @@ from .pages import Pages
 from .pool import broken
 from .scheduler import Scheduler, Work
 from .sequence import Delta, Ending, Failure, Request, Sequence, Sink
+from .shadow import Shadow
 from .speculation.draft import Verdict
 from .speculation.proposer import Seen
 from .speculation.speculator import Outcome, Speculator
@@ -69,6 +70,7 @@ class EngineLoop:
         queue: int,
         observer: Observer | None = None,
         speculator: Speculator | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         program = engine.program
         self.engine = engine
@@ -82,6 +84,7 @@ class EngineLoop:
         self.alive = True
         self._observer = observer
         self._speculator = speculator
+        self._shadow = shadow
         self._tells_tokens = self._told and program.tells_tokens
         self._wake = threading.Condition()
         self._closing = False
@@ -129,7 +132,11 @@ class EngineLoop:
         return min(LONGEST_RETRY, max(1, math.ceil(self._interval)))
 
     def advance(self) -> None:
-        """One step, if there is work; the thread does this, or a caller without one."""
+        """One step, if there is work, or where nobody waits for an answer the next tokens of a check; the
+        thread does this, or a caller without one."""
+        if self._shadow is not None and self._shadow.pending and self.scheduler.idle:
+            self._shadow.advance()
+            return
         if self._speculator is not None:
             self._speculator.draft(self.scheduler.running)
         with self._wake:
@@ -161,11 +168,16 @@ class EngineLoop:
     def _wait(self) -> bool:
         """Returns when there is work; false when it is time to end."""
         with self._wake:
-            if self.scheduler.idle:
+            if self._resting:
                 self._check_idle()
-            while self.scheduler.idle and not self._closing:
+            while self._resting and not self._closing:
                 self._wake.wait()
             return not self._closing
+
+    @property
+    def _resting(self) -> bool:
+        """Whether there is nothing to compute."""
+        return self.scheduler.idle and not (self._shadow is not None and self._shadow.pending)
 
     def _check_idle(self) -> None:
         if self._speculator is not None:
@@ -266,6 +278,8 @@ class EngineLoop:
         self._last_end = now
         if self._observer is not None:
             self._observer.ended(sequence)
+        if self._shadow is not None:
+            self._shadow.ended(sequence)
 
     def _fail(self, sequences: list[Sequence], problem: Problem) -> None:
         log.error("%s", problem)

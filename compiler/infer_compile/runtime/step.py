@@ -61,7 +61,8 @@ class SequenceStep:
     them. ``exact[p]`` and ``packed[p]`` are the pool pages of the sequence's page p, or -1 where that form
     is not held. The caller provides an exact page for every page that a new token lies in or sees exactly,
     and a packed page for every page that becomes compressed or is seen so. Pages that no new token sees, for
-    they lie before the window that all layers share or in the gap, may be -1 in both.
+    they lie before the window that all layers share or in the gap, may be -1 in both. Where ``packed`` is
+    None nothing of the sequence is compressed, and it sees every page exactly.
 
     ``evicted`` tokens, whole pages right behind the sinks, were dropped from a sequence that outgrew
     ``max_context``: nobody sees that gap. Slots and positions go on counting, and what is left of the cache
@@ -78,7 +79,7 @@ class SequenceStep:
     accepted: int
     sealed: int
     exact: Int32
-    packed: Int32
+    packed: Int32 | None
     outputs: int = 1
     parents: Int32 | None = None
     evicted: int = 0

@@ -246,6 +246,21 @@ class Cost(Strict):
         return price.get(device) if isinstance(price, Mapping) else price
 
 
+class Shadow(Strict):
+    """Finished answers that the server checks against an exact cache while nobody waits for one."""
+
+    fraction: Annotated[
+        float, Field(ge=0, le=1, allow_inf_nan=False, description="of the answers, drawn at random")
+    ]
+    tokens: Annotated[
+        Count | None,
+        Field(
+            description="longest answer that is checked, its prompt included; pages for one are set aside; "
+            "default: the typical prompt and answer"
+        ),
+    ] = None
+
+
 class Serving(Strict):
     port: Annotated[int, Field(ge=1, le=65535, description="TCP port of the server")] = DEFAULT_PORT
     overflow: Annotated[
@@ -255,6 +270,17 @@ class Serving(Strict):
             "without its oldest tokens, the first ones aside, and says how many it dropped"
         ),
     ] = "stop"
+    shadow: Annotated[
+        Shadow | None,
+        Field(description="measures in production what the cache costs; default: nothing is checked"),
+    ] = None
+    traces: Annotated[
+        bool,
+        Field(
+            description="OpenTelemetry, a span for each request: the bundle takes its packages along; "
+            "default: only where they are installed and OTEL_EXPORTER_OTLP_ENDPOINT is set"
+        ),
+    ] = False
 
 
 def _bundle_name(value: str) -> str:

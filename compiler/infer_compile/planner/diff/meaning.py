@@ -66,6 +66,7 @@ _MEANINGS: tuple[Meaning, ...] = (
     _part("kv.bytes_per_token", "memory", "bytes"),
     _part("kv.pages", "memory"),
     _part("kv.exact_pages", "memory"),
+    _part("kv.spare_pages", "memory"),
     _part("kv.packed_pages", "memory"),
     _part("kv.table_bytes", "memory", "bytes"),
     Meaning("kv.*", "decisions"),
@@ -126,6 +127,9 @@ _MEANINGS: tuple[Meaning, ...] = (
     Meaning(
         "limits.max_context", "limits", "prompt and answer together", "tokens", "higher", "longer", "shorter"
     ),
+    Meaning(
+        "limits.checked_tokens", "limits", "of an answer that is checked against an exact cache", "tokens"
+    ),
     Meaning("limits.overflow", "limits", "what becomes of a sequence that reaches the context"),
     Meaning("limits.max_sequences", "limits", "served at once; others queue", "", "higher", "more", "fewer"),
     Meaning("limits.max_batch_tokens", "limits", "what one step computes", "tokens"),
@@ -136,7 +140,7 @@ _MEANINGS: tuple[Meaning, ...] = (
     Meaning("name", "inputs"),
     Meaning("tool", "inputs", "version of infer-compile"),
     Meaning("engine_version", "inputs", "that the facts about the engine are of"),
-    *(Meaning(f"{part}.*", "inputs") for part in ("spec", "model", "targets", "target", "facts")),
+    *(Meaning(f"{part}.*", "inputs") for part in ("spec", "model", "draft", "targets", "target", "facts")),
     Meaning("predicted.workload.*", "inputs", "the load that the prediction is for"),
     Meaning("inputs.*", "inputs"),
 )

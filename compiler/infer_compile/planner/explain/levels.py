@@ -62,6 +62,13 @@ def pages(asked: Deployment, chosen: Candidate) -> Iterator[Reason]:
                 why=f"{count * cache.page_tokens} tokens stay exact: {chosen_pages.source}",
                 source=f"choices.yaml, {chosen_pages.basis}",
             )
+        yield Reason(
+            key="kv.spare_pages",
+            value=str(cache.spare_pages),
+            why=f"exact pages for {cache.kept_tails} ends of prompts and answers that others go on behind: "
+            f"{choices.kept_tails.source}",
+            source=f"choices.yaml, {choices.kept_tails.basis}",
+        )
 
 
 def levels(contest: Contest) -> tuple[Level, ...]:

@@ -10,7 +10,7 @@ from ..block import held_for
 from ..candidate import Candidate
 from ..cost import price
 from ..deployment import Deployment
-from ..performance.cache import Floats
+from ..performance.cache import Floats, cache_layout
 from ..performance.latency import matrix_tflops
 from ..plan import Reason, significant
 from ..survey import Survey
@@ -38,6 +38,7 @@ def reasons(asked: Deployment, chosen: Candidate, survey: Survey) -> tuple[Reaso
         drafts.speculation(contest),
         _context(asked),
         *_overflow(asked, chosen),
+        *_checked(asked, chosen),
         _sequences(asked, chosen),
         _batch_tokens(contest),
         *_rate(asked, chosen),
@@ -67,6 +68,22 @@ def _overflow(asked: Deployment, chosen: Candidate) -> Iterator[Reason]:
         value=asked.spec.serving.overflow,
         why=f"asked for: a sequence of {asked.context:,} tokens goes on without its oldest but the first "
         f"{first}, {chosen.cache.page_tokens} at a time; answers and metrics say how many were dropped",
+        source=THE_SPEC,
+    )
+
+
+def _checked(asked: Deployment, chosen: Candidate) -> Iterator[Reason]:
+    """What it takes to check answers, where they are."""
+    if not asked.checked_tokens:
+        return
+    layout = cache_layout(asked.shape, chosen.cache)
+    exact, packed = layout.check_pages(asked.checked_tokens)
+    taken = exact * layout.exact_page_bytes + packed * layout.packed_page_bytes
+    yield Reason(
+        key="limits.checked_tokens",
+        value=str(asked.checked_tokens),
+        why=f"asked for: answers of at most so many tokens, prompts included, are checked against an exact "
+        f"cache; pages for one of them in both take {size(taken)}",
         source=THE_SPEC,
     )
 

@@ -29,7 +29,8 @@ class Cache:
     """A level, in pages. ``windows_freed``: pages that no query sees again are given back.
 
     ``own``: that of our own engine, which counts its bytes itself, and beside compressed pages keeps
-    ``sink_pages`` first ones and ``recent_pages`` before a query's own exact. ``levels``: of each layer with
+    ``sink_pages`` first ones and ``recent_pages`` before a query's own exact, and has pages to spare for
+    ``kept_tails`` ends of prompts and answers that others may go on behind. ``levels``: of each layer with
     a cache, where they are not all at the scheme's. ``table_bytes``: of the numbers that calibrated levels
     are read with, at most; every step reads them.
     """
@@ -38,10 +39,16 @@ class Cache:
     page_tokens: int
     sink_pages: int = 0
     recent_pages: int = 0
+    kept_tails: int = 0
     windows_freed: bool = True
     own: bool = False
     levels: tuple[LevelName, ...] = ()
     table_bytes: int = 0
+
+    @property
+    def spare_pages(self) -> int:
+        """Exact pages beyond those of the sequences."""
+        return self.kept_tails * self.recent_pages
 
     @property
     def packs(self) -> bool:
@@ -78,6 +85,7 @@ def own_cache(
         page_tokens=int(pages.page_tokens.value),
         sink_pages=int(pages.sink_pages.value) if packs or evicts else 0,
         recent_pages=int(pages.recent_pages.value) if packs else 0,
+        kept_tails=int(pages.kept_tails.value),
         windows_freed=windows_freed,
         own=True,
         levels=levels,

@@ -9,7 +9,6 @@ import numpy as np
 from ...catalog.engines import Activations, EngineKind
 from ...catalog.target import Target
 from ...graph.storage import FLOAT_BYTES
-from ...runtime.formats.kv import CacheLayout
 from ...runtime.formats.program import Limits
 from ..units import GIB, MIB
 from .cache import Cache, Floats, cache_layout, kept_bytes
@@ -41,7 +40,8 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class Held:
     """What a copy keeps: ``sequences`` in flight, of which one may be ``context`` tokens long and the others
-    are of the ``typical`` length; steps of ``budget`` tokens; and beside the model's own a draft of
+    are of the ``typical`` length; steps of ``budget`` tokens; pages to check an answer of ``checked`` tokens
+    against an exact cache (our own engine); and beside the model's own a draft of
     ``draft_bytes`` with ``draft_token_bytes`` of cache per token; our own engine keeps ``draft_token_values``
     floats for each token of its steps, and ``draft_output_values`` for each whose logits it computes.
 
@@ -52,6 +52,7 @@ class Held:
     typical: int
     sequences: Ints
     budget: Ints
+    checked: int = 0
     draft_bytes: Floats = 0.0
     draft_token_bytes: Floats = 0.0
     draft_token_values: Floats = 0.0
@@ -152,23 +153,28 @@ def pool_bytes(shape: Shape, cache: Cache, held: Held, tensor: Ints) -> Floats:
         for most in (layout.exact_pages, layout.packed_pages)
     )
     share = np.ceil(layout.kv_heads / np.asarray(tensor)) / layout.kv_heads
+    check = layout.check_pages(held.checked)
+    exact, packed = exact + cache.spare_pages + check[0], packed + check[1]
     pools: Floats = exact * layout.exact_page_bytes + packed * layout.packed_page_bytes
     return (pools + cache.table_bytes) * share
 
 
-def pool_limits(layout: CacheLayout, held: Held) -> Limits:
+def pool_limits(shape: Shape, cache: Cache, held: Held) -> Limits:
     """The pools of our own engine, and what its steps carry, for one candidate.
 
     The longest sequence may be inside a prompt chunk of the whole step; the others gain a token at a time.
     """
+    layout = cache_layout(shape, cache)
     sequences, budget = int(held.sequences), int(held.budget)
     others = sequences - 1
+    longest, typical = layout.exact_pages(held.context, budget), layout.exact_pages(held.typical)
     return Limits(
         max_context=held.context,
         max_sequences=sequences,
         max_batch_tokens=budget,
-        exact_pages=layout.exact_pages(held.context, budget) + others * layout.exact_pages(held.typical),
+        exact_pages=longest + others * typical + cache.spare_pages,
         packed_pages=layout.packed_pages(held.context, budget) + others * layout.packed_pages(held.typical),
+        checked_tokens=held.checked,
     )
 
 

@@ -74,9 +74,10 @@ class Attention:
     def _seal(self, layer: int, rows: Rows) -> None:
         """Compress the pages whose tokens are all accepted now."""
         for page in rows.sealing:
-            if self._packed is not None and self._layout.packs(page):
+            packed = rows.step.packed
+            if self._packed is not None and packed is not None and self._layout.packs(page):
                 numbers = self._exact.read(layer, int(rows.step.exact[page]))
-                self._packed.write(layer, int(rows.step.packed[page]), numbers)
+                self._packed.write(layer, int(packed[page]), numbers)
 
     def _attend(
         self, operation: Attend, queries: Float32, rows: Rows, query_page: int, chosen: NDArray[np.intp]
@@ -116,10 +117,11 @@ class Attention:
 
     def _forms(self, layer: int, rows: Rows, query_page: int, page: int) -> tuple[_Form, _Form]:
         """The keys and the values of ``page``, as a query in ``query_page`` sees them."""
-        if self._packed is None or self._layout.exact(query_page, page):
+        packed = rows.step.packed
+        if self._packed is None or packed is None or self._layout.exact(query_page, page):
             keys, values = self._exact.read(layer, int(rows.step.exact[page]))
             return _Plain(keys), _Plain(values)
-        place, codecs = int(rows.step.packed[page]), self._packed.codecs[layer]
+        place, codecs = int(packed[page]), self._packed.codecs[layer]
         stored = {side: self._packed.read(layer, place, side) for side in SIDES}
         return _form(codecs["keys"], stored["keys"]), _form(codecs["values"], stored["values"])
 

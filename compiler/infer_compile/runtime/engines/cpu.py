@@ -17,7 +17,7 @@ from ..step import Float32, Int32, SequenceStep, StepResult
 from .rows import check_features
 
 _ABI = 3
-_NOT_FINITE = 2
+_NOT_FINITE, _NOT_PERMITTED, _WRONG_PRODUCTS = 2, 3, 4
 _ERROR_BYTES = 512
 
 
@@ -40,7 +40,8 @@ class CpuEngine:
     """Runs the library in ``engine_dir`` (program.json, libengine.so, weights.bin) on ``threads`` threads, by
     default one per usable core.
 
-    Raises InferCompileError IC520 if a file is missing, damaged or of another build.
+    Raises InferCompileError: IC520 if a file is missing, damaged or of another build; IC524 if the system
+    withholds the matrix tiles that the library was compiled for, IC525 if their products are wrong.
     """
 
     def __init__(self, engine_dir: Path, threads: int | None = None) -> None:
@@ -58,9 +59,13 @@ class CpuEngine:
         self.threads = threads or len(os.sched_getaffinity(0))
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         weights = os.fsencode(engine_dir / "weights.bin")
-        self._engine: int | None = self._library.ic_open(weights, self.threads, error, _ERROR_BYTES)
-        if not self._engine:
+        opened = ctypes.c_void_p()
+        failed = self._library.ic_open(weights, self.threads, ctypes.byref(opened), error, _ERROR_BYTES)
+        if failed in (_NOT_PERMITTED, _WRONG_PRODUCTS):
+            raise self._unfit(failed)
+        if failed:
             raise self._broken(error.value.decode())
+        self._engine: int | None = opened.value
         # Of the program once, and not in each step: it looks through all its operations for them.
         self._hidden_width = self.program.buffers[self.program.hidden]
         self._features, self._tells_tokens = self.program.features, self.program.tells_tokens
@@ -68,8 +73,7 @@ class CpuEngine:
     def _declare(self) -> None:
         library, pointer, number = self._library, ctypes.c_void_p, ctypes.c_int32
         library.ic_program.restype = ctypes.c_char_p
-        library.ic_open.restype = pointer
-        library.ic_open.argtypes = [ctypes.c_char_p, number, ctypes.c_char_p, number]
+        library.ic_open.argtypes = [ctypes.c_char_p, number, pointer, ctypes.c_char_p, number]
         library.ic_close.argtypes = [pointer]
         library.ic_close.restype = None
         library.ic_pool.restype = ctypes.POINTER(ctypes.c_uint8)
@@ -89,6 +93,19 @@ class CpuEngine:
         return InferCompileError(
             Problem("IC520", "the engine cannot be opened", str(self._dir), why, "build the bundle again")
         )
+
+    def _unfit(self, failed: int) -> InferCompileError:
+        fix = "build for a target with isa: avx512; its engine gives the same results"
+        if failed == _NOT_PERMITTED:
+            code, message = "IC524", "the system does not let this process use the matrix tiles (AMX)"
+            because = (
+                "it refused arch_prctl(ARCH_REQ_XCOMP_PERM), as kernels before 5.16 do, sandboxes, and where "
+                "a signal stack has no room for the tiles"
+            )
+        else:
+            code, message = "IC525", "the processor's matrix tiles (AMX) give other products than its vectors"
+            because = "a small product is tried by both whenever an engine is opened"
+        return InferCompileError(Problem(code, message, str(self._dir), because, fix))
 
     def step(
         self, batch: Sequence[SequenceStep], *, logits: bool = False, hidden: bool = False
@@ -181,7 +198,7 @@ def _marshal(sequence: SequenceStep, alive: list[NDArray[Any]]) -> _Sequence:
         start=sequence.start,
         accepted=sequence.accepted,
         sealed=sequence.sealed,
-        pages=min(len(sequence.exact), len(sequence.packed)),
+        pages=min(len(table) for table in (sequence.exact, sequence.packed) if table is not None),
         outputs=sequence.outputs,
         adjust_count=count,
         top_k=sampling.top_k,

@@ -59,9 +59,10 @@ class ReferenceEngine:
         self.program = program
         self._device = torch.device(device)
         self._weights = {tensor.name: self._tensor(load(tensor)) for tensor in program.tensors}
-        cache, limits = program.cache, program.limits
-        self._exact = ExactPool(cache, limits.exact_pages, tables, exact_dtype)
-        self._packed = PackedPool(cache, limits.packed_pages, tables) if cache.compressed else None
+        cache = program.cache
+        exact, packed = program.pool_pages
+        self._exact = ExactPool(cache, exact, tables, exact_dtype)
+        self._packed = PackedPool(cache, packed, tables) if cache.compressed else None
         self._attention = Attention(cache, tables, self._exact, self._packed, program.turns)
 
     def step(

@@ -47,7 +47,8 @@ def rows_of(program: Program, batch: Sequence[SequenceStep]) -> list[Rows]:
     for step in batch:
         _check(program, step)
         positions, sees = _ancestry(step)
-        sealing = range(step.sealed, (step.start + step.accepted) // layout.page_tokens)
+        certain = (step.start + step.accepted) // layout.page_tokens if step.packed is not None else 0
+        sealing = range(step.sealed, certain)
         first = rows[-1].first + rows[-1].count if rows else 0
         rows.append(Rows(step, first, len(step.tokens), positions, sees, sealing))
         _check_pages(program, rows[-1])
@@ -115,9 +116,10 @@ def _ancestry(step: SequenceStep) -> tuple[NDArray[np.int64], NDArray[np.bool_]]
 
 def _check_pages(program: Program, rows: Rows) -> None:
     """Every form that the step reads or writes has its place in a pool."""
-    step, layout, limits = rows.step, program.cache, program.limits
+    step, layout = rows.step, program.cache
     if not layout.layers:
         return
+    exact_size, packed_size = program.pool_pages
     last = (rows.tokens - 1) // layout.page_tokens
     exact = set(range(step.start // layout.page_tokens, last + 1))
     packed = {page for page in rows.sealing if layout.packs(page)}
@@ -125,9 +127,10 @@ def _check_pages(program: Program, rows: Rows) -> None:
     for query_page in np.unique(rows.positions // layout.page_tokens).tolist():
         first = max(step.start, query_page * layout.page_tokens)
         for page in layout.seen(first, last, step.evicted, layout.window):
-            (exact if layout.exact(query_page, page) else packed).add(page)
-    _check_places("exact", exact, step.exact, limits.exact_pages)
-    _check_places("packed", packed, step.packed, limits.packed_pages)
+            (exact if step.packed is None or layout.exact(query_page, page) else packed).add(page)
+    _check_places("exact", exact, step.exact, exact_size)
+    if step.packed is not None:
+        _check_places("packed", packed, step.packed, packed_size)
     certain = (step.start + step.accepted) // layout.page_tokens
     for page in sorted(packed):
         need(page < certain, f"page {page} is seen compressed before it is sealed")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_AVX2 = frozenset({"avx2", "fma", "f16c"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+TILES = frozenset({"amx_tile", "amx_int8"})
 NEEDED: dict[str, frozenset[str]] = {
-    "avx512": frozenset(
-        {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "fma", "f16c"}
-    ),
-    "avx2": frozenset({"avx2", "fma", "f16c"}),
+    "amx": _AVX512 | TILES,
+    "avx512": _AVX512,
+    "avx2": _AVX2,
     "portable": frozenset(),
 }
 """Largest first. Flags as /proc/cpuinfo names them."""

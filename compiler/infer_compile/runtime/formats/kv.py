@@ -18,6 +18,8 @@ GRANULE = 16
 """Columns come in multiples of this; one bit of so many columns is two bytes of every vector."""
 STRIP_BITS = 4
 """The widest code that is looked up in one table, and multiplied in bytes."""
+CHECK_STEP = 16
+"""Tokens of a step that checks an answer against an exact cache."""
 
 
 class _Frozen(BaseModel):
@@ -258,6 +260,21 @@ class CacheLayout(_Frozen):
         held = max(0, tokens // self.page_tokens - self.sink_pages)
         # Those that end between the window's first token and the last new one.
         return held if self.window is None else min(held, self.pages(self.window + chunk - 1))
+
+    @property
+    def unpacked(self) -> CacheLayout:
+        """What a sequence without compressed pages sees: the same, and every page exact."""
+        layers = uniform("bf16", len(self.layers), self.head_dim)
+        # Not copied: a copy would keep the bytes that were counted for these layers.
+        return CacheLayout.model_validate(self.model_dump() | {"level": "bf16", "layers": layers})
+
+    def check_pages(self, tokens: int) -> tuple[int, int]:
+        """Exact and compressed pages that it takes to check an answer of ``tokens`` tokens, its prompt among
+        them: once in this cache, and once in an exact one."""
+        if not tokens:
+            return 0, 0
+        exact = sum(layout.exact_pages(tokens, CHECK_STEP) for layout in (self, self.unpacked))
+        return exact, self.packed_pages(tokens, CHECK_STEP)
 
     def tables(self) -> Iterator[Table]:
         """What calibrated planes read, in order, named ``layers.{layer}.{keys|values}.{what}``.

@@ -41,7 +41,12 @@ class Engine(_Frozen):
 
 
 class Serving(_Frozen):
+    """``shadow_fraction`` of the answers are checked against an exact cache; ``traces``: requests are traced,
+    whatever the environment says."""
+
     port: int
+    shadow_fraction: float = 0.0
+    traces: bool = False
 
 
 class Draft(_Frozen):

@@ -177,7 +177,8 @@ class Limits(_Frozen):
     """Static sizes of the engine: tokens and sequences of one step, pool sizes in pages.
 
     A sequence that reaches ``max_context`` tokens ends there, or, if ``overflow`` is ``evict``, goes on
-    without its oldest pages but the sinks.
+    without its oldest pages but the sinks. Behind the pages of the sequences the pools have those of one
+    answer of at most ``checked_tokens`` tokens that is checked against an exact cache; 0 checks none.
     """
 
     max_context: int
@@ -186,6 +187,7 @@ class Limits(_Frozen):
     exact_pages: int
     packed_pages: int
     overflow: Overflow = "stop"
+    checked_tokens: int = 0
 
     @property
     def max_outputs(self) -> int:
@@ -261,6 +263,12 @@ class Program(_Frozen):
             for operation in layer
             if isinstance(operation, Rotary) and (operation.buffer, operation.first_head) == (attend.input, 0)
         }
+
+    @property
+    def pool_pages(self) -> tuple[int, int]:
+        """All pages of the engine's exact and packed pools."""
+        exact, packed = self.cache.check_pages(self.limits.checked_tokens)
+        return self.limits.exact_pages + exact, self.limits.packed_pages + packed
 
     @property
     def weight_bytes(self) -> int:

@@ -97,7 +97,8 @@ class Api:
 def _notes(sequences: list[Sequence], choices: int) -> dict[str, Any]:
     """What the log says of an answer. Times in seconds from the arrival."""
     times = [sequence.times for sequence in sequences]
-    first = [time.first - time.arrived for time in times if time.first]
+    began = [time for time in times if time.first]
+    first = [time.first - time.arrived for time in began]
     admitted = [time.admitted - time.arrived for time in times if time.admitted]
     evicted = sum(sequence.evicted for sequence in sequences)
     return {
@@ -109,6 +110,10 @@ def _notes(sequences: list[Sequence], choices: int) -> dict[str, Any]:
         "evicted_tokens": evicted or None,
         "queue_s": round(min(admitted), 4) if admitted else None,
         "ttft_s": round(min(first), 4) if first else None,
+        "prefill_s": round(min(first) - min(admitted), 4) if first else None,
+        "decode_s": round(max(time.last for time in times) - min(time.first for time in began), 4)
+        if began
+        else None,
         "finish": "+".join(sorted({sequence.ending or "cancelled" for sequence in sequences})),
     }
 

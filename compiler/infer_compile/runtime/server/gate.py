@@ -67,6 +67,8 @@ class Gate:
                 seconds = round(time.monotonic() - began, 4)
                 line = {"id": id, "method": scope["method"], "path": scope["path"]} | notes
                 log.info(Line("request", line | {"seconds": seconds}))
+                if self._service.traces is not None:
+                    self._service.traces.ended(scope["path"], id, headers.items(), seconds, notes)
 
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:
         if path not in self._open and not self._keys.allow(headers.get("authorization", "")):

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ..loop import EngineLoop
 from ..measure import Measured
 from ..sequence import Sequence
+from ..shadow import Unchecked, drift_percent
 from ..speculation.speculator import Outcome
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -34,6 +35,7 @@ SHORT = (
 )
 LONG = (*SHORT, 20, 40, 80, 160, 320, 640, 1280, 2560)
 COUNTS = tuple(float(2**power) for power in range(18))
+PERCENT = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 Names = Literal["infer", "vllm"]
 OWN = "infer_"
 PREFIX: dict[Names, str] = {"infer": OWN, "vllm": "vllm:"}
@@ -124,6 +126,22 @@ class Metrics:
             self._success.labels(model, reason)
         for reason in ("cancelled", "deadline", "error"):
             self._unfinished.labels(model, reason)
+        self._drift = self._histogram(
+            "perplexity_drift_percent",
+            "What the served cache adds to the perplexity of a checked answer, against an exact cache.",
+            PERCENT,
+        )
+        self._checked_tokens = self._counter("shadow_tokens", "Tokens of checked answers.")
+        self._nats = self._counter(
+            "shadow_divergence_nats", "Divergence of the served cache from an exact one over these tokens."
+        )
+        self._shadow = self._labelled(
+            "shadow_answers",
+            "Answers drawn for a check: checked, or not, for too many waited or it was too long.",
+            "outcome",
+        )
+        for outcome in ("checked", "busy", "too_long"):
+            self._shadow.labels(model, outcome)
         self._refused = self._labelled(
             "requests_refused", "Requests answered with an error, by status.", "status"
         )
@@ -210,6 +228,15 @@ class Metrics:
         self._queued.observe(times.admitted - times.arrived)
         self._prefill.observe(times.first - times.admitted)
         self._decode.observe(times.last - times.first)
+
+    def checked(self, tokens: int, nats: float) -> None:
+        self._shadow.labels(self._model, "checked").inc()
+        self._checked_tokens.inc(tokens)
+        self._nats.inc(nats)
+        self._drift.observe(drift_percent(nats, tokens))
+
+    def unchecked(self, why: Unchecked) -> None:
+        self._shadow.labels(self._model, why).inc()
 
     def refused(self, status: int) -> None:
         """A request was answered with an error."""

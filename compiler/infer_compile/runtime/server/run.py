@@ -23,12 +23,14 @@ from ..grammar import Grammars
 from ..journal import Line
 from ..loop import EngineLoop
 from ..measure import measure
+from ..shadow import Shadow
 from ..tokenizer import Tokenizer
 from ..warmup import warm_up
 from . import keys
 from .api import create_app
 from .metrics import Metrics, Names
 from .service import Limits, Service
+from .traces import open_traces
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class Options:
     key_file: Path | None
     open_metrics: bool
     metrics_names: Names
+    shadow_fraction: float | None
+    """Of the answers that are checked against an exact cache; None takes the bundle's."""
     limits: Limits
 
 
@@ -111,7 +115,10 @@ def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Serv
         cache = {"bytes_per_token": measured.token_bytes, "exact_bytes_per_token": measured.exact_token_bytes}
         log.info(Line("cache", {"kv": measured.level} | cache))
         metrics = Metrics(manifest.name, options.metrics_names)
-        loop = EngineLoop(opened.engine, tokenizer, options.queue, metrics, opened.speculator)
+        fraction = options.shadow_fraction
+        fraction = manifest.serving.shadow_fraction if fraction is None else fraction
+        shadow = Shadow(opened.engine, fraction, metrics) if fraction else None
+        loop = EngineLoop(opened.engine, tokenizer, options.queue, metrics, opened.speculator, shadow)
         metrics.watch(loop, measured)
         version = {
             "version": bundle.fingerprint,
@@ -120,12 +127,15 @@ def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Serv
             "program": manifest.program,
             "engine": manifest.engine.model_dump(),
         }
+        traces = open_traces(manifest.name, bundle.fingerprint, manifest.serving.traces)
         loop.start()
         try:
-            parts = (loop, tokenizer, template, grammars, metrics, measured, options.limits)
+            parts = (loop, tokenizer, template, grammars, metrics, measured, options.limits, traces)
             yield Service(manifest.name, bundle.fingerprint, version, *parts)
         finally:
             loop.close()
+            if traces is not None:
+                traces.close()
 
 
 def serve(folder: Path, options: Options) -> None:

@@ -14,6 +14,7 @@ from ..tokenizer import Tokenizer
 from .calls import Form, form_of
 from .drain import Drain
 from .metrics import Metrics
+from .traces import Traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Service:
     metrics: Metrics
     measured: Measured
     limits: Limits = field(default_factory=Limits)
+    traces: Traces | None = None
     drain: Drain = field(default_factory=Drain)
     created: int = field(default_factory=lambda: int(time.time()))
 
