@@ -85,6 +85,7 @@ class EngineLoop:
         self._observer = observer
         self._speculator = speculator
         self._shadow = shadow
+        self._tells_tokens = self._told and program.tells_tokens
         self._wake = threading.Condition()
         self._closing = False
         self._interval = 0.0
@@ -233,7 +234,7 @@ class EngineLoop:
 
     def _seen(self, work: list[Work], verdicts: list[Verdict], hidden: Float32) -> list[Seen]:
         """The hidden states of tokens that stay, of the sequences that go on."""
-        seen, row, whole = [], 0, self.engine.program.tells_tokens
+        seen, row, whole = [], 0, self._tells_tokens
         for part, verdict in zip(work, verdicts, strict=True):
             step, sequence = part.step, part.sequence
             before = len(step.tokens) - step.outputs

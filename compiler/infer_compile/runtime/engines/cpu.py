@@ -66,7 +66,9 @@ class CpuEngine:
         if failed:
             raise self._broken(error.value.decode())
         self._engine: int | None = opened.value
+        # Of the program once, and not in each step: it looks through all its operations for them.
         self._hidden_width = self.program.buffers[self.program.hidden]
+        self._features, self._tells_tokens = self.program.features, self.program.tells_tokens
 
     def _declare(self) -> None:
         library, pointer, number = self._library, ctypes.c_void_p, ctypes.c_int32
@@ -112,9 +114,9 @@ class CpuEngine:
         IC522 for a key or a value that is not a finite number, then the pages of the step's new tokens are
         worth nothing."""
         for sequence in batch:
-            check_features(self.program, sequence)
+            check_features(self._features, sequence)
         rows = sum(sequence.outputs for sequence in batch)
-        told = sum(len(one.tokens) for one in batch) if self.program.tells_tokens else rows
+        told = sum(len(one.tokens) for one in batch) if self._tells_tokens else rows
         alive: list[NDArray[Any]] = []
         sequences = (_Sequence * len(batch))(*(_marshal(sequence, alive) for sequence in batch))
         sampled = np.empty(rows, np.int32)

@@ -75,12 +75,12 @@ def _check(program: Program, step: SequenceStep) -> None:
     need(0 <= step.sealed <= step.start // page_tokens, f"{step.sealed} pages sealed at token {step.start}")
     known = (step.tokens >= 0) & (step.tokens < program.vocabulary)
     need(bool(np.all(known)), "a token that is not in the vocabulary")
-    check_features(program, step)
+    check_features(program.features, step)
 
 
-def check_features(program: Program, step: SequenceStep) -> None:
-    """Raise IC521 unless each new token has the numbers that ``program`` is fed, if it is."""
-    wanted = (len(step.tokens), program.features) if program.features else None
+def check_features(width: int, step: SequenceStep) -> None:
+    """Raise IC521 unless each new token has the ``width`` numbers that a program is fed, 0 for none."""
+    wanted = (len(step.tokens), width) if width else None
     given = None if step.features is None else step.features.shape
     need(given == wanted, f"features of shape {given}, not {wanted}")
 

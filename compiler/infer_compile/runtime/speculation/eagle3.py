@@ -22,7 +22,9 @@ from .draft import NOTHING, Draft, likeliest
 from .own_cache import OwnCache
 from .proposer import Ask, Seen
 
-HELD = 16
+NEAR = 16
+"""Features of a sequence that are computed for a draft at most: those of the last step, of any plan."""
+HELD = 64
 """Features of a sequence that wait for a draft; more are computed without one."""
 
 
@@ -33,8 +35,9 @@ class _Context:
 
     table: PageTable
     first: int
-    waiting: Float32
     computed: int = 0
+    waiting: list[Float32] = field(default_factory=list)
+    """A row for each place."""
 
     @property
     def end(self) -> int:
@@ -87,21 +90,27 @@ class Eagle3:
 
     def read(self, seen: Sequence[Seen]) -> None:
         """Raises InferCompileError as the engine's step does."""
-        behind = [_Drafting(one.key, one.tokens, context) for one in seen if (context := self._take(one))]
-        while behind := [one for one in behind if self._lives(one) and len(one.context.waiting) > HELD]:
+        self._reduce(
+            [_Drafting(one.key, one.tokens, context) for one in seen if (context := self._take(one))], HELD
+        )
+
+    def _reduce(self, behind: list[_Drafting], most: int) -> None:
+        """Computes what waits where that is more than ``most``, all but the last."""
+        while behind := [one for one in behind if self._lives(one) and len(one.context.waiting) > most]:
             self._compute(behind, outputs=0)
 
     def _take(self, seen: Seen) -> _Context | None:
         begin = seen.end - len(seen.hidden)
         if seen.key not in self._contexts:
-            self._contexts[seen.key] = _Context(self.pages.open(), begin, seen.hidden[:0])
+            self._contexts[seen.key] = _Context(self.pages.open(), begin)
         context = self._contexts[seen.key]
         if context is not None:
             if context.end < begin:
-                context.waiting = seen.hidden[:0]
+                context.waiting.clear()
                 self._begin(context, begin)
             # What a sibling told is told again once it is in its place.
-            context.waiting = np.concatenate([context.waiting, seen.hidden[context.end - begin :]])
+            # Copied: a row that waits must not keep a whole prompt's.
+            context.waiting += [row.copy() for row in seen.hidden[context.end - begin :]]
         return context
 
     def _begin(self, context: _Context, first: int) -> None:
@@ -113,27 +122,31 @@ class Eagle3:
         return self._contexts[one.key] is not None
 
     def catch_up(self, asks: Sequence[Ask]) -> None:
-        """Little waits, and a draft begins with it."""
+        """Raises InferCompileError as the engine's step does."""
+        self._reduce(self._known(asks), NEAR)
 
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         """Raises InferCompileError as the engine's step does."""
-        known = [
-            _Drafting(ask.key, ask.tokens, context, ask.most, ask.width)
-            for ask in asks
-            if (context := self._contexts.get(ask.key)) is not None
-            # All but the newest token has its features, and some of them wait.
-            and len(context.waiting)
-            and context.end == len(ask.tokens) - 1
-        ]
+        known = self._known(asks)
         drafting = self._compute(known, outputs=1)
         while drafting := [one for one in drafting if len(one.guesses) < one.most]:
             drafting = self._guess(drafting)
         drafts = {one.key: one.draft for one in known}
         return [drafts.get(ask.key, NOTHING) for ask in asks]
 
+    def _known(self, asks: Sequence[Ask]) -> list[_Drafting]:
+        """Those of which all but the newest token has its features, and some of these wait."""
+        return [
+            _Drafting(ask.key, ask.tokens, context, ask.most, ask.width)
+            for ask in asks
+            if (context := self._contexts.get(ask.key)) is not None
+            and context.waiting
+            and context.end == len(ask.tokens) - 1
+        ]
+
     def _compute(self, found: list[_Drafting], outputs: int) -> list[_Drafting]:
-        """Computes what waits, of those with least of it first and as far as a step goes. Returns those of
-        which nothing waits any more: for each of them that many tokens are drawn."""
+        """Computes what waits, of those with least of it first and as far as a step goes: all with one of
+        ``outputs``, which is drawn, else all but the last. Returns those of which nothing waits any more."""
         limits = self._cache.limits
         budget, batch, steps = limits.max_batch_tokens, [], []
         for one in sorted(found, key=lambda one: len(one.context.waiting)):
@@ -143,14 +156,14 @@ class Eagle3:
             if limits.overflow == "stop" and context.computed + waiting > limits.max_context:
                 self._begin(context, context.first + context.computed)
             self.pages.evict(context.table, context.computed)
-            count = self._cache.room(context.table, context.computed, min(waiting, budget))
+            count = self._cache.room(context.table, context.computed, min(waiting - 1 + outputs, budget))
             if not count:
                 self.pages.close(context.table)
                 self._contexts[one.key] = None
                 continue
             tokens = one.tokens[context.first + context.computed + 1 :][:count]
             states = np.zeros((count, self._state), np.float32)
-            features = np.concatenate([context.waiting[:count], states], axis=1)
+            features = np.concatenate([np.stack(context.waiting[:count]), states], axis=1)
             drawn = outputs if count == waiting else 0
             steps.append(self._cache.step(context.table, context.computed, tokens, count, drawn, features))
             batch.append(one)
@@ -158,9 +171,9 @@ class Eagle3:
         self._run(batch, steps)
         for one, step in zip(batch, steps, strict=True):
             one.context.computed += step.accepted
-            one.context.waiting = one.context.waiting[step.accepted :]
+            del one.context.waiting[: step.accepted]
             self.pages.commit(one.context.table, one.context.computed)
-        return [one for one in batch if not len(one.context.waiting)]
+        return [one for one in batch if not one.context.waiting]
 
     def _guess(self, drafting: list[_Drafting]) -> list[_Drafting]:
         """Computes the last guess of each, for the one after; returns those that had pages for it."""
