@@ -130,6 +130,19 @@ def test_log_probabilities_of_a_prompt_are_those_that_a_model_gives_it(babbler: 
     assert several.usage.prompt_tokens == 3
 
 
+def test_a_prompt_is_scored_many_tokens_at_a_time(model_dir: Path) -> None:
+    engine = FakeEngine(tiny_program())
+    with serving(engine, model_dir) as running:
+        create = running.client.completions.create
+        told = create(model="tiny", prompt="a" * 60, echo=True, logprobs=0, max_tokens=1).choices[0].logprobs
+        metrics = running.http.get(f"{running.url}/metrics").text
+    assert len(told.token_logprobs) == 61
+    # A page at least in each step.
+    assert len(engine.steps) < 16
+    # They are no drafts.
+    assert "infer_spec_decode_num_drafts_total{model_name=\"tiny\"} 0.0" in metrics
+
+
 def test_special_tokens_have_a_text_on_request(model_dir: Path) -> None:
     with serving(FakeEngine(tiny_program(), saying(lambda _: 258)), model_dir) as running:
         create = running.client.completions.create

@@ -214,10 +214,11 @@ class EngineLoop:
         for part, tokens in zip(work, result.tokens, strict=True):
             rows = None if result.logits is None else result.logits[row : row + part.step.outputs]
             row += part.step.outputs
-            sampled = tokens.tolist()
+            forced = part.sequence.forced[: len(tokens)].tolist()
+            sampled = forced + tokens[len(forced) :].tolist()
             verdict = part.draft.verdict(sampled)
             verdicts.append(verdict)
-            if part.draft.rows:
+            if part.draft.rows and not forced:
                 outcomes.append(Outcome(part.sequence, part.draft, verdict, part.draft.looked(sampled)))
             try:
                 self._draw(part, verdict, sampled, rows, now)

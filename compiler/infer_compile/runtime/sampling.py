@@ -45,7 +45,7 @@ class Controls:
 
 class Sampler:
     """The sampling of one sequence: its controls, the tokens it has drawn, the rule it follows and the tokens
-    that would end it. Its first ``forced`` tokens count as the prompt's."""
+    that would end it. Its first ``forced`` tokens count as the prompt's, and follow no rule."""
 
     def __init__(
         self,
@@ -114,12 +114,12 @@ class Sampler:
 
     def push(self, token: int) -> None:
         """``token`` was drawn. Raises IC533 if the rule cannot be followed any further."""
+        if self._forced:
+            self._forced -= 1
+            return
         if self._guide is not None:
             self._guide.push(token)
         if self._plain is not None:
-            return
-        if self._forced:
-            self._forced -= 1
             return
         row = self._row(token)
         self._penalty[row] = self._controls.repetition_penalty

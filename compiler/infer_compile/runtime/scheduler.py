@@ -265,15 +265,15 @@ class _Step:
     def verify_drafts(self) -> None:
         """Gives what is left of budget, rows and free pages to drafts, by rank."""
         drawing = [one for one, count in self.counts.items() if one.pending == count]
-        drafting = [one for one in drawing if one.draft.rows and one.draftable]
         left = min(self.budget, self._scheduler.outputs - len(drawing))
-        for sequence in drafting:
+        for sequence in drawing:
             table, start, certain = sequence.table, sequence.computed, sequence.pending
-            if table is None or left <= 0:
+            guess = sequence.guess
+            if table is None or left <= 0 or not guess.rows:
                 continue
             # Slots of siblings, too, lie within the context.
             most = max(0, min(left, self._pages.capacity + table.evicted - sequence.length))
-            draft = sequence.draft.cut(most, certain)
+            draft = guess.cut(most, certain)
             count = self._pages.room(table, start, certain + draft.rows, certain)
             self._pages.prepare(table, start, count, certain)
             draft = draft.cut(count - certain, certain)

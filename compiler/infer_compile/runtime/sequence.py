@@ -43,8 +43,8 @@ class Request:
     rule: Rule | None = None
     """What the text follows; a text cut by ``max_tokens`` is the beginning of one that does."""
     forced: Int32 = field(default_factory=lambda: np.empty(0, np.int32))
-    """Tokens that ``rule`` makes the first of the answer; they are the end of the prompt, for which
-    log-probabilities are asked, and count among ``max_tokens``."""
+    """Tokens that the answer begins with, whatever is drawn; they are the end of the prompt, for which
+    log-probabilities are asked, and count among ``max_tokens``. ``rule`` is of what comes behind them."""
     keep_stop: bool = False
     """Whether the text holds the stop string that ends it."""
     keep_special: bool = False
@@ -167,7 +167,21 @@ class Sequence:
     def draftable(self) -> bool:
         """Whether the next step draws one token, and could draw more behind it if they were guessed: what is
         drawn must not change how the next is."""
-        return self.decoding and self.length < self.most_cached and self._sampler.plain
+        return (
+            self.decoding and self.length < self.most_cached and self._sampler.plain and not len(self.forced)
+        )
+
+    @property
+    def forced(self) -> Int32:
+        """What the next draws have to give."""
+        return self.request.forced[self.generated :]
+
+    @property
+    def guess(self) -> Draft:
+        """What the next step may compute behind the sequence's own tokens."""
+        if len(self.forced):
+            return Draft.line(self.forced[:-1])
+        return self.draft if self.draftable else NOTHING
 
     def overdue(self, now: float) -> Ending | None:
         """Why nobody waits for it any more, if so."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..chat import TemplateRefusal
 from ..grammar import GrammarRefusal
-from ..rule import Forced, Rule
+from ..rule import Rule
 from ..sampling import Controls
 from ..sequence import Request
 from ..step import Int32
@@ -81,10 +81,7 @@ class Requests:
         """``request`` with log-probabilities of its prompt: all but the first token become tokens that the
         answer has to begin with."""
         first, rest = request.prompt[:1], request.prompt[1:]
-        rule = Forced(rest, self._service.vocabulary, request.rule)
-        return replace(
-            request, prompt=first, forced=rest, rule=rule, max_tokens=request.max_tokens + len(rest)
-        )
+        return replace(request, prompt=first, forced=rest, max_tokens=request.max_tokens + len(rest))
 
     def check_model(self, model: str | None) -> None:
         own = self._service.name
