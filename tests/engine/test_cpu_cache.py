@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ class Case:
             exact_pages=PAGES[0],
             packed_pages=PAGES[1],
         )
-        program = Program.model_construct(cache=self.layout, limits=limits, vocabulary=1 << 20)
+        empty: dict[str, Any] = {"prologue": (), "layers": (), "epilogue": ()}
+        program = Program.model_construct(cache=self.layout, limits=limits, vocabulary=1 << 20, **empty)
         self.inputs, self.expected = [], []
         for batch, window in self.batches:
             rows = rows_of(program, batch)
