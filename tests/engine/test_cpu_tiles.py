@@ -79,7 +79,7 @@ def test_tiles_are_tried_before_they_are_used(tmp_path: Path) -> None:
     assert trial(True, True) == 4
 
 
-@pytest.mark.parametrize(("refusal", "code"), [(3, "IC524"), (4, "IC525")])
+@pytest.mark.parametrize(("refusal", "code"), [(3, "IC531"), (4, "IC532")])
 def test_an_engine_that_the_processor_does_not_bear_is_refused(
     refusal: int, code: str, tmp_path: Path
 ) -> None:

@@ -40,8 +40,8 @@ class CpuEngine:
     """Runs the library in ``engine_dir`` (program.json, libengine.so, weights.bin) on ``threads`` threads, by
     default one per usable core.
 
-    Raises InferCompileError: IC520 if a file is missing, damaged or of another build; IC524 if the system
-    withholds the matrix tiles that the library was compiled for, IC525 if their products are wrong.
+    Raises InferCompileError: IC520 if a file is missing, damaged or of another build; IC531 if the system
+    withholds the matrix tiles that the library was compiled for, IC532 if their products are wrong.
     """
 
     def __init__(self, engine_dir: Path, threads: int | None = None) -> None:
@@ -97,13 +97,13 @@ class CpuEngine:
     def _unfit(self, failed: int) -> InferCompileError:
         fix = "build for a target with isa: avx512; its engine gives the same results"
         if failed == _NOT_PERMITTED:
-            code, message = "IC524", "the system does not let this process use the matrix tiles (AMX)"
+            code, message = "IC531", "the system does not let this process use the matrix tiles (AMX)"
             because = (
                 "it refused arch_prctl(ARCH_REQ_XCOMP_PERM), as kernels before 5.16 do, sandboxes, and where "
                 "a signal stack has no room for the tiles"
             )
         else:
-            code, message = "IC525", "the processor's matrix tiles (AMX) give other products than its vectors"
+            code, message = "IC532", "the processor's matrix tiles (AMX) give other products than its vectors"
             because = "a small product is tried by both whenever an engine is opened"
         return InferCompileError(Problem(code, message, str(self._dir), because, fix))
 
