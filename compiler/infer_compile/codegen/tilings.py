@@ -1,0 +1,55 @@
+"""How work is cut for a GPU: sizes of blocks, warps and shares. None of them was tuned on a device yet."""
+
+from __future__ import annotations
+
+from ..runtime.formats.weights import WeightFormat
+from .cuda_constants import Tiling
+
+BLOCK = 1024
+"""Columns of one program of kernels that go along rows: whole groups of every format."""
+CAPTURED = (1, 2, 4, 8, *range(16, 129, 8), *range(144, 257, 16))
+"""Rows of steps that are captured as graphs: a step is filled up to the next, by at most a half up to 8, by
+seven rows up to 128."""
+TILINGS = (
+    Tiling(tokens=1, block=64, exact_splits=2, packed_splits=14),
+    Tiling(tokens=8, block=64, exact_splits=2, packed_splits=14, tree=True),
+    Tiling(tokens=32, block=64, exact_splits=1, packed_splits=1),
+)
+"""Of attention, by the new tokens of a sequence: one, a few that may be a tree, a chunk of a prompt."""
+SKINNY = 16
+"""Input rows of the narrowest product: what tensor cores take at least."""
+PROGRAMS = 512
+"""Programs that a narrow product is cut into, about four for each multiprocessor of a large device: so many
+read at once that memory is kept busy."""
+MOST_SHARES = 8
+LEAST_TILES = 4
+"""Tiles of weights that a share has at least."""
+
+
+def power(count: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << (count - 1).bit_length()
+
+
+def warps_of(block: int) -> int:
+    """Warps of a program that holds ``block`` float32 numbers: 32 for each thread at most."""
+    return min(16, max(1, block // 1024))
+
+
+def product_tilings(
+    rows: int, cols: int, form: WeightFormat
+) -> tuple[tuple[int | None, dict[str, int]], ...]:
+    """For up to so many input rows, how a product with a matrix of ``rows x cols`` is cut."""
+    tiles = -(-cols // (form.group * (8 // form.bits)))
+    programs = -(-rows // 32)
+    split = max(1, min(MOST_SHARES, PROGRAMS // programs, tiles // LEAST_TILES))
+    return (
+        (SKINNY, {"BLOCK_M": SKINNY, "BLOCK_N": 32, "SPLIT": split, "warps": 4, "stages": 4}),
+        (64, {"BLOCK_M": 64, "BLOCK_N": 64, "SPLIT": 1, "warps": 4, "stages": 4}),
+        (None, {"BLOCK_M": 128, "BLOCK_N": 128, "SPLIT": 1, "warps": 8, "stages": 3}),
+    )
+
+
+def most_split() -> int:
+    """Input rows of which there are shares at most."""
+    return SKINNY
