@@ -26,7 +26,8 @@ FP8_UNIT = tl.constexpr(256.0)
 class Rows(NamedTuple):
     """The rows of a tile, each a query head of a token: which are ``real``, and of each the ``slot`` and the
     ``position`` of its token; new tokens begin at slot ``start``. In a tree ``positions`` [count] are those of
-    the new tokens, and a bit of ``sees`` tells of each of them whether the row's token sees it."""
+    the new tokens, and a bit of ``sees`` tells of each of them whether the row's token sees it. Without a bit
+    they are a chain."""
 
     real: Any
     slot: Any
@@ -292,7 +293,9 @@ def _hide(
             new = (own >= 0) & (own < rows.count)
             position = tl.where(new, tl.load(rows.positions + own, mask=new, other=0), slot)
             bit = (rows.sees[:, None] >> tl.minimum(tl.maximum(own, 0), 31)[None, :]) & 1
-            visible &= (own < 0)[None, :] | (new[None, :] & (bit != 0))
+            chain = (rows.sees == 0)[:, None]
+            seen = tl.where(chain, slot[None, :] <= rows.slot[:, None], bit != 0)
+            visible &= (own < 0)[None, :] | (new[None, :] & seen)
         else:
             visible &= slot[None, :] <= rows.slot[:, None]
     else:

@@ -12,7 +12,7 @@ Products of one group are exact: of bytes in int32, of bf16 inputs with bytes in
 import triton
 import triton.language as tl
 
-from .product import product
+from .bf16 import product, to_bf16
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def add_group(
         sums = tl.dot(inputs, tl.trans(tile), out_dtype=tl.int32).to(tl.float32)
         sums = sums * tl.load(scales + m * GROUPS + group, mask=inside, other=0.0)[:, None]
     else:
-        sums = product(inputs, tl.trans(tile.to(tl.bfloat16)))
+        sums = product(inputs, tl.trans(to_bf16(tile.to(tl.float32))))
     return total + sums * weight_scale[None, :]
 
 

@@ -30,7 +30,7 @@ def merge(
     WIDTHS: tl.constexpr,
 ):
     """Grid (rows, kv_heads). ``sums`` [rows, heads, SPLITS, D] and ``logs`` [rows, heads, SPLITS] of attend.py to
-    ``out`` [rows, heads, D] bfloat16; zeros where ``slots`` [rows] is negative. ``table`` and ``means`` [kv_heads, D] are
+    ``out`` [rows, heads, D], bfloat16 or float32; zeros where ``slots`` is negative. ``table`` and ``means`` [kv_heads, D] are
     those of calibrated values: ``decode`` or ``scale``, and what was taken away."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     member = tl.arange(0, HEIGHT)
@@ -93,7 +93,9 @@ def _restored(
         # The pieces of columns are the first ones of D.
         for i in tl.static_range(len(WIDTHS)):
             if i < len(VALUES):
-                both = both + (plain[i] + _turned(packed[i], signs, table, head, D, COLUMNS, TRANSFORM, VALUES[i]),)
+                both = both + (
+                    plain[i] + _turned(packed[i], signs, table, head, D, COLUMNS, TRANSFORM, VALUES[i]),
+                )
             else:
                 both = both + (plain[i],)
     return both
@@ -127,4 +129,6 @@ def _store(target, numbers, means, real, used, MEANS: tl.constexpr, PIECE: tl.co
     if MEANS:
         numbers += tl.load(means + own)[None, :]
     numbers = tl.where(real[:, None], numbers, 0.0)
-    tl.store(target[:, None] + own[None, :], to_bf16(numbers), mask=used[:, None])
+    if target.dtype.element_ty == tl.bfloat16:
+        numbers = to_bf16(numbers)
+    tl.store(target[:, None] + own[None, :], numbers, mask=used[:, None])

@@ -6,11 +6,8 @@ Whoever computes the numbers writes them in this form, so that no kernel does no
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def nearest(values):
-    """float32 of magnitude below 2**22 to the nearest integers, ties to even."""
-    return (values + 12582912.0) - 12582912.0
+from .bf16 import to_bf16
+from .codes import rint
 
 
 @triton.jit
@@ -22,14 +19,15 @@ def store_operand(
     columns = first + tl.arange(0, BLOCK)
     place = row * WIDTH + columns
     if GROUP == 0:
-        tl.store(operand + place, values.to(tl.bfloat16), mask=columns < WIDTH)
+        tl.store(operand + place, to_bf16(values), mask=columns < WIDTH)
     else:
         GROUPS: tl.constexpr = BLOCK // GROUP
         grouped = tl.reshape(values, [GROUPS, GROUP])
         largest = tl.max(tl.abs(grouped), axis=1)
         scale = tl.div_rn(largest, tl.full([GROUPS], 127.0, tl.float32))
-        inverse = tl.where(scale > 0, tl.div_rn(tl.full([GROUPS], 1.0, tl.float32), scale), 0.0)
-        rounded = tl.reshape(nearest(grouped * inverse[:, None]), [BLOCK])
+        one = tl.full([GROUPS], 1.0, tl.float32)
+        inverse = tl.where(scale > 0, tl.div_rn(one, tl.where(scale > 0, scale, one)), 0.0)
+        rounded = tl.reshape(rint(grouped * inverse[:, None]), [BLOCK])
         tl.store(operand + place, rounded.to(tl.int8), mask=columns < WIDTH)
         group = first // GROUP + tl.arange(0, GROUPS)
         tl.store(scales + row * (WIDTH // GROUP) + group, scale, mask=group < WIDTH // GROUP)

@@ -20,8 +20,8 @@ def turn(
     NORMED: tl.constexpr,
     ROTATED: tl.constexpr,
 ):
-    """Grid (rows, heads), of rows of STRIDE numbers, from head FIRST on. Heads before QUERIES are queries, whose
-    norm has a weight of its own."""
+    """Grid (rows, heads), of rows of STRIDE numbers, from head FIRST on. Heads before QUERIES are queries,
+    whose norm has a weight of its own."""
     row, head = tl.program_id(0).to(tl.int64), FIRST + tl.program_id(1)
     HALF: tl.constexpr = HEAD_DIM // 2
     pairs = tl.arange(0, BLOCK)

@@ -11,7 +11,6 @@ from . import cuda_constants as constants
 from .cuda_constants import Tiling
 from .cuda_pages import WORD, layer_place
 from .tiles import MEANS, SIGNS
-from .tilings import TILINGS
 
 EVERYTHING = 1 << 30
 """A window that holds every position."""
@@ -24,8 +23,9 @@ FP8_MOST = 448.0
 class AttentionLaunches:
     """The lines of every ``Attend`` of ``program``; what they share is added to ``buffers``."""
 
-    def __init__(self, program: Program, buffers: dict[str, Buffer]) -> None:
+    def __init__(self, program: Program, tilings: tuple[Tiling, ...], buffers: dict[str, Buffer]) -> None:
         self._program = program
+        self._tilings = tilings
         self._layout = program.cache
         self._buffers = buffers
         self._calibrated = {table.name for table in program.cache.tables()}
@@ -43,8 +43,8 @@ class AttentionLaunches:
             buffers["packed_pool"] = _pool(limits.packed_pages * layout.packed_page_bytes)
             buffers["jobs"] = Buffer(dtype="int32", width=2, per="seals")
 
-    def lines(self, operation: Attend) -> Iterator[Line]:
-        """Of one layer."""
+    def lines(self, operation: Attend, output: str) -> Iterator[Line]:
+        """Of one layer, into the buffer ``output``."""
         self._need(operation)
         yield self._append(operation)
         if self._layout.compressed:
@@ -53,34 +53,30 @@ class AttentionLaunches:
                 yield self._query(operation)
         cases = [
             Case(
-                most=None if tiling is TILINGS[-1] else tiling.tokens,
-                launches=(self._attend(operation, tiling), self._merge(operation, tiling)),
+                most=None if tiling is self._tilings[-1] else tiling.tokens,
+                launches=(self._attend(operation, tiling), self._merge(operation, output, tiling)),
             )
-            for tiling in TILINGS
+            for tiling in self._tilings
         ]
         yield Cases(of="tile", cases=tuple(cases))
 
     def _need(self, operation: Attend) -> None:
         """The buffers that its kernels hand on."""
         width = operation.heads * operation.head_dim
-        shares = max(self._shares(tiling) for tiling in TILINGS)
+        shares = max(self._shares(tiling) for tiling in self._tilings)
         segments = max(constants.segments(layer.keys) for layer in self._layout.layers)
-        wanted = {
-            operation.output: ("f32", width),
-        }
         self._buffers["attend.sums"] = Buffer(dtype="f32", width=shares * width)
         self._buffers["attend.logs"] = Buffer(dtype="f32", width=shares * operation.heads)
         if self._layout.compressed:
-            wanted["attend.factors"] = ("f16", width)
-            wanted["attend.steps"] = ("f32", operation.heads * segments)
-        for name, (dtype, most) in wanted.items():
-            self._buffers[name] = Buffer.model_validate({"dtype": dtype, "width": most, "per": "rows"})
+            steps = operation.heads * segments
+            self._buffers["attend.factors"] = Buffer(dtype="f16", width=width, per="rows")
+            self._buffers["attend.steps"] = Buffer(dtype="f32", width=steps, per="rows")
 
     def _shares(self, tiling: Tiling) -> int:
         """Shares of all rows of a step in tiles of this kind."""
         limits = self._program.limits
         rows = limits.max_batch_tokens
-        if tiling is not TILINGS[-1]:
+        if tiling is not self._tilings[-1]:
             rows = min(rows, tiling.tokens * limits.max_sequences)
         return constants.splits(self._layout, tiling) * rows
 
@@ -181,7 +177,7 @@ class AttentionLaunches:
             stages=2,
         )
 
-    def _merge(self, operation: Attend, tiling: Tiling) -> Launch:
+    def _merge(self, operation: Attend, output: str, tiling: Tiling) -> Launch:
         layout, layer = self._layout, operation.layer
         own = constants.merge_constants(layout, layer, operation.heads // operation.kv_heads, tiling)
         return Launch(
@@ -194,7 +190,7 @@ class AttentionLaunches:
                 "signs": SIGNS if layout.compressed else UNREAD,
                 "table": self._table(layer, "values", "decode"),
                 "means": f"layers.{layer}.values.mean" if own["MEANS"] else UNREAD,
-                "out": operation.output,
+                "out": output,
             },
             numbers={"out_stride": operation.heads * operation.head_dim},
             constants=own,

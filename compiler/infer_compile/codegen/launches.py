@@ -21,6 +21,7 @@ from ..runtime.formats.program import (
     Tensor,
 )
 from .attention_launches import AttentionLaunches
+from .cuda_constants import Tiling
 from .tiles import FREQUENCIES, WeightParts, same_angles, scales
 from .tilings import BLOCK, CAPTURED, TILINGS, most_split, power, product_tilings, warps_of
 
@@ -28,10 +29,14 @@ BF16 = 0
 """The group of an operand that is not rounded to bytes."""
 
 
-def step_table(program: Program) -> StepTable:
-    """The step of ``program``. Raises InferCompileError IC313 for what the GPU kernels do not run."""
+def step_table(program: Program, tilings: tuple[Tiling, ...] = TILINGS) -> StepTable:
+    """The step of ``program``, its attention cut by ``tilings``: of single tokens first, of chunks of any
+    length last, and one of them knows of trees.
+
+    Raises InferCompileError IC313 for what the GPU kernels do not run.
+    """
     _refuse(program)
-    return _Writer(program).table()
+    return _Writer(program, tilings).table()
 
 
 def _refuse(program: Program) -> None:
@@ -55,8 +60,9 @@ def _refuse(program: Program) -> None:
 class _Writer:
     """Gathers the lines and the buffers that they name."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, tilings: tuple[Tiling, ...]) -> None:
         self._program = program
+        self._tilings = tilings
         self._tensors = {tensor.name: tensor for tensor in program.tensors}
         self._weights = WeightParts(program)
         self._buffers: dict[str, Buffer] = {
@@ -65,7 +71,7 @@ class _Writer:
             "chosen": Buffer(dtype="int32", width=1, per="outputs"),
             "sampled": Buffer(dtype="int32", width=1, per="outputs"),
         }
-        self._attention = AttentionLaunches(program, self._buffers)
+        self._attention = AttentionLaunches(program, tilings, self._buffers)
         self._rows: Count = "rows"
 
     def table(self) -> StepTable:
@@ -77,7 +83,8 @@ class _Writer:
         return StepTable(
             program=program.digest,
             captured=tuple(rows for rows in CAPTURED if rows <= program.limits.max_outputs),
-            tiles=tuple(tiling.tokens for tiling in TILINGS),
+            tiles=tuple(tiling.tokens for tiling in self._tilings),
+            trees=next(tiling.tokens for tiling in self._tilings if tiling.tree),
             hidden=program.hidden,
             weights_bytes=self._weights.bytes,
             weights=self._weights.parts,
@@ -122,8 +129,7 @@ class _Writer:
                 case Gate():
                     yield self._gate(operation, rest)
                 case Attend():
-                    yield from self._attention.lines(operation)
-                    yield self._round(operation.output, rest)
+                    yield from self._attend(operation, rest)
                 case Linear():
                     yield self._linear(operation)
                 case HeadNorm() | Rotary():
@@ -173,8 +179,15 @@ class _Writer:
     def _gate(self, operation: Gate, rest: Sequence[Operation]) -> Launch:
         return self._rounding("gate.gate", operation.input, operation.output, operation.width, rest)
 
-    def _round(self, buffer: str, rest: Sequence[Operation]) -> Launch:
-        return self._rounding("round.round", buffer, buffer, self._program.buffers[buffer], rest)
+    def _attend(self, operation: Attend, rest: Sequence[Operation]) -> Iterator[Line]:
+        output, width = operation.output, self._program.buffers[operation.output]
+        if isinstance(_reader(output, rest), Linear):
+            self._need(_unrounded(output), width, "rows", "bf16")
+            yield from self._attention.lines(operation, _unrounded(output))
+        else:
+            self._need(output, width, "rows")
+            yield from self._attention.lines(operation, output)
+            yield self._rounding("round.round", output, output, width, rest)
 
     def _rounding(
         self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation]
@@ -191,7 +204,7 @@ class _Writer:
         self, output: str, width: int, rest: Sequence[Operation]
     ) -> tuple[dict[str, str | None], int]:
         """What the next product reads of ``output``: its tensors, and the group that it is rounded in."""
-        reader = next(op for op in rest if isinstance(op, Linear | Quantize) and op.input == output)
+        reader = _reader(output, rest)
         if isinstance(reader, Linear):
             self._need(_unrounded(output), width, self._rows, "bf16")
             return {"operand": _unrounded(output), "scales": None}, BF16
@@ -219,9 +232,7 @@ class _Writer:
         ]
         return Cases(of=self._rows, cases=tuple(cases))
 
-    def _product(
-        self, operation: Linear, tensor: Tensor, constants: dict[str, int]
-    ) -> tuple[Launch, ...]:
+    def _product(self, operation: Linear, tensor: Tensor, constants: dict[str, int]) -> tuple[Launch, ...]:
         rounded = tensor.format.activation == "int8"
         split, bias = constants["SPLIT"], operation.bias
         ends = {"ROWS": tensor.rows, "BIAS": bias is not None, "ADD": operation.add, "SPLIT": split}
@@ -307,14 +318,19 @@ class _Writer:
         self._buffers[name] = Buffer.model_validate({"dtype": dtype, "width": width, "per": per})
 
 
+def _reader(buffer: str, operations: Sequence[Operation]) -> Linear | Quantize:
+    """The first of ``operations`` that reads ``buffer``: nothing else does before it is written again."""
+    return next(op for op in operations if isinstance(op, Linear | Quantize) and op.input == buffer)
+
+
 def _unrounded(buffer: str) -> str:
     """The name of what a product of bf16 numbers reads of ``buffer``."""
     return f"{buffer}.bf16"
 
 
 def _turned(operations: Sequence[Operation]) -> list[HeadNorm | Rotary]:
-    """How many of the first operations one launch does: norms of queries and of the keys behind them, then the
-    rotation of both; or just the first."""
+    """How many of the first operations one launch does: norms of queries and of the keys behind them, then
+    the rotation of both; or just the first."""
     run: list[HeadNorm | Rotary] = []
     for operation in operations:
         if not isinstance(operation, HeadNorm | Rotary) or (run and operation.buffer != run[0].buffer):

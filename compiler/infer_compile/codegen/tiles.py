@@ -112,7 +112,9 @@ def mean_of(layer: object, side: Side) -> str:
 def tiled(values: NDArray[np.int8], bits: int, group: int) -> NDArray[np.int8]:
     """``[rows, cols]`` to ``[blocks, tiles, 16, group]``; of 4 bits two groups share a tile."""
     held = 8 // bits
-    parts = _padded(values, group * held).reshape(-1, ROWS, -(-values.shape[1] // (group * held)), held, group)
+    parts = _padded(values, group * held).reshape(
+        -1, ROWS, -(-values.shape[1] // (group * held)), held, group
+    )
     parts = parts.transpose(3, 0, 2, 1, 4)
     return np.ascontiguousarray(parts[0] if held == 1 else parts[0] & 15 | parts[1] << 4)
 
@@ -128,8 +130,8 @@ def _padded(matrix: NDArray[Any], multiple: int) -> NDArray[Any]:
 
 
 def write_weights(program: Program, model_dir: Path, tables: Path, out: Path) -> None:
-    """Write the weights of ``program`` from ``model_dir``, and its cache's tables from the file ``tables``, to
-    ``out``, one tensor in memory at a time.
+    """Write the weights of ``program`` from ``model_dir``, and its cache's tables from the file ``tables``,
+    to ``out``, one tensor in memory at a time.
 
     The file is written aside and renamed. Raises what reading the model folder raises, and OSError.
     """

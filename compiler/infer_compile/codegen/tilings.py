@@ -44,7 +44,7 @@ def product_tilings(
     programs = -(-rows // 32)
     split = max(1, min(MOST_SHARES, PROGRAMS // programs, tiles // LEAST_TILES))
     return (
-        (SKINNY, {"BLOCK_M": SKINNY, "BLOCK_N": 32, "SPLIT": split, "warps": 4, "stages": 4}),
+        (SKINNY, {"BLOCK_M": SKINNY, "BLOCK_N": 32, "SPLIT": split, "warps": 4, "stages": 8}),
         (64, {"BLOCK_M": 64, "BLOCK_N": 64, "SPLIT": 1, "warps": 4, "stages": 4}),
         (None, {"BLOCK_M": 128, "BLOCK_N": 128, "SPLIT": 1, "warps": 8, "stages": 3}),
     )

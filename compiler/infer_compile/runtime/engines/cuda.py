@@ -96,7 +96,7 @@ class CudaEngine:
         worth nothing."""
         rows = rows_of(self.program, batch)
         draws = draws_of(rows, self.program.vocabulary)
-        inputs = inputs_of(self.program.cache, rows, self._table.tiles)
+        inputs = inputs_of(self.program.cache, rows, self._table.tiles, self._table.trees)
         outputs = inputs.counts["outputs"]
         counts = self._captured(inputs)
         drawn = not draws.greedy
@@ -109,12 +109,12 @@ class CudaEngine:
         if draws.altered:
             tokens = draw(altered(self._logits(outputs), draws.steps), self._settings[:outputs])
         self._check_finite()
-        sampled = tokens[:outputs].to(torch.int32).cpu().numpy()
+        sampled = _host(tokens[:outputs]).astype(np.int32)
         ends = np.cumsum([sequence.outputs for sequence in batch])[:-1]
         return StepResult(
             tokens=np.split(sampled, ends),
-            logits=self._logits(outputs).cpu().numpy() if logits else None,
-            hidden=self._rows(self._table.hidden, outputs).cpu().numpy() if hidden else None,
+            logits=_host(self._logits(outputs)) if logits else None,
+            hidden=_host(self._rows(self._table.hidden, outputs)) if hidden else None,
         )
 
     def pool(self, name: str) -> NDArray[np.uint8]:
@@ -123,7 +123,8 @@ class CudaEngine:
         found = self._buffers.get(f"{name}_pool")
         if found is None:
             return np.empty(0, np.uint8)
-        return found.view(torch.uint8).cpu().numpy()
+        pool: NDArray[np.uint8] = found.view(torch.uint8).cpu().numpy()
+        return pool
 
     def close(self) -> None:
         """Free the engine; it cannot be used afterwards."""
@@ -254,8 +255,12 @@ class CudaEngine:
         return found.reshape(-1)[view.first :] if view.first else found
 
 
+def _host(tensor: torch.Tensor) -> NDArray[Any]:
+    """A copy in the processor's memory: the next step writes where the tensor lies."""
+    copied: NDArray[Any] = tensor.to("cpu", copy=True).numpy()
+    return copied
+
+
 def _filler(name: str) -> int:
     """What stands in rows that are nobody's: a token that exists, no place to write to, nothing to do."""
     return NOWHERE if name in ("slots", "tiles", "jobs") else 0
-
-

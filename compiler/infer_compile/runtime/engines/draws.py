@@ -32,7 +32,9 @@ class Draws:
     @property
     def altered(self) -> bool:
         """Whether some logits are changed before the draw."""
-        return any(step.outputs and (step.mask is not None or step.sampling.ids is not None) for step in self.steps)
+        return any(
+            step.outputs and (step.mask is not None or step.sampling.ids is not None) for step in self.steps
+        )
 
 
 def draws_of(batch: Sequence[Rows], vocabulary: int) -> Draws:

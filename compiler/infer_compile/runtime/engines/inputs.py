@@ -1,4 +1,4 @@
-"""What the kernels of a GPU are told of a step: flat arrays of numbers, filled up to whatever size is wanted."""
+"""What the kernels of a GPU are told of a step: flat arrays of numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .rows import Rows, need
 
 NOWHERE = -1
 SEEN = 32
-"""New tokens of a tree whose ancestors fit the bits of a word."""
+"""New tokens of a tree at most: each has a bit of a word for each that it may see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +27,19 @@ class Inputs:
     tile: int
 
 
-def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int]) -> Inputs:
-    """The step of ``batch``, in tiles of the first of ``tiles`` tokens that holds every sequence's.
+def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int], trees: int) -> Inputs:
+    """The step of ``batch``, in tiles of the first of ``tiles`` tokens that holds every sequence's, else of
+    the last; where a sequence is a tree, of ``trees`` tokens.
 
-    Raises InferCompileError IC521 for a tree of more tokens than a tile has bits for.
+    Raises InferCompileError IC521 for a tree of more tokens than a word has bits.
     """
+    grown = [part.count for part in batch if part.step.parents is not None]
+    need(
+        max(grown, default=0) <= SEEN,
+        f"a tree of {max(grown, default=0)} tokens, and the kernels take {SEEN}",
+    )
     longest = max((part.count for part in batch), default=0)
-    tile = next((tokens for tokens in tiles if longest <= tokens), tiles[-1])
-    trees = [part for part in batch if part.step.parents is not None]
-    most = max((tokens for tokens in tiles if tokens <= SEEN), default=0)
-    return _gathered(layout, batch, tile, trees, most)
-
-
-def _gathered(
-    layout: CacheLayout, batch: Sequence[Rows], tile: int, trees: Sequence[Rows], most: int
-) -> Inputs:
-    for part in trees:
-        need(part.count <= most, f"a tree of {part.count} tokens, and the kernels take {most}")
+    tile = trees if grown else next((tokens for tokens in tiles if longest <= tokens), tiles[-1])
     arrays: dict[str, Int32] = {
         "tokens": _joined([part.step.tokens for part in batch]),
         "positions": _joined([part.positions for part in batch]),
@@ -75,11 +71,13 @@ def _slots(layout: CacheLayout, part: Rows) -> NDArray[np.int64]:
 
 
 def _bits(part: Rows) -> Int32:
-    """Which of the sequence's new tokens each sees, one bit per token; without a tree nobody asks."""
+    """Which of the sequence's new tokens each sees, one bit per token; none of a chain, whose
+    tokens see those before them."""
     if part.step.parents is None:
         return np.zeros(part.count, np.int32)
     places = np.uint32(1) << np.arange(part.count, dtype=np.uint32)
-    return (part.sees * places).sum(axis=1, dtype=np.uint32).view(np.int32)
+    bits: Int32 = (part.sees * places).sum(axis=1, dtype=np.uint32).view(np.int32)
+    return bits
 
 
 def _jobs(layout: CacheLayout, part: Rows) -> list[tuple[int, int]]:

@@ -1,8 +1,8 @@
 """The step of a GPU engine as a table: which kernels are launched, on what, with which constants, in order.
 
-Code generation writes it (``engine/step.json``); the engine allocates the buffers, launches line by line, and
-knows nothing else of the model. Every token of a step owns a row of the buffers counted in ``rows``, every row
-of logits one of those counted in ``outputs``. Sequences are cut into tiles of neighbouring tokens for
+Code generation writes it (``engine/step.json``); the engine allocates the buffers, launches line by line,
+and knows nothing else of the model. Every token of a step owns a row of the buffers counted in ``rows``, every
+row of logits one of those counted in ``outputs``. Sequences are cut into tiles of neighbouring tokens for
 attention.
 """
 
@@ -124,8 +124,10 @@ class StepTable(_Frozen):
     captured: tuple[int, ...]
     """Rows of the steps that are captured as graphs, ascending."""
     tiles: tuple[int, ...]
-    """Tokens of a tile, ascending: a step takes the first that holds the new tokens of each sequence, else the
-    last."""
+    """Tokens of a tile, ascending: a step takes the first that holds the new tokens of each sequence, else
+    the last."""
+    trees: int
+    """Tokens of the tiles that know of parents."""
     hidden: str
     weights_bytes: int
     weights: dict[str, Part]

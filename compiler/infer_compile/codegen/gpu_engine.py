@@ -1,0 +1,34 @@
+"""Program to the folder ``engine/`` of a GPU bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..catalog.resources import folder
+from ..runtime.formats.launches import StepTable
+from ..runtime.formats.program import Program
+from .cuda_constants import Tiling
+from .launches import step_table
+from .repack import TABLES
+from .tiles import write_weights
+from .tilings import TILINGS
+
+PROGRAM, STEP, WEIGHTS, KERNELS = "program.json", "step.json", "weights.bin", "kernels"
+
+
+def emit(
+    program: Program, model_dir: Path, engine_dir: Path, tilings: tuple[Tiling, ...] = TILINGS
+) -> StepTable:
+    """Write program.json, step.json, weights.bin and the source of the kernels into ``engine_dir``.
+
+    ``model_dir`` holds the interchange weights, ``engine_dir`` the tables of a calibrated cache. Raises
+    InferCompileError IC313 for what the kernels do not run, and what reading the weights raises.
+    """
+    table = step_table(program, tilings)
+    (engine_dir / KERNELS).mkdir(parents=True, exist_ok=True)
+    (engine_dir / PROGRAM).write_text(program.to_json())
+    (engine_dir / STEP).write_text(table.to_json())
+    for path in sorted((folder("kernels") / "cuda").glob("*.py")):
+        (engine_dir / KERNELS / path.name).write_text(path.read_text())
+    write_weights(program, model_dir, engine_dir / TABLES, engine_dir / WEIGHTS)
+    return table
