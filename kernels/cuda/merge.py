@@ -93,7 +93,9 @@ def _restored(
         # The pieces of columns are the first ones of D.
         for i in tl.static_range(len(WIDTHS)):
             if i < len(VALUES):
-                both = both + (plain[i] + _turned(packed[i], signs, table, head, D, COLUMNS, TRANSFORM, VALUES[i]),)
+                both = both + (
+                    plain[i] + _turned(packed[i], signs, table, head, D, COLUMNS, TRANSFORM, VALUES[i]),
+                )
             else:
                 both = both + (plain[i],)
     return both
