@@ -128,6 +128,14 @@ def points(codes, BITS: tl.constexpr, EXCESS: tl.constexpr):
 
 
 @triton.jit
+def wide_points(codes, BITS: tl.constexpr):
+    """``points`` of int16 codes of more than 4 bits, as float16."""
+    # 1024 and a code are the bits of a float16 beside each other.
+    counted = (codes | 0x6400).to(tl.float16, bitcast=True) - 1024.0
+    return counted * 2.0 - ((1 << BITS) - 1)
+
+
+@triton.jit
 def nearest(x, BITS: tl.constexpr, EXCESS: tl.constexpr):
     """Codes of the nearest integers: how many midpoints lie below ``x``."""
     if BITS > 4:

@@ -48,7 +48,9 @@ def query(
         step = tl.div_rn(largest, tl.full((HEIGHT,), 127.0, tl.float32))
         # The inverse of a smaller step would overflow.
         counts = largest > 1e-30
-        inverse = tl.where(counts, tl.div_rn(tl.full((HEIGHT,), 1.0, tl.float32), tl.where(counts, step, 1.0)), 0.0)
+        inverse = tl.where(
+            counts, tl.div_rn(tl.full((HEIGHT,), 1.0, tl.float32), tl.where(counts, step, 1.0)), 0.0
+        )
         for i in tl.static_range(len(KEYS)):
             if KEYS[i][5] == segment:
                 _store(factors + whose * D, columns[i] * inverse[:, None], real, KEYS[i])

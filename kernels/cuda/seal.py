@@ -46,8 +46,12 @@ def seal(
     source = tl.load(jobs + 2 * job)
     if source >= 0:
         numbers = exact_pool.to(tl.pointer_type(tl.bfloat16))
-        numbers += 2 * (source.to(tl.int64) * exact_page + exact_place + head * (PAGE * D)) + side * (PAGE * D)
-        target = packed_pool + tl.load(jobs + 2 * job + 1).to(tl.int64) * packed_page + packed_place + head * HEAD
+        numbers += 2 * (source.to(tl.int64) * exact_page + exact_place + head * (PAGE * D)) + side * (
+            PAGE * D
+        )
+        target = (
+            packed_pool + tl.load(jobs + 2 * job + 1).to(tl.int64) * packed_page + packed_place + head * HEAD
+        )
         if side == 0:
             _encode(
                 numbers,

@@ -60,12 +60,16 @@ def _product(source, real, table, D: tl.constexpr, COLUMNS: tl.constexpr, PIECE:
 
 
 @triton.jit
-def restore_dense(columns, table, head, D: tl.constexpr, COLUMNS: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr):
+def restore_dense(
+    columns, table, head, D: tl.constexpr, COLUMNS: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr
+):
     """What the columns, one tensor for each of ``PIECES``, stand for: the part ``WIDTH`` of D."""
     width: tl.constexpr = WIDTH[0]
     x = tl.zeros((columns[0].shape[0], width), tl.float32)
     for i in tl.static_range(len(PIECES)):
-        x += tl.dot(columns[i], _rows(table + head * (COLUMNS * D), D, PIECES[i], WIDTH), input_precision="ieee")
+        x += tl.dot(
+            columns[i], _rows(table + head * (COLUMNS * D), D, PIECES[i], WIDTH), input_precision="ieee"
+        )
     return x
 
 

@@ -48,7 +48,7 @@ class Cache:
 
     def table(self, layer: int, side: Side, name: str) -> torch.Tensor:
         found = self.tables.get(f"layers.{layer}.{side}.{name}")
-        return torch.zeros(1) if found is None else torch.tensor(found)
+        return torch.zeros(1) if found is None else torch.from_numpy(np.ascontiguousarray(found))
 
     def means(self, layer: int) -> torch.Tensor:
         shape = (self.layout.kv_heads, self.layout.head_dim)
@@ -108,27 +108,28 @@ class Cache:
         self, operation: Attend, queries: torch.Tensor, batch: Sequence[Rows], tiling: Tiling
     ) -> torch.Tensor:
         """``queries`` [rows, heads, head_dim]; the same shape back, float32."""
+        sums, logs = self.shares(operation, queries, batch, tiling)
+        return self.merge(operation, sums, logs, [0] * len(queries), tiling)
+
+    def shares(
+        self, operation: Attend, queries: torch.Tensor, batch: Sequence[Rows], tiling: Tiling
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         layout, layer = self.layout, operation.layer
         rows, heads, size = queries.shape
-        group = operation.heads // operation.kv_heads
-        own = layout.layers[layer]
-        sequences = [[part.first, part.step.start, part.count] for part in batch]
+        group, own = operation.heads // operation.kv_heads, layout.layers[layer]
+        splits, width = constants.splits(layout, tiling), max(len(part.step.exact) for part in batch)
         tiles = [
-            [index, first] for index, part in enumerate(batch) for first in range(0, part.count, tiling.tokens)
+            [index, first]
+            for index, part in enumerate(batch)
+            for first in range(0, part.count, tiling.tokens)
         ]
-        tiles.append([-1, 0])
-        positions = torch.tensor(np.concatenate([part.positions for part in batch]), dtype=torch.int32)
         sees = [sum(1 << int(i) for i in np.flatnonzero(row[:32])) for part in batch for row in part.sees]
-        seen = torch.tensor(np.array(sees, np.uint32).view(np.int32))
-        splits = constants.splits(layout, tiling)
-        sums = torch.full((rows, heads, splits, size), float("nan"))
-        logs = torch.full((rows, heads, splits), float("nan"))
         factors = torch.full((rows, heads, size), float("nan"), dtype=torch.float16)
         steps = torch.full((rows, heads, constants.segments(own.keys)), float("nan"))
-        width = max(len(pages) for part in batch for pages in (part.step.exact, part.step.packed))
-        grid = (rows, operation.kv_heads)
+        sums = torch.full((rows, heads, splits, size), float("nan"))
+        logs = torch.full((rows, heads, splits), float("nan"))
         if layout.compressed and own.keys.kind != "bf16":
-            kernel("query").query[grid](
+            kernel("query").query[(rows, operation.kv_heads)](
                 queries,
                 self.signs,
                 self.table(layer, "keys", "scale" if own.keys.transform == "diagonal" else "decode"),
@@ -138,17 +139,17 @@ class Cache:
                 operation.scale,
                 **constants.query_constants(layout, layer, group),
             )
-        kernel("attend").attend[(len(tiles), operation.kv_heads, splits)](
+        kernel("attend").attend[(len(tiles) + 1, operation.kv_heads, splits)](
             queries,
             factors,
             steps,
             *self.words.values(),
             _page_table([part.step.exact for part in batch], width),
             _page_table([part.step.packed for part in batch], width),
-            torch.tensor(tiles, dtype=torch.int32),
-            torch.tensor(sequences, dtype=torch.int32),
-            positions,
-            seen,
+            torch.tensor([*tiles, [-1, 0]], dtype=torch.int32),
+            torch.tensor([[part.first, part.step.start, part.count] for part in batch], dtype=torch.int32),
+            torch.tensor(np.concatenate([part.positions for part in batch]), dtype=torch.int32),
+            torch.tensor(np.array(sees, np.uint32).view(np.int32)),
             sums,
             logs,
             heads * size,
@@ -158,17 +159,30 @@ class Cache:
             window=operation.window or EVERYTHING,
             **constants.attend_constants(layout, layer, group, tiling),
         )
+        return sums, logs
+
+    def merge(
+        self,
+        operation: Attend,
+        sums: torch.Tensor,
+        logs: torch.Tensor,
+        slots: Sequence[int],
+        tiling: Tiling,
+    ) -> torch.Tensor:
+        layout, layer = self.layout, operation.layer
+        rows, heads, _, size = sums.shape
         out = torch.full((rows, heads, size), float("nan"), dtype=torch.bfloat16)
-        kernel("merge").merge[grid](
+        diagonal = layout.layers[layer].values.transform == "diagonal"
+        kernel("merge").merge[(rows, operation.kv_heads)](
             sums,
             logs,
-            torch.zeros(rows, dtype=torch.int64),
+            torch.tensor(slots, dtype=torch.int64),
             self.signs,
-            self.table(layer, "values", "scale" if own.values.transform == "diagonal" else "decode"),
+            self.table(layer, "values", "scale" if diagonal else "decode"),
             self.means(layer)[:, 1].contiguous(),
             out,
             heads * size,
-            **constants.merge_constants(layout, layer, group, tiling),
+            **constants.merge_constants(layout, layer, operation.heads // operation.kv_heads, tiling),
         )
         return out.float()
 

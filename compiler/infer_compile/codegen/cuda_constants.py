@@ -143,7 +143,7 @@ def seal_constants(layout: CacheLayout, layer: int, fp8_most: float) -> Constant
 
 def widths_of(first: int, count: int) -> tuple[Piece, ...]:
     """Pieces of ``count`` columns from ``first`` on that nothing stores."""
-    return tuple((width, begin, "none", 0, 0, 0, ()) for begin, width in powers(first, count))
+    return tuple((width, begin, "none", 0, 0, 0, (), "") for begin, width in powers(first, count))
 
 
 def _unit(plane: Plane, head_dim: int) -> float:

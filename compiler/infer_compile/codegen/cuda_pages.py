@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..runtime.formats.codebook import integers
 from ..runtime.formats.kv import SIDES, STRIP_BITS, CacheLayout, Plane, Side, Strip, layer_cache
+from .cuda_look_up import instructions
 
 WORD = 4
 """Bytes; nibbles of a word are twice as many."""
@@ -21,7 +22,7 @@ TOGETHER = {1: 4, 2: 2, 3: 4, 4: 1}
 EXCESS_BITS = 3
 
 StripPlace = tuple[int, int, int, int, int]
-Piece = tuple[int, int, str, int, int, int, tuple[StripPlace, ...]]
+Piece = tuple[int, int, str, int, int, int, tuple[StripPlace, ...], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def side_pages(plane: Plane, side: Side, head_dim: int, page_tokens: int, begin:
         size = plane.vector_bytes(1)
         for first, columns in powers(0, head_dim):
             strip = (BYTE_BITS * size, 0, place // size + first, head_dim, 0)
-            pieces.append((columns, first, plane.kind, BYTE_BITS * size, 0, 0, (strip,)))
+            pieces.append((columns, first, plane.kind, BYTE_BITS * size, 0, 0, (strip,), ""))
         place += page_tokens * head_dim * size
     else:
         first = 0
@@ -51,7 +52,9 @@ def side_pages(plane: Plane, side: Side, head_dim: int, page_tokens: int, begin:
             strips, place = _strips(plane, index, page_tokens, place)
             for begins, columns in powers(first, segment.columns):
                 cut = tuple(_cut(strip, begin_, side, page_tokens, begins) for strip, begin_ in strips)
-                pieces.append((columns, begins, "codes", segment.bits, excess(segment.bits), index, cut))
+                found = instructions(segment.bits) if segment.bits <= STRIP_BITS else ""
+                own = (columns, begins, "codes", segment.bits, excess(segment.bits), index, cut, found)
+                pieces.append(own)
             first += segment.columns
     scales = place // 2 if plane.scale_bytes else -1
     place += page_tokens * plane.scale_bytes
@@ -104,9 +107,7 @@ def powers(first: int, columns: int) -> Iterator[tuple[int, int]]:
         first, columns = first + width, columns - width
 
 
-def _strips(
-    plane: Plane, segment: int, page_tokens: int, place: int
-) -> tuple[list[tuple[Strip, int]], int]:
+def _strips(plane: Plane, segment: int, page_tokens: int, place: int) -> tuple[list[tuple[Strip, int]], int]:
     """The strips of a segment, each with the byte at which it begins, and the byte behind them."""
     own = plane.segments[segment]
     first = sum(other.columns for other in plane.segments[:segment])
