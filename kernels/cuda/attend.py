@@ -307,7 +307,11 @@ def _hide(
 @triton.jit
 def _load(source, real, PIECE: tl.constexpr):
     columns: tl.constexpr = PIECE[0]
-    return tl.load(source[:, None] + PIECE[1] + tl.arange(0, columns)[None, :], mask=real[:, None], other=0.0)
+    pointers = source[:, None] + PIECE[1] + tl.arange(0, columns)[None, :]
+    numbers = tl.load(pointers, mask=real[:, None], other=0.0)
+    if PIECE[2] == "bf16" and source.dtype.element_ty == tl.float32:
+        numbers = to_bf16(numbers)
+    return numbers
 
 
 @triton.jit

@@ -42,7 +42,8 @@ def add_group(
     return total + sums * weight_scale[None, :]
 
 
-@triton.jit
+# A count is no reason to compile anew.
+@triton.jit(do_not_specialize=["rows"])
 def linear(
     input,
     scales,
@@ -103,7 +104,7 @@ def linear(
         tl.store(output + target, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def merge_shares(
     parts,
     bias,

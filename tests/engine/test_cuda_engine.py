@@ -105,7 +105,7 @@ def pair(case: Case, folder: Path) -> Pair:
     model = write_model(rng, config, program, folder)
     (folder / "engine").mkdir()
     (folder / "engine" / TABLES).write_bytes((folder / TABLES).read_bytes())
-    emit(program, model, folder / "engine", CUTS)
+    emit(program, None, model, folder / "engine", CUTS)
     engine = CudaEngine(folder / "engine", device="cpu")
     return Pair(program, reference_of(program, model), engine, folder / "engine")
 

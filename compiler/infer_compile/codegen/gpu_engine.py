@@ -8,21 +8,29 @@ from ..catalog.resources import folder
 from ..runtime.formats.launches import StepTable
 from ..runtime.formats.program import Program
 from .cuda_constants import Tiling
+from .gpu_cubins import compile_step
 from .launches import step_table
 from .repack import TABLES
 from .tiles import write_weights
 from .tilings import TILINGS
 
 PROGRAM, STEP, WEIGHTS, KERNELS = "program.json", "step.json", "weights.bin", "kernels"
+CUBINS = "sm_{}"
 
 
 def emit(
-    program: Program, model_dir: Path, engine_dir: Path, tilings: tuple[Tiling, ...] = TILINGS
+    program: Program,
+    capability: int | None,
+    model_dir: Path,
+    engine_dir: Path,
+    tilings: tuple[Tiling, ...] = TILINGS,
 ) -> StepTable:
-    """Write program.json, step.json, weights.bin and the source of the kernels into ``engine_dir``.
+    """Write program.json, step.json, weights.bin, the source of the kernels and, for compute capability
+    ``capability`` (89 is 8.9) unless it is None, the compiled kernels into ``engine_dir``.
 
     ``model_dir`` holds the interchange weights, ``engine_dir`` the tables of a calibrated cache. Raises
-    InferCompileError IC313 for what the kernels do not run, and what reading the weights raises.
+    InferCompileError: IC315 for what the kernels do not run, IC316 where they cannot be compiled, and what
+    reading the weights raises.
     """
     table = step_table(program, tilings)
     (engine_dir / KERNELS).mkdir(parents=True, exist_ok=True)
@@ -30,5 +38,7 @@ def emit(
     (engine_dir / STEP).write_text(table.to_json())
     for path in sorted((folder("kernels") / "cuda").glob("*.py")):
         (engine_dir / KERNELS / path.name).write_text(path.read_text())
+    if capability is not None:
+        compile_step(table, capability, engine_dir / CUBINS.format(capability))
     write_weights(program, model_dir, engine_dir / TABLES, engine_dir / WEIGHTS)
     return table

@@ -33,7 +33,7 @@ def step_table(program: Program, tilings: tuple[Tiling, ...] = TILINGS) -> StepT
     """The step of ``program``, its attention cut by ``tilings``: of single tokens first, of chunks of any
     length last, and one of them knows of trees.
 
-    Raises InferCompileError IC313 for what the GPU kernels do not run.
+    Raises InferCompileError IC315 for what the GPU kernels do not run.
     """
     _refuse(program)
     return _Writer(program, tilings).table()
@@ -51,7 +51,7 @@ def _refuse(program: Program) -> None:
         fix = "choose another engine"
         raise InferCompileError(
             [
-                Problem("IC313", f"the GPU kernels do not run {text}", program.model, fix=fix)
+                Problem("IC315", f"the GPU kernels do not run {text}", program.model, fix=fix)
                 for text in problems
             ]
         )

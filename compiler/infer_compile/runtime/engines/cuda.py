@@ -6,6 +6,8 @@ processor.
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,33 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InferCompileError, Problem
-from ..formats.launches import Blocks, Cases, Count, Dtype, Launch, Line, Matmul, Part, StepTable, View
+from ..formats.launches import (
+    BYTES,
+    Blocks,
+    Buffer,
+    Cases,
+    Count,
+    Dtype,
+    Launch,
+    Line,
+    Matmul,
+    Part,
+    StepTable,
+    View,
+)
 from ..formats.program import Program
 from ..step import SequenceStep, StepResult
+from .device import check_driver, check_memory, holders, no_kernels
 from .draws import SETTINGS, altered, draw, draws_of
+from .driver import Driver
 from .inputs import NOWHERE, Inputs, inputs_of
-from .kernels import Kernels, SourceKernels, matmul
+from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul
 from .rows import rows_of
 
+_log = logging.getLogger(__name__)
 PROGRAM, STEP, WEIGHTS, KERNELS = "program.json", "step.json", "weights.bin", "kernels"
+CUBINS = "sm_{}"
+"""The folder of kernels for a compute capability."""
 TORCH: dict[Dtype, torch.dtype] = {
     "f64": torch.float64,
     "f32": torch.float32,
@@ -53,11 +73,49 @@ class CudaEngine:
         if len(weights) != self._table.weights_bytes:
             raise self._broken(f"weights.bin has {len(weights)} bytes, not {self._table.weights_bytes}")
         self._device = torch.device(device)
-        self._kernels: Kernels = SourceKernels(engine_dir / KERNELS)
+        self._kernels = self._opened()
         self._parts = {name: self._part(weights, part) for name, part in self._table.weights.items()}
         self._buffers = self._allocated()
         self._settings = torch.zeros(self._most["outputs"], SETTINGS, dtype=torch.float64, device=device)
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
+
+    def _opened(self) -> Kernels:
+        """The kernels for this device: compiled ahead of time if they are, else from their source.
+
+        Raises InferCompileError: IC524 without a driver, IC525 with one that is too old, IC527 without enough
+        free memory, IC528 without kernels for the device or a compiler.
+        """
+        if self._device.type != "cuda":
+            return SourceKernels(self._dir / KERNELS)
+        driver = Driver()
+        check_driver(driver.version(), _version(torch.version.cuda))
+        index = self._device.index or 0
+        free, total = torch.cuda.mem_get_info(index)
+        check_memory(self._bytes, free, total, holders(index))
+        major, minor = torch.cuda.get_device_capability(index)
+        cubins = self._dir / CUBINS.format(10 * major + minor)
+        try:
+            if (cubins / INDEX).is_file():
+                return CubinKernels(cubins, self._table, driver)
+        except (OSError, ValueError) as failure:
+            raise self._broken(str(failure)) from failure
+        if importlib.util.find_spec("triton") is None:
+            raise no_kernels((major, minor))
+        _log.info(
+            "no kernels for compute capability %d.%d in the bundle: they are compiled now", major, minor
+        )
+        return SourceKernels(self._dir / KERNELS)
+
+    @property
+    def _bytes(self) -> int:
+        """Of weights, cache and buffers."""
+        held = self._table.weights_bytes
+        for buffer in self._table.buffers.values():
+            held += BYTES[buffer.dtype] * buffer.width * self._count(buffer)
+        return held
+
+    def _count(self, buffer: Buffer) -> int:
+        return 1 if buffer.per is None else self._most[buffer.per]
 
     def _broken(self, why: str) -> InferCompileError:
         return InferCompileError(
@@ -83,8 +141,7 @@ class CudaEngine:
     def _allocated(self) -> dict[str, torch.Tensor]:
         found = {}
         for name, buffer in self._table.buffers.items():
-            count = 1 if buffer.per is None else self._most[buffer.per]
-            shape = (count * buffer.width,)
+            shape = (self._count(buffer) * buffer.width,)
             found[name] = torch.zeros(shape, dtype=TORCH[buffer.dtype], device=self._device)
         return found
 
@@ -253,6 +310,11 @@ class CudaEngine:
         if view.dtype is not None:
             found = found.view(TORCH[view.dtype])
         return found.reshape(-1)[view.first :] if view.first else found
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor, *_ = map(int, text.split("."))
+    return major, minor
 
 
 def _host(tensor: torch.Tensor) -> NDArray[Any]:

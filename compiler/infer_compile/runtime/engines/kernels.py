@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 
-from ..formats.launches import Launch
+from ..formats.launches import Cubins, Launch, StepTable
+from .driver import Argument, Driver
+
+INDEX = "cubins.json"
 
 
 class Kernels(Protocol):
@@ -50,6 +54,53 @@ class SourceKernels:
             sys.modules[self._package] = package
             found.loader.exec_module(package)
         return importlib.import_module(f"{self._package}.{name}")
+
+
+class CubinKernels:
+    """Kernels that were compiled ahead of time, in ``folder`` with their index, through the driver: no
+    compiler is needed. Raises ValueError where the index lacks a kernel of ``table``, and OSError.
+
+    Not run on a GPU yet.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        table: StepTable,
+        driver: Driver,
+        stream: Callable[[], int] = lambda: int(torch.cuda.current_stream().cuda_stream),
+    ) -> None:
+        self._stream = stream
+        self._table = table
+        self._driver = driver
+        self._cubins = Cubins.model_validate_json((folder / INDEX).read_text(encoding="utf-8"))
+        self._functions: dict[str, ctypes.c_void_p] = {}
+        files: dict[str, bytes] = {}
+        for launch in table.launches():
+            key = table.variant(launch)
+            if key in self._functions:
+                continue
+            if key not in self._cubins.kernels:
+                raise ValueError(f"{INDEX} has no kernel for {launch.kernel} with {launch.constants}")
+            cubin = self._cubins.kernels[key]
+            if cubin.file not in files:
+                files[cubin.file] = (folder / cubin.file).read_bytes()
+            self._functions[key] = driver.load(files[cubin.file], cubin.entry, cubin.shared)
+
+    def launch(self, launch: Launch, grid: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
+        key = self._table.variant(launch)
+        cubin = self._cubins.kernels[key]
+        # Behind its own, Triton's kernels take two places for scratch memory, which none of these needs.
+        packed = [*(_packed(arguments[name]) for name in cubin.arguments), _packed(None), _packed(None)]
+        self._driver.launch(self._functions[key], grid, launch.warps, cubin.shared, self._stream(), packed)
+
+
+def _packed(value: torch.Tensor | float | None) -> Argument:
+    if value is None:
+        return ctypes.c_void_p(0)
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int32(value)
 
 
 def matmul(

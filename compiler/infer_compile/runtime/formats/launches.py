@@ -1,13 +1,14 @@
 """The step of a GPU engine as a table: which kernels are launched, on what, with which constants, in order.
 
 Code generation writes it (``engine/step.json``); the engine allocates the buffers, launches line by line,
-and knows nothing else of the model. Every token of a step owns a row of the buffers counted in ``rows``, every
-row of logits one of those counted in ``outputs``. Sequences are cut into tiles of neighbouring tokens for
-attention.
+and knows nothing else of the model. Every token of a step owns a row of the buffers counted in ``rows``,
+every row of logits one of those counted in ``outputs``. Sequences are cut into tiles of neighbouring tokens
+for attention.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from math import prod
@@ -84,6 +85,25 @@ class Launch(_Frozen):
         return {name: _tuples(value) for name, value in constants.items()}
 
 
+class Cubin(_Frozen):
+    """A kernel compiled for one architecture: the function ``entry`` of ``file``. A launch hands over its
+    ``arguments`` in this order, and asks for ``shared`` bytes of shared memory."""
+
+    file: str
+    entry: str
+    arguments: tuple[str, ...]
+    shared: int
+
+
+class Cubins(_Frozen):
+    """The kernels of a step compiled for compute capability ``capability`` (89 is 8.9), each under the digest
+    of what it was compiled for (``StepTable.variant``)."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    capability: int
+    kernels: dict[str, Cubin]
+
+
 class Case(_Frozen):
     """What runs for up to ``most``; None for any number."""
 
@@ -149,6 +169,15 @@ class StepTable(_Frozen):
         if isinstance(tensor, View):
             return tensor.dtype or self.dtype(tensor.name)
         return (self.buffers.get(tensor) or self.weights[tensor]).dtype
+
+    def variant(self, launch: Launch) -> str:
+        """sha256 of all of ``launch`` that a kernel is compiled for: constants and types of arguments."""
+        types = {name: None if each is None else self.dtype(each) for name, each in launch.tensors.items()}
+        types |= {
+            name: "f32" if isinstance(each, float) else "int32" for name, each in launch.numbers.items()
+        }
+        parts = [launch.kernel, launch.constants, types, sorted(launch.counts), launch.warps, launch.stages]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
         """One line for each line of the table, buffer and part."""
