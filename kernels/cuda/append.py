@@ -22,9 +22,10 @@ def append(
     PAGE: tl.constexpr,
     MEANS: tl.constexpr,
 ):
-    """Grid (rows, kv_heads). ``keys`` and ``values`` [rows, kv_heads, D], ``row_stride`` elements from row to row;
-    ``means`` [kv_heads, 2, D] float32 is taken away where ``MEANS``. Row r goes to token ``slots[r] % PAGE`` of pool
-    page ``slots[r] // PAGE``, nowhere if that is negative. A number that is not finite sets ``broken[0]``."""
+    """Grid (rows, kv_heads). ``keys`` and ``values`` [rows, kv_heads, D], ``row_stride`` elements from row to
+    row; ``means`` [kv_heads, 2, D] float32 is taken away where ``MEANS``. Row r goes to token ``slots[r] %
+    PAGE`` of pool page ``slots[r] // PAGE``, nowhere if that is negative. A number that is not finite sets
+    ``broken[0]``."""
     row, head = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots + row)
     if slot >= 0:
@@ -37,9 +38,10 @@ def append(
             key -= tl.load(means + (2 * head) * D + columns, mask=inside, other=0.0)
             value -= tl.load(means + (2 * head + 1) * D + columns, mask=inside, other=0.0)
         page = (slot // PAGE).to(tl.int64)
-        place = page * exact_page + exact_place + head * (2 * PAGE * D) + (slot % PAGE) * D + columns
-        tl.store(exact_pool + place, to_bf16(key), mask=inside)
-        tl.store(exact_pool + place + PAGE * D, to_bf16(value), mask=inside)
+        numbers = exact_pool.to(tl.pointer_type(tl.bfloat16)) + 2 * (page * exact_page + exact_place)
+        place = head * (2 * PAGE * D) + (slot % PAGE) * D + columns
+        tl.store(numbers + place, to_bf16(key), mask=inside)
+        tl.store(numbers + place + PAGE * D, to_bf16(value), mask=inside)
         finite = (tl.abs(key) <= 3.3895313892515355e38) & (tl.abs(value) <= 3.3895313892515355e38)
         if tl.min(finite.to(tl.int32), axis=0) == 0:
             tl.store(broken, 1)

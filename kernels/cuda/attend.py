@@ -1,14 +1,14 @@
 """Attention of a few queries over exact and packed pages, split over the sequence.
 
 One program takes the queries of one tile (a few tokens of one sequence, and all query heads of one key-value
-head, as rows of a matrix) over a share of the pages that they see in one form. The first ``EXACT_SPLITS`` shares
-are of exact pages, the others of packed ones; merge.py puts shares together. Codes are unpacked once for all rows,
-and their integers multiplied on tensor cores; scales of keys multiply scores, those of values softmax weights.
+head, as rows of a matrix) over a share of the pages that they see in one form. The first ``EXACT_SPLITS``
+shares are of exact pages, the others of packed ones; merge.py puts shares together. Codes are unpacked once
+for all rows, and their integers multiplied on tensor cores; scales of keys multiply scores, those of values
+softmax weights.
 
-Factors of queries (query.py) are integers, and sums of their products with integers of codes of up to 4 bits are
-exact in float32: scores are those of the slow form. Softmax weights are rounded to float16 (bfloat16 where values
-are bfloat16), which is finer than the bytes of the slow form.
-"""
+Factors of queries (query.py) are integers, and sums of their products with integers of codes of up to 4 bits
+are exact in float32: scores are those of the slow form. Softmax weights are rounded to float16 (bfloat16
+where values are bfloat16), which is finer than the bytes of the slow form."""
 
 from typing import Any, NamedTuple
 
@@ -25,9 +25,9 @@ FP8_UNIT = tl.constexpr(256.0)
 
 class Rows(NamedTuple):
     """The rows of a tile, each a query head of a token: which are ``real``, and of each the ``slot`` and the
-    ``position`` of its token; new tokens begin at slot ``start``. In a tree ``positions`` [count] are those of
-    the new tokens, and a bit of ``sees`` tells of each of them whether the row's token sees it. Without a bit
-    they are a chain."""
+    ``position`` of its token; new tokens begin at slot ``start``. In a tree ``positions`` [count] are those
+    of the new tokens, and a bit of ``sees`` tells of each of them whether the row's token sees it. Without
+    any bit the new tokens are a chain."""
 
     real: Any
     slot: Any
@@ -146,7 +146,7 @@ def attend(
             -1,
             -1,
         )
-    else:
+    elif SPLITS > EXACT_SPLITS:
         first = tl.maximum(behind, SINK)
         count = tl.maximum(highest // PAGE - RECENT - first, 0)
         table = packed_table + sequence * table_stride
@@ -207,7 +207,8 @@ def _sweep(
     KEY_SCALES: tl.constexpr,
     VALUE_SCALES: tl.constexpr,
 ):
-    """Attention over one share of ``pages``: the sums over its weights, and the logarithm of the weights' sum."""
+    """Attention over one share of ``pages``: the sums over its weights, and the logarithm of the weights'
+    sum."""
     height: tl.constexpr = rows.real.shape[0]
     operands = ()
     for i in tl.static_range(len(KEYS)):
@@ -279,7 +280,8 @@ def _hide(
     RECENT: tl.constexpr,
     TREE: tl.constexpr,
 ):
-    """Scores of tokens from ``first`` on of the list; minus infinity where a row does not see the token so."""
+    """Scores of tokens from ``first`` on of the list; minus infinity where a row does not see the token
+    so."""
     listed = first + tl.arange(0, scores.shape[1])
     page = page_of(pages, listed, PAGE)
     slot = page * PAGE + listed % PAGE

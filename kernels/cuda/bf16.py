@@ -1,4 +1,5 @@
-"""bfloat16 where Triton's interpreter does otherwise than a GPU: it rounds towards zero, and multiplies bits."""
+"""bfloat16 where Triton's interpreter does otherwise than a GPU: it rounds towards zero, and multiplies
+bits."""
 
 import triton
 import triton.language as tl

@@ -1,7 +1,7 @@
 """Codes of 1 to 8 bits in 32-bit words: how a strip of a page is packed, unpacked and looked up.
 
-A strip is a matrix ``[outer, inner]`` of codes; ``inner`` is what a product sums over: the columns of keys, the
-tokens of values. Nibble k of a word belongs to ``inner = 8 w + k``. Rows share words:
+A strip is a matrix ``[outer, inner]`` of codes; ``inner`` is what a product sums over: the columns of keys,
+the tokens of values. Nibble k of a word belongs to ``inner = 8 w + k``. Rows share words:
 
     4 bits  word [outer, inner / 8]         a nibble is a code
     3 bits  word [3, outer / 4, inner / 8]  nibble of word j: row 4u + j; its fourth bit: bit j of row 4u + 3
@@ -16,8 +16,27 @@ bits above it clear, eight to a word: what a byte permute takes for a selector.
 import triton
 import triton.language as tl
 
+from .bf16 import INTERPRETED
+
 ROUND = tl.constexpr(12582912.0)
 """1.5 * 2**23: adding and taking it away rounds a small float32 to the nearest integer, ties to even."""
+
+OPEN_FP8 = tl.constexpr(
+    """{
+.reg .b32 low, high, sign, rest;
+prmt.b32 low, $2, 0, 0x1404;
+prmt.b32 high, $2, 0, 0x3424;
+and.b32 sign, low, 0x80008000;
+and.b32 rest, low, 0x7f007f00;
+shr.u32 rest, rest, 1;
+or.b32 $0, sign, rest;
+and.b32 sign, high, 0x80008000;
+and.b32 rest, high, 0x7f007f00;
+shr.u32 rest, rest, 1;
+or.b32 $1, sign, rest;
+}"""
+)
+"""Four at once: bytes become the upper ones of halves, and all but their signs go down by a bit."""
 
 
 @triton.jit
@@ -115,8 +134,8 @@ def close_nibbles(codes):
 
 @triton.jit
 def points(codes, BITS: tl.constexpr, EXCESS: tl.constexpr):
-    """The integers of codes (formats/codebook.py). Of up to 4 bits, the i-th positive one is 2i + 1 and what three
-    bits of ``EXCESS`` from bit 3i on say; wider ones are the odd numbers."""
+    """The integers of codes (formats/codebook.py). Of up to 4 bits, the i-th positive one is 2i + 1 and what
+    three bits of ``EXCESS`` from bit 3i on say; wider ones are the odd numbers."""
     if BITS > 4:
         return 2 * codes - ((1 << BITS) - 1)
     else:
@@ -166,9 +185,15 @@ def _point(i, BITS: tl.constexpr, EXCESS: tl.constexpr):
 
 @triton.jit
 def open_fp8(stored):
-    """float8 e4m3 as bytes to float16, over 256: its bits are those of a float16 whose exponent is 8 lower."""
-    wide = stored.to(tl.int16)
-    return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
+    """float8 e4m3 as bytes to float16, over 256: its bits are those of a float16 whose exponent is 8
+    lower."""
+    if INTERPRETED:
+        wide = stored.to(tl.int16)
+        return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
+    else:
+        return tl.inline_asm_elementwise(
+            OPEN_FP8, "=r,=r,r", (stored,), dtype=tl.float16, is_pure=True, pack=4
+        )
 
 
 @triton.jit

@@ -1,4 +1,5 @@
-"""Shares of attention put together; what was summed over packed pages is turned back, once per token and head."""
+"""Shares of attention put together; what was summed over packed pages is turned back, once per token and
+head."""
 
 import triton
 import triton.language as tl
@@ -29,9 +30,10 @@ def merge(
     VALUES: tl.constexpr,
     WIDTHS: tl.constexpr,
 ):
-    """Grid (rows, kv_heads). ``sums`` [rows, heads, SPLITS, D] and ``logs`` [rows, heads, SPLITS] of attend.py to
-    ``out`` [rows, heads, D], bfloat16 or float32; zeros where ``slots`` is negative. ``table`` and ``means`` [kv_heads, D] are
-    those of calibrated values: ``decode`` or ``scale``, and what was taken away."""
+    """Grid (rows, kv_heads). ``sums`` [rows, heads, SPLITS, D] and ``logs`` [rows, heads, SPLITS] of
+    attend.py to ``out`` [rows, heads, D], bfloat16 or float32; zeros where ``slots`` [rows] is negative.
+    ``table`` and ``means`` [kv_heads, D] are those of calibrated values: ``decode`` or ``scale``, and what
+    was taken away."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     member = tl.arange(0, HEIGHT)
     used = member < GROUP

@@ -1,9 +1,9 @@
 """Pages that a program reads, one after the other: where they lie, and tiles of their keys and values.
 
-Tokens are counted along the list of these pages: first some sinks, then pages in a row. A piece is a power of two
-of neighbouring columns in one form, described by a tuple (codegen/cuda_pages.py): columns, the first of them,
-kind, bits of a code, excess of its integers (codes.py), segment, strips, instructions (look_up.py); a strip is bits, shift, place in the
-head's part of the page, words from row to row, words from plane to plane.
+Tokens are counted along the list of these pages: first some sinks, then pages in a row. A piece is a power of
+two of neighbouring columns in one form, described by a tuple (codegen/cuda_pages.py): columns, the first of
+them, kind, bits of a code, excess of its integers (codes.py), segment, strips, instructions (look_up.py); a
+strip is bits, shift, place in the head's part of the page, words from row to row, words from plane to plane.
 """
 
 from typing import Any, NamedTuple
@@ -18,9 +18,8 @@ from .look_up import look_up
 class Pages(NamedTuple):
     """``count`` pages of a sequence: ``sinks`` from page ``first_sink`` on, the rest from page ``next`` on.
 
-    ``table`` tells where they lie in ``pool``, whose pages are ``size`` elements; ``place`` is where a page keeps
-    this layer's part of this head.
-    """
+    ``table`` tells where they lie in ``pool``, whose pages are ``size`` elements; ``place`` is where a page
+    keeps this layer's part of this head."""
 
     pool: Any
     table: Any
@@ -41,7 +40,8 @@ def page_of(pages, tokens, PAGE: tl.constexpr):
 
 @triton.jit
 def _places(pages, tokens, PAGE: tl.constexpr):
-    """Where in the pool the head's part of the pages of ``tokens`` begins, and which of them are in the list."""
+    """Where in the pool the head's part of the pages of ``tokens`` begins, and which of them are in the
+    list."""
     there = tokens < pages.count * PAGE
     held = tl.load(pages.table + page_of(pages, tokens, PAGE), mask=there, other=0)
     return held.to(tl.int64) * pages.size + pages.place, there

@@ -1,4 +1,5 @@
-"""Factors of queries in the domain of the columns, once per token: the integers that codes are multiplied by."""
+"""Factors of queries in the domain of the columns, once per token: the integers that codes are multiplied
+by."""
 
 import triton
 import triton.language as tl
@@ -25,12 +26,12 @@ def query(
     KEYS: tl.constexpr,
     WIDTHS: tl.constexpr,
 ):
-    """Grid (rows, kv_heads). ``queries`` [rows, heads, D] times ``scale`` become ``factors`` [rows, heads, D] float16
-    and ``steps`` [rows, heads, SEGMENTS] float32: of each segment of columns the largest magnitude is 127.
+    """Grid (rows, kv_heads). ``queries`` [rows, heads, D] times ``scale`` become ``factors`` [rows, heads, D]
+    float16 and ``steps`` [rows, heads, SEGMENTS] float32: of each segment of columns the largest magnitude is
+    127.
 
-    Factors of codes of up to 4 bits are integers, as in runtime/kv/rounding.py; of wider codes and of float8 they
-    are what float16 holds, where the slow form keeps 16 bits or all.
-    """
+    Factors of codes of up to 4 bits are integers, as in runtime/kv/rounding.py; of wider codes and of float8
+    they are what float16 holds, where the slow form keeps 16 bits or all."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     member = tl.arange(0, HEIGHT)
     real = member < GROUP

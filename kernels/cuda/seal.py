@@ -39,8 +39,9 @@ def seal(
     VALUE_UNIT: tl.constexpr,
     WIDTHS: tl.constexpr,
 ):
-    """Grid (jobs, kv_heads, PAGE / 8): two programs for 16 tokens, one for keys and one for values. Job j encodes
-    exact pool page ``jobs[j, 0]`` into packed pool page ``jobs[j, 1]``; none where they are negative."""
+    """Grid (jobs, kv_heads, PAGE / 8): two programs for 16 tokens, one for keys and one for values. Job j
+    encodes exact pool page ``jobs[j, 0]`` into packed pool page ``jobs[j, 1]``; none where they are
+    negative."""
     job, head = tl.program_id(0), tl.program_id(1)
     first, side = tl.program_id(2) // 2 * TOKENS, tl.program_id(2) % 2
     source = tl.load(jobs + 2 * job)

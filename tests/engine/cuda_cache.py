@@ -77,11 +77,11 @@ class Cache:
             values.contiguous(),
             self.means(layer),
             torch.tensor(slots, dtype=torch.int64),
-            self.exact.view(torch.bfloat16),
+            self.words["exact_pool"],
             self.broken,
             keys[0].numel(),
-            2 * places["exact_page"],
-            2 * places["exact_place"],
+            places["exact_page"],
+            places["exact_place"],
             **constants.append_constants(self.layout, layer),
         )
 

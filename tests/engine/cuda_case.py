@@ -47,8 +47,8 @@ class Past:
 
 
 class Case:
-    """The past of each sequence is written to the slow form's pages, and sealed; the CUDA pages get the same exact
-    pages, and packed ones from the kernel that seals."""
+    """The past of each sequence is written to the slow form's pages, and sealed; the CUDA pages get the same
+    exact pages, and packed ones from the kernel that seals."""
 
     def __init__(self, shape: Shape, pasts: Sequence[Past], seed: int = 0, scale: float = 1.0) -> None:
         self.scale = scale
@@ -113,8 +113,8 @@ class Case:
         return [(int(step.exact[page]), int(step.packed[page])) for page in pages]
 
     def draw(self, rows: int) -> Float32:
-        """``[rows, heads + 2 kv_heads, head_dim]`` as bf16 holds them: queries that find something, keys with a
-        constant part and a wide channel, as models have them."""
+        """``[rows, heads + 2 kv_heads, head_dim]`` as bf16 holds them: queries that find something, keys with
+        a constant part and a wide channel, as models have them."""
         shape = self.shape
         drawn = self.rng.standard_normal((rows, shape.heads + 2 * shape.kv_heads, shape.head_dim))
         drawn[:, : shape.heads] *= 2

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import interpreted  # noqa: F401, I001  # before all that imports triton
 import numpy as np
 import pytest
+import torch
+from cuda_case import Case, Past, Shape
+from cuda_opened import open_side
+from numpy.typing import NDArray
 
-triton = pytest.importorskip("triton", reason="pip install triton")
-torch = pytest.importorskip("torch")
-if not triton.knobs.runtime.interpret:
-    pytest.skip("triton was imported before TRITON_INTERPRET=1 was set", allow_module_level=True)
-
-from cuda_case import Case, Past, Shape  # noqa: E402
-from cuda_opened import open_side  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-
-from infer_compile.codegen.cuda_constants import Tiling  # noqa: E402
-from infer_compile.runtime.engines import attention  # noqa: E402
-from infer_compile.runtime.formats.kv import LEVELS, SIDES, LevelName  # noqa: E402
+from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.runtime.engines import attention
+from infer_compile.runtime.formats.kv import LEVELS, SIDES
 
 Float32 = NDArray[np.float32]
 EVERY = tuple(LEVELS.values())
@@ -93,7 +89,7 @@ def test_a_window_over_a_tree() -> None:
 
 
 def test_a_chunk_of_a_prompt() -> None:
-    """Queries of several pages, which see the same page in different forms, in tiles that end within pages."""
+    """Queries of several pages, which see one page in different forms, in tiles that end within pages."""
     case = Case(Shape(("tq3", "int8"), recent_pages=0), [Past(37, 5)])
     for layer in range(2):
         hold(*case.run(layer, Tiling(3, 32, 1, 1)))
@@ -197,15 +193,17 @@ def test_sealed_pages_hold_the_codec_s_codes(head_dim: int, page_tokens: int) ->
                 if expected_scales is not None:
                     np.testing.assert_allclose(scales, expected_scales, rtol=2e-3, err_msg=level)
             assert differ <= max(1, 1e-3 * count), level
-    job = (int(step.exact[1]), places[0])
+
+
+def test_sealing_writes_one_page_whole() -> None:
+    """Whatever was there before, and nothing beside it."""
+    case = Case(Shape(("tq3", "int8", "ct3"), kv_heads=2), [Past(33, 1)])
+    (step,), pool = case.steps, case.cache.packed.numpy().reshape(case.pages, -1)
+    place, written = int(step.packed[1]), []
     for fill in (0x00, 0xFF):
         case.cache.packed.fill_(fill)
-        for layer in range(len(levels)):
-            case.cache.seal(layer, [job, (-1, -1)])
-        pool[places[0]] ^= fill
-        untouched = np.delete(pool, places[0], axis=0)
-        assert np.all(untouched == fill)
-        if fill:
-            assert np.array_equal(pool[places[0]] ^ fill, written)
-        else:
-            written = pool[places[0]].copy()
+        for layer in range(3):
+            case.cache.seal(layer, [(int(step.exact[1]), place), (-1, -1)])
+        assert np.all(np.delete(pool, place, axis=0) == fill)
+        written.append(pool[place].copy())
+    assert np.array_equal(*written)

@@ -3,39 +3,37 @@ tokens, drafted chains and trees of several sequences, on small drawn models."""
 
 from __future__ import annotations
 
+import interpreted  # noqa: F401  # before all that imports triton
+
+# isort: split
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from driver import Driver, Place
+from levels import draw_layout
 from numpy.typing import NDArray
+from shapes import draw_sampling, reference_of, write_model
+from test_cpu_engine import check_tokens, errors_of
 
-triton = pytest.importorskip("triton", reason="pip install triton")
-torch = pytest.importorskip("torch")
-if not triton.knobs.runtime.interpret:
-    pytest.skip("triton was imported before TRITON_INTERPRET=1 was set", allow_module_level=True)
-
-from driver import Driver, Place  # noqa: E402
-from levels import draw_layout  # noqa: E402
-from shapes import draw_sampling, reference_of, write_model  # noqa: E402
-from test_cpu_engine import check_tokens, errors_of  # noqa: E402
-
-from infer_compile.codegen.cuda_constants import Tiling  # noqa: E402
-from infer_compile.codegen.gpu_engine import emit  # noqa: E402
-from infer_compile.codegen.repack import TABLES  # noqa: E402
-from infer_compile.graph.build import build  # noqa: E402
-from infer_compile.lower.assemble import assemble  # noqa: E402
-from infer_compile.runtime.engines.cuda import CudaEngine  # noqa: E402
-from infer_compile.runtime.engines.reference import ReferenceEngine  # noqa: E402
-from infer_compile.runtime.errors import InferCompileError  # noqa: E402
-from infer_compile.runtime.formats.kv import LevelName  # noqa: E402
-from infer_compile.runtime.formats.program import Limits, Program  # noqa: E402
-from infer_compile.runtime.formats.weights import weight_format  # noqa: E402
-from infer_compile.runtime.measure import measure  # noqa: E402
-from infer_compile.runtime.step import SequenceStep  # noqa: E402
+from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.codegen.gpu_engine import emit
+from infer_compile.codegen.repack import TABLES
+from infer_compile.graph.build import build
+from infer_compile.lower.assemble import assemble
+from infer_compile.runtime.engines.cuda import CudaEngine
+from infer_compile.runtime.engines.reference import ReferenceEngine
+from infer_compile.runtime.errors import InferCompileError
+from infer_compile.runtime.formats.kv import LevelName
+from infer_compile.runtime.formats.program import Limits, Program
+from infer_compile.runtime.formats.weights import weight_format
+from infer_compile.runtime.measure import measure
+from infer_compile.runtime.step import SequenceStep
 
 # docs/cuda.md: what is rounded otherwise than in the slow form, and how far it may lead.
-ROW_ERROR = 0.06
+ROW_ERROR = 0.1
 # Where nothing is: without a compressed page, before the first activation that rounds the other way.
 UNDISTURBED_ERROR = 1e-5
 CUTS = (

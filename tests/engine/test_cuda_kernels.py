@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import interpreted  # noqa: F401  # before all that imports triton
+
+# isort: split
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
-triton = pytest.importorskip("triton", reason="pip install triton")
-torch = pytest.importorskip("torch")
-if not triton.knobs.runtime.interpret:
-    pytest.skip("triton was imported before TRITON_INTERPRET=1 was set", allow_module_level=True)
-
-from infer_compile.codegen.cuda_sources import kernel  # noqa: E402
-from infer_compile.codegen.tiles import tiled, tiled_scales  # noqa: E402
+from infer_compile.codegen.cuda_sources import kernel
+from infer_compile.codegen.tiles import tiled, tiled_scales
 
 # (bits, rows of weights, inputs, group, rows of inputs, shares): odd numbers of groups and of tiles, last
 # blocks that are not full.

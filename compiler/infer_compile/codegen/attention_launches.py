@@ -94,13 +94,13 @@ class AttentionLaunches:
                 "values": View(name=operation.input, first=values),
                 "means": MEANS.format(layer) if own["MEANS"] else UNREAD,
                 "slots": "slots",
-                "exact_pool": View(name="exact_pool", dtype="bf16"),
+                "exact_pool": "exact_pool",
                 "broken": "broken",
             },
             numbers={
                 "row_stride": self._program.buffers[operation.input],
-                "exact_page": 2 * places["exact_page"],
-                "exact_place": 2 * places["exact_place"],
+                "exact_page": places["exact_page"],
+                "exact_place": places["exact_place"],
             },
             constants=own,
             warps=1,
@@ -174,6 +174,7 @@ class AttentionLaunches:
                 "window": operation.window or EVERYTHING,
             },
             constants=own,
+            warps=2 if tiling.tokens == 1 else 4,
             stages=2,
         )
 

@@ -1,9 +1,8 @@
 """Codes of up to 4 bits to float16 in a few instructions, eight at once, for kernels/cuda/look_up.py.
 
 A byte permute takes four nibbles for selectors of a table of eight bytes: the upper bytes of the integers as
-float16. Their lower bytes are zero, but for codes of 4 bits, which have a second table. Tables of these hold the
-positive integers; codes of negative ones select from them with all bits turned over.
-"""
+float16. Their lower bytes are zero, but for codes of 4 bits, which have a second table. Tables of these hold
+the positive integers; codes of negative ones select from them with all bits turned over."""
 
 from __future__ import annotations
 

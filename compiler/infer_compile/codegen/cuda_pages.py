@@ -1,9 +1,9 @@
-"""The order inside the CUDA kernels' pages, as the constants that they are compiled with (kernels/cuda/README.md).
+"""The order inside the CUDA kernels' pages, as the constants that they are compiled with
+(kernels/cuda/README.md).
 
-A pool page holds the layers in order, and in each the heads in order; inside, keys and then values. Exact pages
-keep ``[page_tokens, head_dim]`` bf16 of each, as those of the reference engine. Packed pages keep, of each, the
-strips of the plane, then the scales; kernels/cuda/codes.py tells how a strip lies.
-"""
+A pool page holds the layers in order, and in each the heads in order; inside, keys and then values. Exact
+pages keep ``[page_tokens, head_dim]`` bf16 of each, as those of the reference engine. Packed pages keep, of
+each, the strips of the plane, then the scales; kernels/cuda/codes.py tells how a strip lies."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Piece = tuple[int, int, str, int, int, int, tuple[StripPlace, ...], str]
 
 @dataclass(frozen=True, slots=True)
 class SidePages:
-    """Keys or values of one head in a page: ``pieces`` as kernels/cuda/pages.py describes them, the place of the
-    scales (in fp16 numbers from the beginning of the head's part; -1 for none), and ``bytes`` of all."""
+    """Keys or values of one head in a page: ``pieces`` as kernels/cuda/pages.py describes them, the place of
+    the scales (in fp16 numbers from the beginning of the head's part; -1 for none), and ``bytes`` of all."""
 
     plane: Plane
     pieces: tuple[Piece, ...]
@@ -100,7 +100,8 @@ def excess(bits: int) -> int:
 
 
 def powers(first: int, columns: int) -> Iterator[tuple[int, int]]:
-    """``columns`` columns from ``first`` on as (first, columns) of powers of two, the largest before the rest."""
+    """``columns`` columns from ``first`` on as (first, columns) of powers of two, the largest before the
+    rest."""
     while columns:
         width = 1 << columns.bit_length() - 1
         yield first, width
@@ -122,7 +123,8 @@ def _strips(plane: Plane, segment: int, page_tokens: int, place: int) -> tuple[l
 
 
 def _cut(strip: Strip, begin: int, side: Side, page_tokens: int, first: int) -> StripPlace:
-    """The part of a strip from column ``first`` on: bits, shift, place, from row to row, from plane to plane."""
+    """The part of a strip from column ``first`` on: bits, shift, place, from row to row, from plane to
+    plane."""
     inner = strip.columns if side == "keys" else page_tokens
     skipped = first - strip.first
     if strip.bits == BYTE_BITS:

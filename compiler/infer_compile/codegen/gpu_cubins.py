@@ -4,13 +4,12 @@ compiler."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats.launches import Cubin, Cubins, Dtype, Launch, StepTable
+from .cubins import need_compiler, run_compiler
 from .cuda_sources import kernel
 
 INDEX = "cubins.json"
@@ -26,9 +25,10 @@ def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:
     """Write the kernels of ``table`` for compute capability ``capability`` (89 is 8.9), and their index, to
     ``folder``.
 
-    Raises InferCompileError: IC316 without triton or under its interpreter.
+    Raises InferCompileError: IC313 without triton or under its interpreter, IC314 if
+    it fails.
     """
-    _need_triton()
+    need_compiler()
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Cubin] = {}
     for launch in table.launches():
@@ -44,8 +44,6 @@ def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:
 
 def compile_launch(table: StepTable, launch: Launch, capability: int, file: str) -> tuple[bytes, Cubin]:
     """The cubin of one launch, which is to be written to ``file``, and what a launch has to know of it."""
-    import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     module, _, name = launch.kernel.partition(".")
@@ -64,8 +62,7 @@ def compile_launch(table: StepTable, launch: Launch, capability: int, file: str)
             if types.get(name, "").startswith("*")
         },
     )
-    options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    made = run_compiler(launch.kernel, source, capability, launch.warps, launch.stages)
     handed = tuple(name for name in names if name in types)
     cubin = Cubin(file=file, entry=made.metadata.name, arguments=handed, shared=made.metadata.shared)
     return made.asm["cubin"], cubin
@@ -81,16 +78,3 @@ def _types(table: StepTable, launch: Launch) -> dict[str, str]:
     types |= dict.fromkeys(launch.counts, "i32")
     types |= {name: "fp32" if isinstance(each, float) else "i32" for name, each in launch.numbers.items()}
     return types
-
-
-def _need_triton() -> None:
-    because, fix = "triton is not installed", "pip install 'infer-compile[cuda]'"
-    if find_spec("triton") is not None:
-        import triton
-
-        if not triton.knobs.runtime.interpret:
-            return
-        because, fix = "TRITON_INTERPRET is set: kernels are interpreted here", "unset TRITON_INTERPRET"
-    raise InferCompileError(
-        Problem("IC316", "the kernels of a GPU cannot be compiled here", because=because, fix=fix)
-    )

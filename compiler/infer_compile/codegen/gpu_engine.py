@@ -29,8 +29,8 @@ def emit(
     ``capability`` (89 is 8.9) unless it is None, the compiled kernels into ``engine_dir``.
 
     ``model_dir`` holds the interchange weights, ``engine_dir`` the tables of a calibrated cache. Raises
-    InferCompileError: IC315 for what the kernels do not run, IC316 where they cannot be compiled, and what
-    reading the weights raises.
+    InferCompileError: IC315 for what the kernels do not run, IC313 and IC314 where they cannot be compiled,
+    and what reading the weights raises.
     """
     table = step_table(program, tilings)
     (engine_dir / KERNELS).mkdir(parents=True, exist_ok=True)
