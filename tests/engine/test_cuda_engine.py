@@ -47,6 +47,19 @@ def test_the_cache_takes_the_planned_bytes(small: Pair) -> None:
     assert (found.token_bytes, found.exact_token_bytes) == (layout.token_bytes, layout.exact_token_bytes)
 
 
+def test_what_is_lent_follows_the_pool_until_it_is_given_back(small: Pair) -> None:
+    place = Driver(small.reference).open(16)
+    lent, pool = small.engine.lend("exact", 20 * 16 * 256), small.engine.pool("exact")
+    assert lent.size == pool.size and not np.shares_memory(lent, pool)
+    lent[:] = 7
+    small.engine.step([place.feed([1], outputs=0)])
+    assert np.array_equal(lent, pool) and 0 < np.count_nonzero(pool != 7) <= 256
+    del lent
+    pool[:] = 9
+    small.engine.step([place.feed([2], outputs=0)])
+    assert np.count_nonzero(pool != 9) <= 256
+
+
 def test_company_and_padding_change_no_bit(small: Pair) -> None:
     """A step of three rows is filled up to four; what stands in the fourth is nobody's."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ class CudaEngine:
         self._parts = {name: self._part(weights, part) for name, part in self._table.weights.items()}
         self._buffers = self._allocated()
         self._settings = torch.zeros(self._most["outputs"], SETTINGS, dtype=torch.float64, device=device)
+        self._lent: list[tuple[weakref.ref[NDArray[np.uint8]], torch.Tensor]] = []
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
 
     def _opened(self) -> Kernels:
@@ -157,6 +159,7 @@ class CudaEngine:
         outputs = inputs.counts["outputs"]
         counts = self._captured(inputs)
         drawn = not draws.greedy
+        lent = self._returned()
         self._fill(inputs, counts or inputs.counts, batch)
         self._settings[:outputs] = torch.from_numpy(draws.settings).to(self._device)
         if counts is None:
@@ -165,6 +168,8 @@ class CudaEngine:
             tokens = self._replay(counts, inputs.tile, drawn and not draws.altered)
         if draws.altered:
             tokens = draw(altered(self._logits(outputs), draws.steps), self._settings[:outputs])
+        for host, device in lent:
+            host[:] = device.cpu().numpy()
         self._check_finite()
         sampled = _host(tokens[:outputs]).astype(np.int32)
         ends = np.cumsum([sequence.outputs for sequence in batch])[:-1]
@@ -176,12 +181,30 @@ class CudaEngine:
 
     def pool(self, name: str) -> NDArray[np.uint8]:
         """The bytes of the ``exact`` or ``packed`` pool: a writable view where they lie in the processor's
-        memory, else a copy."""
+        memory, else a copy (``lend``)."""
         found = self._buffers.get(f"{name}_pool")
         if found is None:
             return np.empty(0, np.uint8)
         pool: NDArray[np.uint8] = found.view(torch.uint8).cpu().numpy()
         return pool
+
+    def lend(self, name: str, size: int) -> NDArray[np.uint8]:
+        """The first ``size`` bytes of a pool, as runtime/measure.py wants them."""
+        found = self._buffers.get(f"{name}_pool")
+        if found is None:
+            return np.empty(0, np.uint8)
+        device = found.view(torch.uint8)[:size]
+        host = _host(device)
+        self._lent.append((weakref.ref(host), device))
+        return host
+
+    def _returned(self) -> list[tuple[NDArray[np.uint8], torch.Tensor]]:
+        """What is still lent, as it was changed, on the device again."""
+        self._lent = [each for each in self._lent if each[0]() is not None]
+        held = [(host, device) for reference, device in self._lent if (host := reference()) is not None]
+        for host, device in held:
+            device.copy_(torch.from_numpy(host))
+        return held
 
     def close(self) -> None:
         """Free the engine; it cannot be used afterwards."""
