@@ -11,9 +11,9 @@ CAPTURED = (1, 2, 4, 8, *range(16, 129, 8), *range(144, 257, 16))
 """Rows of steps that are captured as graphs: a step is filled up to the next, by at most a half up to 8, by
 seven rows up to 128."""
 TILINGS = (
-    Tiling(tokens=1, block=64, exact_splits=2, packed_splits=14),
-    Tiling(tokens=8, block=64, exact_splits=2, packed_splits=14, tree=True),
-    Tiling(tokens=32, block=64, exact_splits=1, packed_splits=1),
+    Tiling(tokens=1, block=32, exact_splits=2, packed_splits=14),
+    Tiling(tokens=8, block=32, exact_splits=2, packed_splits=14, tree=True),
+    Tiling(tokens=16, block=32, exact_splits=1, packed_splits=1),
 )
 """Of attention, by the new tokens of a sequence: one, a few that may be a tree, a chunk of a prompt."""
 SKINNY = 16
