@@ -44,6 +44,8 @@ def _result(name: str, operands: Sequence[int]) -> int:
             return operands[0] ^ operands[1]
         case "sub.u32":
             return operands[0] - operands[1]
+        case "shl.b32":
+            return operands[0] << operands[1]
         case "shr.u32":
             return operands[0] >> operands[1]
         case "prmt.b32":

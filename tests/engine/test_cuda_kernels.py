@@ -9,10 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from ptx import run
 
 from infer_compile.codegen.cuda_sources import kernel
 from infer_compile.codegen.tiles import tiled, tiled_scales
 
+LOWER = kernel("linear").LOWER
 # (bits, rows of weights, inputs, group, rows of inputs, shares): odd numbers of groups and of tiles, last
 # blocks that are not full.
 PRODUCTS = [
@@ -177,3 +179,10 @@ def test_rows_of_a_table_are_gathered() -> None:
     chosen = torch.tensor([6, 0, 6], dtype=torch.int32)
     kernel("gather").gather[(3, 2)](chosen, table, output, WIDTH=80, BLOCK=64)
     assert torch.equal(output, table.float()[chosen.long()])
+
+
+def test_the_lower_halves_of_bytes_as_a_gpu_takes_them() -> None:
+    """The instructions that the interpreter does not know, on every byte."""
+    every = np.arange(256, dtype=np.uint8)
+    words = [word for each in every.reshape(-1, 4) for word in run(LOWER.value, each.view("<u4").tolist(), 1)]
+    assert np.array_equal(np.array(words, "<u4").view(np.int8), every.view(np.int8) << 4)
