@@ -45,12 +45,13 @@ Pointers are multiples of 16 bytes."""
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One kernel with constants; ``warps`` and ``stages`` are Triton's launch options."""
+    """One kernel with constants; the rest are Triton's options (``cuda_constants.Launch``)."""
 
     kernel: Kernel
     constants: Constants
-    warps: int
-    stages: int
+    warps: int = 4
+    stages: int = 1
+    registers: int = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,12 @@ def _compile(variant: Variant, capability: int, place: Path) -> None:
             if name in ALIGNED or ARGUMENTS.get(name, "").startswith("*")
         },
     )
-    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
+    options = {
+        "num_warps": variant.warps,
+        "num_stages": variant.stages,
+        "maxnreg": variant.registers,
+        "enable_fp_fusion": True,
+    }
     try:
         found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except (CompilationError, RuntimeError) as error:
