@@ -20,7 +20,7 @@ from infer_compile.catalog.cuda_kernels import load_kernel_runs, sources_digest
 from infer_compile.catalog.target import Target, load_target
 from infer_compile.codegen import cuda_constants as constants
 from infer_compile.codegen.cubins import ARCHITECTURES, Compiled, Variant, compile_kernel, disassemble
-from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.codegen.cuda_constants import Launch, Tiling
 from infer_compile.lower.signs import signs
 from infer_compile.runtime.formats.kv import LEVELS, CacheLayout, LevelName, uniform
 from infer_compile.runtime.kv.codec import FP8_MOST
@@ -42,11 +42,12 @@ level, heads of 64 to 256, groups of 1 to 16, pages of 16 to 128, chains, trees,
 
 {verified}
 
-Nothing spills in decoding: a thread's stack is empty. *Slots* are the instructions issued per number of the
-cache in the loop over packed pages (of `bf16`, over its exact pages), in lanes; what an H200 has left for
-each number if attention is to run at the speed of its memory ({bandwidth:.1f} TB/s against {slots:.1f}e12
-instructions of lanes a second, from targets/h200-sxm.yaml) stands beside it. Where slots exceed that,
-arithmetic says that issuing instructions takes so much longer than reading the pages; no speed was measured.
+In decoding at levels without calibration nothing spills: a thread's stack is empty. *Slots* are the
+instructions issued per number of the cache in the loop over packed pages (of `bf16`, over its exact pages),
+in lanes; what an H200 has left for each number if attention is to run at the speed of its memory
+({bandwidth:.1f} TB/s against {slots:.1f}e12 instructions of lanes a second, from targets/h200-sxm.yaml)
+stands beside it. Where slots exceed that, arithmetic says that issuing instructions takes so much longer than
+reading the pages; no speed was measured.
 
 | variant | for | registers | stack | shared memory | slots | H200 has |
 |---|---|---|---|---|---|---|
@@ -85,42 +86,49 @@ def main() -> None:
 
 
 def rows() -> Iterator[Row]:
-    decode = Tiling(tokens=1, block=32, exact_splits=1, packed_splits=8)
-    yield _attend("attend bf16, decode", LEVELS["bf16"], decode, ARCHITECTURES)
-    yield _attend("attend tq3, decode", LEVELS["tq3"], decode, ARCHITECTURES)
-    for level in ("fp8", "int8", "tq4", "ct3"):
-        yield _attend(f"attend {level}, decode", LEVELS[level], decode, FEW if level != "ct3" else (90,))
+    tq3 = LEVELS["tq3"]
+    yield _attend("attend bf16, decode", LEVELS["bf16"], ARCHITECTURES)
+    yield _attend("attend tq3, decode", tq3, ARCHITECTURES)
+    for level in ("fp8", "int8", "tq4"):
+        yield _attend(f"attend {level}, decode", LEVELS[level], FEW)
+    yield _attend("attend ct3, calibrated", LEVELS["ct3"], (90,))
     for head_dim in (64, 96, 256):
-        yield _attend(f"attend tq3, decode, heads of {head_dim}", LEVELS["tq3"], decode, (90,), head_dim)
-    yield _attend("attend tq3, decode, groups of 16", LEVELS["tq3"], decode, (90,), group=16)
-    tree = Tiling(tokens=8, block=32, exact_splits=1, packed_splits=8, tree=True)
-    yield _attend("attend tq3, trees of 8", LEVELS["tq3"], tree, (80, 90))
-    chunk = Tiling(tokens=16, block=32, exact_splits=1, packed_splits=1)
-    yield _attend("attend tq3, chunks of a prompt", LEVELS["tq3"], chunk, (80, 90), warps=4)
-    layout = _layout(LEVELS["tq3"], 128)
-    yield Row("append", Variant("append", constants.append_constants(layout, 0), 4, 1), FEW)
+        yield _attend(f"attend tq3, decode, heads of {head_dim}", tq3, (90,), head_dim)
+    yield _attend("attend tq3, decode, groups of 16", tq3, (90,), group=16)
+    yield _attend("attend tq3, trees of 8", tq3, (80, 90), tokens=8)
+    yield _attend("attend tq3, chunks of a prompt", tq3, (80, 90), tokens=16)
+    layout = _layout(tq3, 128)
+    yield Row("append", Variant("append", constants.append_constants(layout, 0)), FEW)
     for level in ("tq3", "int8"):
-        own = _layout(LEVELS[level], 128)
-        sealed = constants.seal_constants(own, 0, FP8_MOST)
-        yield Row(f"seal {level}", Variant("seal", sealed, 4, 1), FEW if level == "tq3" else (90,))
-    yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4), 4, 1), FEW)
-    merged = constants.merge_constants(layout, 0, 4, decode)
-    yield Row("merge tq3", Variant("merge", merged, 4, 1), FEW)
+        sealed = constants.seal_constants(_layout(LEVELS[level], 128), 0, FP8_MOST)
+        yield Row(f"seal {level}", Variant("seal", sealed), FEW if level == "tq3" else (90,))
+    yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4)), FEW)
+    merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1))
+    yield Row("merge tq3", Variant("merge", merged), FEW)
+
+
+def _tiling(head_dim: int, group: int, tokens: int) -> Tiling:
+    launch = _launch(head_dim, group, tokens)
+    return Tiling(tokens, launch.block, exact_splits=1, packed_splits=8, tree=tokens == 8)
+
+
+def _launch(head_dim: int, group: int, tokens: int) -> Launch:
+    return constants.decode_launch(head_dim, tokens * group) if tokens <= 8 else constants.chunk_launch()
 
 
 def _attend(
     name: str,
     level: LevelName,
-    tiling: Tiling,
     architectures: tuple[int, ...],
     head_dim: int = 128,
     group: int = 4,
-    warps: int = 2,
+    tokens: int = 1,
 ) -> Row:
-    own = constants.attend_constants(_layout(level, head_dim), 0, group, tiling)
-    # Without a packed form the one loop is over exact pages.
-    numbers = 2 * tiling.block * head_dim
-    return Row(name, Variant("attend", own, warps, 2), architectures, numbers, level)
+    launch, layout = _launch(head_dim, group, tokens), _layout(level, head_dim)
+    own = constants.attend_constants(layout, 0, group, _tiling(head_dim, group, tokens))
+    variant = Variant("attend", own, launch.warps, launch.stages, launch.registers)
+    # A round passes the keys and values of a block.
+    return Row(name, variant, architectures, 2 * launch.block * head_dim, level)
 
 
 def _layout(level: LevelName, head_dim: int) -> CacheLayout:

@@ -38,6 +38,17 @@ class Rows(NamedTuple):
     sees: Any
 
 
+class Target(NamedTuple):
+    """Where a program's sums go."""
+
+    sums: Any
+    logs: Any
+    first_row: Any
+    first_token: Any
+    head: Any
+    split: Any
+
+
 @triton.jit
 def attend(
     queries,
@@ -109,10 +120,9 @@ def attend(
     highest = tl.max(tl.where(real, position, 0), axis=0)
     # Pages before this one are behind every row's window.
     behind = tl.maximum(lowest - window + 1, 0) // PAGE
-    whose = row * (KV_HEADS * GROUP) + head * GROUP + index % GROUP
+    whose = _whose(first_row, first_token, head, ROWS, GROUP, KV_HEADS)
     query = queries + row * query_stride + (head * GROUP + index % GROUP) * D
-    out = sums + (whose * SPLITS + split) * D
-    log = logs + whose * SPLITS + split
+    target = Target(sums, logs, sequences + 3 * sequence, first_token, head, split)
 
     if split < EXACT_SPLITS:
         first_sink = tl.minimum(behind, SINK)
@@ -132,9 +142,12 @@ def attend(
             query,
             scale,
             window,
-            out,
-            log,
+            target,
             True,
+            GROUP,
+            KV_HEADS,
+            D,
+            SPLITS,
             PAGE,
             SINK,
             RECENT,
@@ -160,9 +173,12 @@ def attend(
             steps + whose * SEGMENTS,
             scale,
             window,
-            out,
-            log,
+            target,
             False,
+            GROUP,
+            KV_HEADS,
+            D,
+            SPLITS,
             PAGE,
             SINK,
             RECENT,
@@ -174,6 +190,14 @@ def attend(
             KEY_SCALES,
             VALUE_SCALES,
         )
+
+
+@triton.jit
+def _whose(first_row, first_token, head, ROWS: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr):
+    """Each row's place among all query heads of the batch."""
+    index = tl.arange(0, ROWS)
+    row = (first_row + first_token + index // GROUP).to(tl.int64)
+    return row * (KV_HEADS * GROUP) + head * GROUP + index % GROUP
 
 
 @triton.jit
@@ -193,9 +217,12 @@ def _sweep(
     steps,
     scale,
     window,
-    out,
-    log,
+    target,
     EXACT: tl.constexpr,
+    GROUP: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    SPLITS: tl.constexpr,
     PAGE: tl.constexpr,
     SINK: tl.constexpr,
     RECENT: tl.constexpr,
@@ -262,9 +289,13 @@ def _sweep(
         totals = mixed
 
     inverse = tl.where(total > 0.0, 1.0 / total, 0.0)
+    # The first row is read anew, lest the addresses take registers in the loop.
+    first_row = tl.load(target.first_row, volatile=True)
+    whose = _whose(first_row, target.first_token, target.head, height, GROUP, KV_HEADS)
+    out = target.sums + (whose * SPLITS + target.split) * D
     for i in tl.static_range(len(VALUES)):
         _store(out, totals[i] * inverse[:, None], rows.real, VALUES[i])
-    tl.store(log, most + tl.log2(total), mask=rows.real)
+    tl.store(target.logs + whose * SPLITS + target.split, most + tl.log2(total), mask=rows.real)
 
 
 @triton.jit

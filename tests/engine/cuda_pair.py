@@ -61,7 +61,7 @@ class Pair:
 def pair(
     case: Case,
     folder: Path,
-    tilings: tuple[Tiling, ...],
+    tilings: tuple[Tiling, ...] | None = None,
     device: str = "cpu",
     capability: int | None = None,
 ) -> Pair:
@@ -117,6 +117,7 @@ def steps_of(program: Program, driver: Driver) -> list[list[SequenceStep]]:
         [prompt.feed(some(1)), other.feed(some(1)), alone.feed(some(1))],
         [prompt.feed(some(4), accepted=1), other.feed(some(1))],
         [prompt.feed(some(4), accepted=1, parents=[-1, 0, 0, 2]), alone.feed(some(2), accepted=0)],
+        [prompt.feed(some(5), outputs=1), other.feed(some(3), accepted=0, parents=[-1, -1, 1])],
     ]
     for step in (step for batch in batches[1:] for step in batch):
         if rng.random() < 0.5:

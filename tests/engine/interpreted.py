@@ -1,4 +1,4 @@
-"""Triton's interpreter runs the GPU kernels on the CPU; it has to be asked for before anything imports triton."""
+"""Triton's interpreter runs GPU kernels on the CPU; it has to be asked for before anything imports triton."""
 
 import os
 import sys

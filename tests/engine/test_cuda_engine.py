@@ -24,7 +24,7 @@ from infer_compile.runtime.measure import measure
 CUTS = (
     Tiling(tokens=1, block=32, exact_splits=1, packed_splits=2),
     Tiling(tokens=4, block=32, exact_splits=2, packed_splits=1, tree=True),
-    Tiling(tokens=16, block=32, exact_splits=1, packed_splits=1),
+    Tiling(tokens=16, block=32, exact_splits=1, packed_splits=1, tree=True),
 )
 """Small: the interpreter runs one program after the other."""
 

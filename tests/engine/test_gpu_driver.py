@@ -95,7 +95,6 @@ def table(*launches: Launch) -> StepTable:
             "program": "",
             "captured": (),
             "tiles": (1,),
-            "trees": 1,
             "hidden": "x",
             "weights_bytes": 0,
             "weights": {},

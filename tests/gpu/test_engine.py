@@ -20,21 +20,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 from cuda_pair import CASES, Case, compare, pair, steps_of  # noqa: E402
 from driver import Driver  # noqa: E402
 
-from infer_compile.codegen.tilings import TILINGS  # noqa: E402
-
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["at start", "ahead"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.weights}-{case.levels[0]}")
 def test_agrees_with_the_reference(case: Case, ahead: bool, tmp_path: Path) -> None:
     """Thrice: what is captured runs without a graph first, then is captured, then is replayed."""
     major, minor = torch.cuda.get_device_capability()
-    both = pair(case, tmp_path, TILINGS, "cuda", 10 * major + minor if ahead else None)
+    both = pair(case, tmp_path, None, "cuda", 10 * major + minor if ahead else None)
     for _ in range(3):
         compare(both, steps_of(both.program, Driver(both.reference)), case.weights)
 
 
 def test_a_graph_gives_the_bits_of_its_launches(tmp_path: Path) -> None:
-    both = pair(CASES[1], tmp_path, TILINGS, "cuda")
+    both = pair(CASES[1], tmp_path, None, "cuda")
     place = Driver(both.reference).open(64)
     both.engine.step([place.feed(list(range(20)), outputs=0)])
     step = place.feed([7])

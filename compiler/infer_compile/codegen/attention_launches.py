@@ -146,7 +146,11 @@ class AttentionLaunches:
     def _attend(self, operation: Attend, tiling: Tiling) -> Launch:
         layout, layer = self._layout, operation.layer
         packed = layout.compressed
-        own = constants.attend_constants(layout, layer, operation.heads // operation.kv_heads, tiling)
+        group = operation.heads // operation.kv_heads
+        own = constants.attend_constants(layout, layer, group, tiling)
+        options = constants.chunk_launch()
+        if tiling is not self._tilings[-1]:
+            options = constants.decode_launch(layout.head_dim, tiling.tokens * group)
         return Launch(
             kernel="attend.attend",
             grid=(Blocks(of="tiles"), operation.kv_heads, own["SPLITS"]),
@@ -174,8 +178,9 @@ class AttentionLaunches:
                 "window": operation.window or EVERYTHING,
             },
             constants=own,
-            warps=2 if tiling.tokens == 1 else 4,
-            stages=2,
+            warps=options.warps,
+            stages=options.stages,
+            registers=options.registers,
         )
 
     def _merge(self, operation: Attend, output: str, tiling: Tiling) -> Launch:

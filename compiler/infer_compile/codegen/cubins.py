@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -46,12 +47,13 @@ Pointers are multiples of 16 bytes."""
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One kernel with constants; ``warps`` and ``stages`` are Triton's launch options."""
+    """One kernel with constants; the rest are Triton's options (``cuda_constants.Launch``)."""
 
     kernel: Kernel
     constants: Constants
-    warps: int
-    stages: int
+    warps: int = 4
+    stages: int = 1
+    registers: int = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,12 @@ def _compile(variant: Variant, capability: int, place: Path) -> None:
             if name in ALIGNED or ARGUMENTS.get(name, "").startswith("*")
         },
     )
-    found = run_compiler(variant.kernel, source, capability, variant.warps, variant.stages)
+    options = {
+        "num_warps": variant.warps,
+        "num_stages": variant.stages,
+        "maxnreg": variant.registers,
+    }
+    found = run_compiler(variant.kernel, source, capability, options)
     (place / "kernel.cubin").write_bytes(found.asm["cubin"])
     (place / "kernel.ptx").write_text(found.asm["ptx"])
     usage = _tool("cuobjdump", "-res-usage", str(place / "kernel.cubin"))
@@ -124,15 +131,15 @@ def _compile(variant: Variant, capability: int, place: Path) -> None:
     (place / "kernel.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def run_compiler(name: str, source: Any, capability: int, warps: int, stages: int) -> Any:
-    """What Triton makes of ``source``. Raises InferCompileError IC314 if it fails."""
+def run_compiler(name: str, source: Any, capability: int, options: Mapping[str, int]) -> Any:
+    """What Triton makes of ``source`` with its ``options``. Raises InferCompileError IC314 if it fails."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler.errors import CompilationError
 
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    given = {**options, "enable_fp_fusion": True}
     try:
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
     except (CompilationError, RuntimeError) as error:
         raise InferCompileError(
             Problem(

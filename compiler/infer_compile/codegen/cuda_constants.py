@@ -33,6 +33,31 @@ class Tiling:
     tree: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """``block`` cached tokens at a time, and Triton's options; a thread has so many ``registers`` at most."""
+
+    block: int
+    warps: int
+    stages: int
+    registers: int = 255
+
+
+def decode_launch(head_dim: int, rows: int) -> Launch:
+    """For tiles of few ``rows``, tokens times grouped heads: what spills nothing and issues least, by
+    docs/cuda-kernels.md. No speed was measured."""
+    if head_dim > 128:
+        return Launch(block=32, warps=4, stages=2)
+    # Six programs of 64 threads share a multiprocessor.
+    registers = 168 if rows <= LEAST_ROWS else 255
+    return Launch(block=64 if head_dim < 128 else 32, warps=2, stages=2, registers=registers)
+
+
+def chunk_launch() -> Launch:
+    """For tiles of a prompt's chunk, of 64 rows."""
+    return Launch(block=32, warps=8, stages=2)
+
+
 def attend_constants(layout: CacheLayout, layer: int, group: int, tiling: Tiling) -> Constants:
     pages, exact = head_pages(layout, layer), exact_pages(layout)
     keys, values = pages["keys"], pages["values"]

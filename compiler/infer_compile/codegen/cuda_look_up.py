@@ -17,8 +17,8 @@ _TABLE = 8
 def instructions(bits: int) -> str:
     """PTX from a word of nibbles, ``$8``, to the numbers of their codes, ``$0`` to ``$7``."""
     points = integers(bits)[-_TABLE:].astype(np.float16).view(np.uint16)
-    table = np.resize(points, _TABLE)
-    upper, lower = _words(table >> 8), _words(table & 0xFF)
+    table: NDArray[np.uint16] = np.resize(points, _TABLE)
+    upper, lower = _words(table >> np.uint16(8)), _words(table & np.uint16(0xFF))
     lines = [".reg .b32 word, rest, sign, up, low, first, second;"]
     if bits * 2 < _TABLE:
         if np.any(table & 0xFF):

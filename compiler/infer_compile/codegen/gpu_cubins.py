@@ -62,7 +62,7 @@ def compile_launch(table: StepTable, launch: Launch, capability: int, file: str)
             if types.get(name, "").startswith("*")
         },
     )
-    made = run_compiler(launch.kernel, source, capability, launch.warps, launch.stages)
+    made = run_compiler(launch.kernel, source, capability, launch.options)
     handed = tuple(name for name in names if name in types)
     cubin = Cubin(file=file, entry=made.metadata.name, arguments=handed, shared=made.metadata.shared)
     return made.asm["cubin"], cubin

@@ -12,7 +12,6 @@ from .gpu_cubins import compile_step
 from .launches import step_table
 from .repack import TABLES
 from .tiles import write_weights
-from .tilings import TILINGS
 
 PROGRAM, STEP, WEIGHTS, KERNELS = "program.json", "step.json", "weights.bin", "kernels"
 CUBINS = "sm_{}"
@@ -23,7 +22,7 @@ def emit(
     capability: int | None,
     model_dir: Path,
     engine_dir: Path,
-    tilings: tuple[Tiling, ...] = TILINGS,
+    tilings: tuple[Tiling, ...] | None = None,
 ) -> StepTable:
     """Write program.json, step.json, weights.bin, the source of the kernels and, for compute capability
     ``capability`` (89 is 8.9) unless it is None, the compiled kernels into ``engine_dir``.

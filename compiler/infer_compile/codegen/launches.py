@@ -23,20 +23,20 @@ from ..runtime.formats.program import (
 from .attention_launches import AttentionLaunches
 from .cuda_constants import Tiling
 from .tiles import FREQUENCIES, WeightParts, same_angles, scales
-from .tilings import BLOCK, CAPTURED, TILINGS, most_split, power, product_tilings, warps_of
+from .tilings import BLOCK, CAPTURED, most_split, power, product_tilings, usual_tilings, warps_of
 
 BF16 = 0
 """The group of an operand that is not rounded to bytes."""
 
 
-def step_table(program: Program, tilings: tuple[Tiling, ...] = TILINGS) -> StepTable:
-    """The step of ``program``, its attention cut by ``tilings``: of single tokens first, of chunks of any
-    length last, and one of them knows of trees.
+def step_table(program: Program, tilings: tuple[Tiling, ...] | None = None) -> StepTable:
+    """The step of ``program``, its attention cut by ``tilings``, if not as is usual: of single tokens first,
+    of chunks of any length last.
 
     Raises InferCompileError IC315 for what the GPU kernels do not run.
     """
     _refuse(program)
-    return _Writer(program, tilings).table()
+    return _Writer(program, tilings or usual_tilings(program)).table()
 
 
 def _refuse(program: Program) -> None:
@@ -84,7 +84,6 @@ class _Writer:
             program=program.digest,
             captured=tuple(rows for rows in CAPTURED if rows <= program.limits.max_outputs),
             tiles=tuple(tiling.tokens for tiling in self._tilings),
-            trees=next(tiling.tokens for tiling in self._tilings if tiling.tree),
             hidden=program.hidden,
             weights_bytes=self._weights.bytes,
             weights=self._weights.parts,

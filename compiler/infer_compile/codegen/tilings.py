@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from ..runtime.formats.program import Attend, Program
 from ..runtime.formats.weights import WeightFormat
-from .cuda_constants import Tiling
+from .cuda_constants import Tiling, chunk_launch, decode_launch
 
 BLOCK = 1024
 """Columns of one program of kernels that go along rows: whole groups of every format."""
 CAPTURED = (1, 2, 4, 8, *range(16, 129, 8), *range(144, 257, 16))
 """Rows of steps that are captured as graphs: a step is filled up to the next, by at most a half up to 8, by
 seven rows up to 128."""
-TILINGS = (
-    Tiling(tokens=1, block=32, exact_splits=2, packed_splits=14),
-    Tiling(tokens=8, block=32, exact_splits=2, packed_splits=14, tree=True),
-    Tiling(tokens=16, block=32, exact_splits=1, packed_splits=1),
-)
-"""Of attention, by the new tokens of a sequence: one, a few that may be a tree, a chunk of a prompt."""
+DRAFTS = 8
+"""Tokens of a tile for sequences with drafts."""
+CHUNK = 16
+"""Tokens of a tile for chunks of prompts, or as many as make so many rows of query heads."""
+CHUNK_ROWS = 64
+EXACT_SHARES, PACKED_SHARES = 2, 14
+"""Programs that the pages of a sequence are dealt to, where few tokens are new."""
 SKINNY = 16
 """Input rows of the narrowest product: what tensor cores take at least."""
 PROGRAMS = 512
@@ -24,6 +26,19 @@ read at once that memory is kept busy."""
 MOST_SHARES = 8
 LEAST_TILES = 4
 """Tiles of weights that a share has at least."""
+
+
+def usual_tilings(program: Program) -> tuple[Tiling, ...]:
+    """Of attention, by the new tokens of a sequence: one, a few that may be a tree, a chunk of a prompt."""
+    attend = next(op for layer in program.layers for op in layer if isinstance(op, Attend))
+    group = attend.heads // attend.kv_heads
+
+    def few(tokens: int) -> Tiling:
+        block = decode_launch(attend.head_dim, tokens * group).block
+        return Tiling(tokens, block, EXACT_SHARES, PACKED_SHARES, tree=tokens > 1)
+
+    chunk = max(CHUNK, CHUNK_ROWS // power(group))
+    return few(1), few(DRAFTS), Tiling(chunk, chunk_launch().block, 1, 1, tree=True)
 
 
 def power(count: int) -> int:

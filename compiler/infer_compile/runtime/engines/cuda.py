@@ -155,7 +155,7 @@ class CudaEngine:
         worth nothing."""
         rows = rows_of(self.program, batch)
         draws = draws_of(rows, self.program.vocabulary)
-        inputs = inputs_of(self.program.cache, rows, self._table.tiles, self._table.trees)
+        inputs = inputs_of(self.program.cache, rows, self._table.tiles)
         outputs = inputs.counts["outputs"]
         counts = self._captured(inputs)
         drawn = not draws.greedy

@@ -27,19 +27,16 @@ class Inputs:
     tile: int
 
 
-def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int], trees: int) -> Inputs:
+def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int]) -> Inputs:
     """The step of ``batch``, in tiles of the first of ``tiles`` tokens that holds every sequence's, else of
-    the last; where a sequence is a tree, of ``trees`` tokens.
+    the last.
 
     Raises InferCompileError IC521 for a tree of more tokens than a word has bits.
     """
-    grown = [part.count for part in batch if part.step.parents is not None]
-    need(
-        max(grown, default=0) <= SEEN,
-        f"a tree of {max(grown, default=0)} tokens, and the kernels take {SEEN}",
-    )
+    tree = max((part.count for part in batch if part.step.parents is not None), default=0)
+    need(tree <= SEEN, f"a tree of {tree} tokens, and the kernels take {SEEN}")
     longest = max((part.count for part in batch), default=0)
-    tile = trees if grown else next((tokens for tokens in tiles if longest <= tokens), tiles[-1])
+    tile = next((tokens for tokens in tiles if longest <= tokens), tiles[-1])
     arrays: dict[str, Int32] = {
         "tokens": _joined([part.step.tokens for part in batch]),
         "positions": _joined([part.positions for part in batch]),

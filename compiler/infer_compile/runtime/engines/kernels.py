@@ -39,7 +39,7 @@ class SourceKernels:
     def launch(self, launch: Launch, grid: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
         file, _, name = launch.kernel.partition(".")
         kernel = getattr(self._module(file), name)
-        kernel[grid](**arguments, **launch.constants, num_warps=launch.warps, num_stages=launch.stages)
+        kernel[grid](**arguments, **launch.constants, **launch.options)
 
     def _module(self, name: str) -> ModuleType:
         if self._package not in sys.modules:

@@ -77,6 +77,13 @@ class Launch(_Frozen):
     constants: dict[str, Any]
     warps: int = 4
     stages: int = 1
+    registers: int = 255
+    """Most of a thread."""
+
+    @property
+    def options(self) -> dict[str, int]:
+        """In Triton's words."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
     @field_validator("constants", mode="before")
     @classmethod
@@ -145,9 +152,7 @@ class StepTable(_Frozen):
     """Rows of the steps that are captured as graphs, ascending."""
     tiles: tuple[int, ...]
     """Tokens of a tile, ascending: a step takes the first that holds the new tokens of each sequence, else
-    the last."""
-    trees: int
-    """Tokens of the tiles that know of parents."""
+    the last. Those of several tokens know of trees."""
     hidden: str
     weights_bytes: int
     weights: dict[str, Part]
@@ -176,7 +181,7 @@ class StepTable(_Frozen):
         types |= {
             name: "f32" if isinstance(each, float) else "int32" for name, each in launch.numbers.items()
         }
-        parts = [launch.kernel, launch.constants, types, sorted(launch.counts), launch.warps, launch.stages]
+        parts = [launch.kernel, launch.constants, types, sorted(launch.counts), launch.options]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
