@@ -23,7 +23,7 @@ from ..runtime.formats.program import (
 from .attention_launches import AttentionLaunches
 from .cuda_constants import Tiling
 from .tiles import FREQUENCIES, WeightParts, same_angles, scales
-from .tilings import BLOCK, CAPTURED, most_split, power, product_tilings, usual_tilings, warps_of
+from .tilings import BLOCK, CAPTURED, SKINNY, power, product_tilings, usual_tilings, warps_of
 
 BF16 = 0
 """The group of an operand that is not rounded to bytes."""
@@ -236,7 +236,7 @@ class _Writer:
         split, bias = constants["SPLIT"], operation.bias
         ends = {"ROWS": tensor.rows, "BIAS": bias is not None, "ADD": operation.add, "SPLIT": split}
         if split > 1:
-            self._need("parts", tensor.rows * split * most_split(), None)
+            self._need("parts", tensor.rows * split * SKINNY, None)
         launch = Launch(
             kernel="linear.linear",
             grid=(

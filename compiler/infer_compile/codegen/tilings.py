@@ -23,6 +23,8 @@ SKINNY = 16
 PROGRAMS = 512
 """Programs that a narrow product is cut into, about four for each multiprocessor of a large device: so many
 read at once that memory is kept busy."""
+WIDE_GROUP = 64
+"""Longer groups spill registers in the widest blocks (compiled for compute capability 8.9)."""
 MOST_SHARES = 8
 LEAST_TILES = 4
 """Tiles of weights that a share has at least."""
@@ -58,13 +60,9 @@ def product_tilings(
     tiles = -(-cols // (form.group * (8 // form.bits)))
     programs = -(-rows // 32)
     split = max(1, min(MOST_SHARES, PROGRAMS // programs, tiles // LEAST_TILES))
-    return (
-        (SKINNY, {"BLOCK_M": SKINNY, "BLOCK_N": 32, "SPLIT": split, "warps": 4, "stages": 8}),
-        (64, {"BLOCK_M": 64, "BLOCK_N": 64, "SPLIT": 1, "warps": 4, "stages": 4}),
-        (None, {"BLOCK_M": 128, "BLOCK_N": 128, "SPLIT": 1, "warps": 8, "stages": 3}),
-    )
-
-
-def most_split() -> int:
-    """Input rows of which there are shares at most."""
-    return SKINNY
+    narrow = {"BLOCK_M": SKINNY, "BLOCK_N": 32, "SPLIT": split, "warps": 4, "stages": 8}
+    middle = {"BLOCK_M": 64, "BLOCK_N": 64, "SPLIT": 1, "warps": 4, "stages": 4}
+    wide = {"BLOCK_M": 128, "BLOCK_N": 128, "SPLIT": 1, "warps": 8, "stages": 3}
+    if form.group > WIDE_GROUP:
+        return (SKINNY, narrow), (None, middle)
+    return (SKINNY, narrow), (64, middle), (None, wide)
