@@ -101,17 +101,19 @@ def test_a_broken_step_is_refused_whole(small: Pair) -> None:
     assert np.array_equal(small.engine.pool("exact"), before)
 
 
-@pytest.mark.parametrize("name", ["weights.bin", "step.json", "program.json"])
-def test_files_of_another_build_are_refused(small: Pair, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("damage", ["weights.bin", "weights.bin of another", "step.json", "program.json"])
+def test_files_of_another_build_are_refused(small: Pair, tmp_path: Path, damage: str) -> None:
     for file in small.folder.iterdir():
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
+    name = damage.split()[0]
     data = (tmp_path / name).read_bytes()
     damaged = {
         "weights.bin": data[:-256],
+        "weights.bin of another": data[:20] + bytes([data[20] ^ 255]) + data[21:],
         "step.json": data[:100],
         "program.json": data.replace(b'"max_context": 96', b'"max_context": 95'),
     }
-    (tmp_path / name).write_bytes(damaged[name])
+    (tmp_path / name).write_bytes(damaged[damage])
     with pytest.raises(InferCompileError, match="IC520"):
         CudaEngine(tmp_path, device="cpu")

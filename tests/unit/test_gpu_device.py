@@ -60,10 +60,15 @@ def test_holders_come_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_driver_of_an_older_generation_is_refused() -> None:
-    check_driver((13, 0), (12, 8))
-    check_driver((12, 2), (12, 8))
+    check_driver((13, 0), "12.8")
+    check_driver((12, 2), "12.8")
     with pytest.raises(InferCompileError, match=r"IC525(.|\n)*serves CUDA 12\.4(.|\n)*built with 13\.0"):
-        check_driver((12, 4), (13, 0))
+        check_driver((12, 4), "13.0")
+
+
+def test_a_pytorch_without_cuda_is_refused() -> None:
+    with pytest.raises(InferCompileError, match="IC529"):
+        check_driver((13, 0), None)
 
 
 def test_a_device_without_kernels_is_named() -> None:
@@ -72,9 +77,13 @@ def test_a_device_without_kernels_is_named() -> None:
 
 def test_doctor_tells_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "Driver", lambda: types.SimpleNamespace(version=lambda: (12, 4)))
-    monkeypatch.setattr(doctor, "_built_with", lambda: (13, 0))
+    monkeypatch.setattr(doctor, "_installed", lambda name: True)
+    monkeypatch.setattr(doctor, "_built_with", lambda: "13.0")
     (found,) = doctor.driver()
     assert found.status == "note" and "too old" in found.message and "newer driver" in found.fix
     monkeypatch.setattr(doctor, "_built_with", lambda: None)
+    (found,) = doctor.driver()
+    assert "built without CUDA" in found.message
+    monkeypatch.setattr(doctor, "_installed", lambda name: False)
     (found,) = doctor.driver()
     assert (found.status, found.message) == ("ok", "serves CUDA 12.4")

@@ -166,9 +166,8 @@ def driver() -> Iterator[Finding]:
     """The driver serves what the installed PyTorch was built with."""
     try:
         served = Driver().version()
-        needed = _built_with()
-        if needed is not None:
-            check_driver(served, needed)
+        if _installed("torch"):
+            check_driver(served, _built_with())
     except InferCompileError as error:
         problem = error.problems[0]
         yield Finding("driver", "note", f"{problem.message}: {problem.because}", problem.fix)
@@ -176,15 +175,13 @@ def driver() -> Iterator[Finding]:
     yield Finding("driver", "ok", f"serves CUDA {served[0]}.{served[1]}")
 
 
-def _built_with() -> tuple[int, int] | None:
-    """The version of CUDA that PyTorch was built with, without loading it; None where it was built without,
-    or is not installed."""
+def _built_with() -> str | None:
+    """The version of CUDA that PyTorch was built with, without loading it; None where it was not."""
     found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
-        return None
-    said = Path(found.origin).with_name("version.py")
-    match = re.search(r"^cuda\b.*= '(\d+)\.(\d+)", said.read_text() if said.is_file() else "", re.MULTILINE)
-    return None if match is None else (int(match[1]), int(match[2]))
+    said = Path(found.origin).with_name("version.py") if found and found.origin else None
+    text = said.read_text() if said is not None and said.is_file() else ""
+    match = re.search(r"^cuda\b.*= '([\d.]+)'", text, re.MULTILINE)
+    return None if match is None else match[1]
 
 
 def disk() -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from ..quantize.checkpoint import Checkpoint
 from ..quantize.read import read_tensor
 from ..quantize.rtn import Quantized
 from ..runtime.formats.kv import SIDES, Side
-from ..runtime.formats.launches import Part
+from ..runtime.formats.launches import WEIGHTS_MAGIC, Part
 from ..runtime.formats.program import Program, Rotary, Tensor
 from ..runtime.kv.rotation import unpack_signs
 from .repack import cache_tables
@@ -22,7 +22,6 @@ ROWS = 16
 """Weight rows that lie side by side."""
 ALIGNMENT = 256
 HEADER = 256
-MAGIC = b"infer-compile\0\0\1"
 FREQUENCIES = "frequencies.{}"
 """Name of the frequencies of a kind of rotation."""
 SIGNS = "cache.signs"
@@ -138,7 +137,7 @@ def write_weights(program: Program, model_dir: Path, tables: Path, out: Path) ->
     parts = WeightParts(program)
     aside = out.with_name(out.name + ".partial")
     with aside.open("wb") as file:
-        file.write((MAGIC + bytes.fromhex(program.digest)).ljust(HEADER, b"\0"))
+        file.write((WEIGHTS_MAGIC + bytes.fromhex(program.digest)).ljust(HEADER, b"\0"))
         for name, array in _arrays(program, parts.rotations, model_dir, tables):
             part = parts.parts[name]
             if array.nbytes != part.bytes or file.tell() != part.offset:

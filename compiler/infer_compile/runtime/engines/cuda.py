@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..errors import InferCompileError, Problem
 from ..formats.launches import (
     BYTES,
+    WEIGHTS_MAGIC,
     Blocks,
     Buffer,
     Cases,
@@ -73,6 +74,9 @@ class CudaEngine:
             raise self._broken("step.json was made from another program.json")
         if len(weights) != self._table.weights_bytes:
             raise self._broken(f"weights.bin has {len(weights)} bytes, not {self._table.weights_bytes}")
+        header = WEIGHTS_MAGIC + bytes.fromhex(self.program.digest)
+        if bytes(weights[: len(header)]) != header:
+            raise self._broken("weights.bin was written for another program.json")
         self._device = torch.device(device)
         self._kernels = self._opened()
         self._parts = {name: self._part(weights, part) for name, part in self._table.weights.items()}
@@ -85,12 +89,12 @@ class CudaEngine:
         """The kernels for this device: compiled ahead of time if they are, else from their source.
 
         Raises InferCompileError: IC524 without a driver, IC525 with one that is too old, IC527 without enough
-        free memory, IC528 without kernels for the device or a compiler.
+        free memory, IC528 without kernels for the device or a compiler, IC529 without a PyTorch for CUDA.
         """
         if self._device.type != "cuda":
             return SourceKernels(self._dir / KERNELS)
         driver = Driver()
-        check_driver(driver.version(), _version(torch.version.cuda))
+        check_driver(driver.version(), torch.version.cuda)
         index = self._device.index or 0
         free, total = torch.cuda.mem_get_info(index)
         check_memory(self._bytes, free, total, holders(index))
@@ -333,11 +337,6 @@ class CudaEngine:
         if view.dtype is not None:
             found = found.view(TORCH[view.dtype])
         return found.reshape(-1)[view.first :] if view.first else found
-
-
-def _version(text: str) -> tuple[int, int]:
-    major, minor, *_ = map(int, text.split("."))
-    return major, minor
 
 
 def _host(tensor: torch.Tensor) -> NDArray[Any]:

@@ -28,16 +28,25 @@ class Holder:
         return f"process {self.pid} ({self.name}) holds {held}"
 
 
-def check_driver(served: tuple[int, int], needed: tuple[int, int]) -> None:
+def check_driver(served: tuple[int, int], built: str | None) -> None:
     """Raises InferCompileError IC525 for a driver that serves an older generation of CUDA than PyTorch was
-    built with: within one generation drivers run what is newer."""
-    if served[0] < needed[0]:
+    ``built`` with ("12.8"): within one generation drivers run what is newer. IC529 where it was built
+    without."""
+    if built is None:
+        raise InferCompileError(
+            Problem(
+                "IC529",
+                "the installed PyTorch was built without CUDA",
+                because="it cannot use an NVIDIA GPU",
+                fix="install a PyTorch that was built with CUDA",
+            )
+        )
+    if served[0] < int(built.split(".")[0]):
         raise InferCompileError(
             Problem(
                 "IC525",
                 "the NVIDIA driver is too old",
-                because=f"it serves CUDA {served[0]}.{served[1]}, and PyTorch was built with "
-                f"{needed[0]}.{needed[1]}",
+                because=f"it serves CUDA {served[0]}.{served[1]}, and PyTorch was built with {built}",
                 fix="install a newer driver, or a PyTorch built with an older CUDA",
             )
         )

@@ -22,6 +22,10 @@ Dtype = Literal["f64", "f32", "f16", "bf16", "int8", "int32"]
 BYTES: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "int8": 1, "int32": 4}
 
 
+WEIGHTS_MAGIC = b"infer-compile\0\0\1"
+"""What the weights file begins with, before the digest of its program."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
