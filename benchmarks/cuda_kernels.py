@@ -47,7 +47,8 @@ instructions issued per number of the cache in the loop over packed pages (of `b
 in lanes; what an H200 has left for each number if attention is to run at the speed of its memory
 ({bandwidth:.1f} TB/s against {slots:.1f}e12 instructions of lanes a second, from targets/h200-sxm.yaml)
 stands beside it. Where slots exceed that, arithmetic says that issuing instructions takes so much longer than
-reading the pages; no speed was measured.
+reading the pages; no speed was measured. bf16 read at the speed of memory takes the time of {exact:.1f} slots
+a number: `tq3` is faster as far as it stays below, and as much faster as its slots are fewer.
 
 | variant | for | registers | stack | shared memory | slots | H200 has |
 |---|---|---|---|---|---|---|
@@ -149,9 +150,7 @@ def _line(row: Row, compiled: Compiled, cache: Path) -> str:
     if row.level is not None:
         count = longest_loop(disassemble(compiled, cache))
         slots = f"{count * row.variant.warps * WARP / row.numbers:.1f}"
-        head_dim = row.variant.constants["D"]
-        bits = uniform(row.level, 1, head_dim)[0].bits_per_element(head_dim)
-        bound = f"{_slots_per_second() / (_h200().bandwidth_gbs * 1e9 / (bits / 8)):.1f}"
+        bound = f"{_bound(row.level, row.variant.constants['D']):.1f}"
     cells = (row.name, f"sm_{compiled.capability}", compiled.registers, compiled.stack, compiled.shared)
     return "| " + " | ".join(str(cell) for cell in (*cells, slots, bound)) + " |"
 
@@ -179,6 +178,12 @@ def _h200() -> Target:
     return load_target("h200-sxm", Path())
 
 
+def _bound(level: LevelName, head_dim: int) -> float:
+    """Slots of an H200 in the time in which its memory yields one number."""
+    size = uniform(level, 1, head_dim)[0].bits_per_element(head_dim) / 8
+    return _slots_per_second() / (_h200().bandwidth_gbs * 1e9 / size)
+
+
 def _slots_per_second() -> float:
     return _h200().rates.bf16_tflops * 1e12 / FLOPS_PER_SLOT
 
@@ -199,6 +204,7 @@ def _head() -> str:
         verified=verified,
         bandwidth=_h200().bandwidth_gbs / 1e3,
         slots=_slots_per_second() / 1e12,
+        exact=_bound(LEVELS["bf16"], 128),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Literal
 
 from .data import read
@@ -50,8 +51,9 @@ def load_kernel_runs() -> KernelRuns:
 
 
 def sources_digest() -> str:
-    """sha256 of the sources in kernels/cuda, which share their parts."""
+    """sha256 of the sources in kernels/cuda, which share their parts, and of what makes their constants."""
     found = hashlib.sha256()
-    for path in sorted((folder("kernels") / "cuda").glob("*.py")):
+    codegen = Path(__file__).resolve().parents[1] / "codegen"
+    for path in (*sorted((folder("kernels") / "cuda").glob("*.py")), *sorted(codegen.glob("cuda_*.py"))):
         found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()
