@@ -10,7 +10,7 @@ quickstart: $(VENV)/core.installed
 	$(BIN)/python specs/quickstart.py
 
 test: check
-	$(BIN)/pytest -n auto --dist worksteal -rs
+	TRITON_INTERPRET=1 $(BIN)/pytest -n auto --dist worksteal -rs
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -140,7 +140,7 @@ def test_a_prompt_is_scored_many_tokens_at_a_time(model_dir: Path) -> None:
     # A page at least in each step.
     assert len(engine.steps) < 16
     # They are no drafts.
-    assert "infer_spec_decode_num_drafts_total{model_name=\"tiny\"} 0.0" in metrics
+    assert 'infer_spec_decode_num_drafts_total{model_name="tiny"} 0.0' in metrics
 
 
 def test_special_tokens_have_a_text_on_request(model_dir: Path) -> None:

@@ -321,7 +321,7 @@ class TestDoctor:
 
     def test_a_gpu(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(doctor, "gpus", lambda binding: (Gpu("NVIDIA L4", 24 << 30, "8.9", 300),))
-        assert self.findings(run)[1]["gpu"]["message"] == "NVIDIA L4, 24.0 GiB"
+        assert self.findings(run)[1]["gpu"]["message"] == "NVIDIA L4, 24.0 GiB, compute capability 8.9"
 
     def test_a_driver_that_cannot_be_asked(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(doctor, "nvml", lambda: None)

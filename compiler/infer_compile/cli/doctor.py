@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from ..codegen.toolchain import find
 from ..probe.cpu import host_architecture, processor, usable
 from ..probe.gpu import gpus, nvml
 from ..probe.machine import cache_file, memory_bytes, recall
+from ..runtime.engines.device import check_driver, holders
+from ..runtime.engines.driver import Driver
 from ..runtime.errors import Exit, InferCompileError
 from .console import coloured, print_json
 
@@ -147,8 +150,13 @@ def graphics() -> Iterator[Finding]:
     """NVIDIA devices: they can be planned for. A driver without the binding that reads it is named."""
     binding = nvml()
     found = gpus(binding)
-    for each in found:
-        yield Finding("gpu", "ok", f"{each.name}, {each.memory / GIB:.1f} GiB")
+    for index, each in enumerate(found):
+        capability = f"compute capability {each.compute_capability}"
+        yield Finding("gpu", "ok", f"{each.name}, {each.memory / GIB:.1f} GiB, {capability}")
+        for holder in holders(index):
+            yield Finding("gpu memory", "note", str(holder))
+    if found:
+        yield from driver()
     if not found and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
         if binding is None:
             fix = f"{sys.executable} -m pip install nvidia-ml-py"
@@ -157,6 +165,28 @@ def graphics() -> Iterator[Finding]:
             yield Finding("gpu", "note", "the NVIDIA driver shows no device", "nvidia-smi tells why")
     elif not found:
         yield Finding("gpu", "note", "none of NVIDIA's; nothing that this version runs needs one")
+
+
+def driver() -> Iterator[Finding]:
+    """The driver serves what the installed PyTorch was built with."""
+    try:
+        served = Driver().version()
+        if _installed("torch"):
+            check_driver(served, _built_with())
+    except InferCompileError as error:
+        problem = error.problems[0]
+        yield Finding("driver", "note", f"{problem.message}: {problem.because}", problem.fix)
+        return
+    yield Finding("driver", "ok", f"serves CUDA {served[0]}.{served[1]}")
+
+
+def _built_with() -> str | None:
+    """The version of CUDA that PyTorch was built with, without loading it; None where it was not."""
+    found = importlib.util.find_spec("torch")
+    said = Path(found.origin).with_name("version.py") if found and found.origin else None
+    text = said.read_text() if said is not None and said.is_file() else ""
+    match = re.search(r"^cuda\b.*= '([\d.]+)'", text, re.MULTILINE)
+    return None if match is None else match[1]
 
 
 def disk() -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +38,26 @@ def repack(program: Program, model_dir: Path, out: Path) -> None:
                 )
             file.write(stored)
             file.write(bytes(-stored.nbytes % ALIGNMENT))
-        for table in _tables(program, out.with_name(TABLES)):
+        for table in cache_tables(program, out.with_name(TABLES)).values():
             file.write(table)
             file.write(bytes(-table.nbytes % ALIGNMENT))
     aside.replace(out)
 
 
-def _tables(program: Program, source: Path) -> Iterator[NDArray[Any]]:
+def cache_tables(program: Program, source: Path) -> dict[str, NDArray[Any]]:
+    """The tables of the program's calibrated planes from the file ``source``, in order; none without any.
+    Raises ValueError for one of another type or shape."""
     tables = tuple(program.cache.tables())
+    found: dict[str, NDArray[Any]] = {}
     if not tables:
-        return
+        return found
     shard = open_shard(source)
     for table in tables:
         values = shard.read(table.name)
         if (values.shape, values.dtype) != (table.shape, np.float32):
             raise ValueError(f"{table.name}: {values.dtype} {values.shape}, planned float32 {table.shape}")
-        yield np.ascontiguousarray(values)
+        found[table.name] = np.ascontiguousarray(values)
+    return found
 
 
 def _stored(value: Quantized | NDArray[Any], tensor: Tensor, blocked: bool) -> NDArray[np.uint8]:

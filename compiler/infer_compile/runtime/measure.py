@@ -7,6 +7,7 @@ A format that quietly falls back to a wider one, or writes past its page, is fou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +32,27 @@ class Measured:
     exact_token_bytes: int
 
 
+@runtime_checkable
+class Lender(Protocol):
+    """An engine whose pools lie where the processor cannot write."""
+
+    def lend(self, name: str, size: int) -> NDArray[np.uint8]:
+        """The first ``size`` bytes of a pool. As long as somebody holds them, what is written there is in the
+        pool when the next step begins, and what a step writes is there when it ends."""
+        ...
+
+
+def _window(engine: Engine, name: str, size: int) -> NDArray[np.uint8]:
+    return engine.lend(name, size) if isinstance(engine, Lender) else engine.pool(name)[:size]
+
+
 def _windows(engine: Engine, pages: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The bytes of the first ``pages`` pages of both pools and of the guard pages behind them."""
     cache = engine.program.cache
     end = pages + GUARD_PAGES
     return (
-        engine.pool("exact")[: end * cache.exact_page_bytes],
-        engine.pool("packed")[: end * cache.packed_page_bytes],
+        _window(engine, "exact", end * cache.exact_page_bytes),
+        _window(engine, "packed", end * cache.packed_page_bytes),
     )
 
 

@@ -115,29 +115,45 @@ def _ancestry(step: SequenceStep) -> tuple[NDArray[np.int64], NDArray[np.bool_]]
 
 
 def _check_pages(program: Program, rows: Rows) -> None:
-    """Every form that the step reads or writes has its place in a pool."""
+    """Every form that the step reads or writes has its place in a pool. Whole spans of pages are looked at: a
+    long context has thousands."""
     step, layout = rows.step, program.cache
     if not layout.layers:
         return
     exact_size, packed_size = program.pool_pages
-    last = (rows.tokens - 1) // layout.page_tokens
-    exact = set(range(step.start // layout.page_tokens, last + 1))
-    packed = {page for page in rows.sealing if layout.packs(page)}
-    exact |= packed
+    compressed = layout.compressed and step.packed is not None
+    sinks, last = layout.sink_pages, (rows.tokens - 1) // layout.page_tokens
+    sealing = range(max(rows.sealing.start, sinks), rows.sealing.stop if compressed else 0)
+    exact, packed = [range(step.start // layout.page_tokens, last + 1), sealing], [sealing]
     for query_page in np.unique(rows.positions // layout.page_tokens).tolist():
         first = max(step.start, query_page * layout.page_tokens)
-        for page in layout.seen(first, last, step.evicted, layout.window):
-            (exact if step.packed is None or layout.exact(query_page, page) else packed).add(page)
+        # Between these a query sees the compressed form.
+        near = max(sinks, query_page - layout.recent_pages) if compressed else sinks
+        for pages in layout.spans(first, last, step.evicted, layout.window):
+            exact += range(pages.start, min(sinks, pages.stop)), range(max(near, pages.start), pages.stop)
+            packed.append(range(max(sinks, pages.start), min(near, pages.stop)))
     _check_places("exact", exact, step.exact, exact_size)
     if step.packed is not None:
         _check_places("packed", packed, step.packed, packed_size)
     certain = (step.start + step.accepted) // layout.page_tokens
-    for page in sorted(packed):
-        need(page < certain, f"page {page} is seen compressed before it is sealed")
+    late = min((max(certain, span.start) for span in packed if span and span.stop > certain), default=-1)
+    need(late < 0, f"page {late} is seen compressed before it is sealed")
 
 
-def _check_places(form: str, pages: set[int], table: Int32, size: int) -> None:
-    for page in sorted(pages):
-        place = int(table[page]) if page < len(table) else -1
-        need(place >= 0, f"the sequence holds no {form} page {page}")
+def _check_places(form: str, spans: Sequence[range], table: Int32, size: int) -> None:
+    wrong = min((page for span in spans if (page := _misplaced(span, table, size)) >= 0), default=-1)
+    if wrong >= 0:
+        place = int(table[wrong]) if wrong < len(table) else -1
+        need(place >= 0, f"the sequence holds no {form} page {wrong}")
         need(place < size, f"{form} page {place} in a pool of {size}")
+
+
+def _misplaced(span: range, table: Int32, size: int) -> int:
+    """The first page of ``span`` that has no place in the pool; -1 if all have."""
+    if not span:
+        return -1
+    held = table[span.start : span.stop]
+    wrong = np.flatnonzero((held < 0) | (held >= size))
+    if wrong.size:
+        return span.start + int(wrong[0])
+    return span.start + len(held) if len(held) < len(span) else -1

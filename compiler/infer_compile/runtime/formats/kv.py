@@ -231,16 +231,22 @@ class CacheLayout(_Frozen):
         return 0 if window is None else max(0, position - window + 1) // self.page_tokens
 
     def seen(self, position: int, last_page: int, evicted: int, window: int | None) -> list[int]:
-        """Pages up to ``last_page`` of which a query at ``position`` may see a token within ``window``.
+        """Pages up to ``last_page`` of which a query at ``position`` may see a token within ``window``."""
+        sinks, rest = self.spans(position, last_page, evicted, window)
+        return [*sinks, *rest]
+
+    def spans(self, position: int, last_page: int, evicted: int, window: int | None) -> tuple[range, range]:
+        """What ``seen`` lists, as the sinks before a gap and the pages behind it.
 
         Of a sequence that dropped ``evicted`` tokens the sinks are seen as if the gap were closed, and what
         lies in the gap not at all.
         """
+        first = self.first_page(position, window)
         if not evicted:
-            return list(range(self.first_page(position, window), last_page + 1))
+            return range(0), range(first, last_page + 1)
         sinks = range(self.first_page(position - evicted, window), self.sink_pages)
         kept = self.sink_pages + evicted // self.page_tokens
-        return [*sinks, *range(max(kept, self.first_page(position, window)), last_page + 1)]
+        return sinks, range(max(kept, first), last_page + 1)
 
     def exact_pages(self, tokens: int, chunk: int = 1) -> int:
         """Most exact pages one sequence of ``tokens`` tokens holds during a step of ``chunk`` new tokens."""

@@ -1,0 +1,219 @@
+"""The CUDA kernels of the cache, compiled ahead of time: docs/cuda-kernels.md. No GPU is needed; minutes.
+
+    python benchmarks/cuda_kernels.py [--cache FOLDER] [--only tq3] [--digest]
+
+For each variant and architecture: registers and stack of a thread, shared memory, and, of attention, the
+instructions that are issued in the loop over packed pages, per number of the cache: warp instructions times
+32 lanes, over the keys and values that the program passes in one round. They are counted in the disassembled
+cubin: all between the loop's label and its jump back."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from infer_compile.catalog.cuda_kernels import load_kernel_runs, sources_digest
+from infer_compile.catalog.target import Target, load_target
+from infer_compile.codegen import cuda_constants as constants
+from infer_compile.codegen.cubins import ARCHITECTURES, Compiled, Variant, compile_kernel, disassemble
+from infer_compile.codegen.cuda_constants import Launch, Tiling
+from infer_compile.lower.signs import signs
+from infer_compile.runtime.formats.kv import LEVELS, CacheLayout, LevelName, uniform
+from infer_compile.runtime.kv.codec import FP8_MOST
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "cuda-kernels.md"
+WARP = 32
+KV_HEADS = 8
+FEW = (80, 90, 100, 120)
+FLOPS_PER_SLOT = 32
+"""Dense bf16 operations of tensor cores in the time of one lane's instruction, on Hopper: a multiprocessor
+does 4,096 a clock and issues for 128 lanes (NVIDIA H100 Tensor Core GPU Architecture, 2022)."""
+HEAD = """\
+# CUDA kernels of the cache
+
+Append, seal, query, attend and merge ([kernels/cuda](../kernels/cuda/README.md)), compiled ahead of time by
+Triton {triton} for every architecture, without a GPU: `python benchmarks/cuda_kernels.py` writes this page.
+Their results are held to the slow form by Triton's interpreter (`tests/engine/test_cuda_cache.py`: every
+level, heads of 64 to 256, groups of 1 to 16, pages of 16 to 128, chains, trees, windows, ragged batches).
+
+{verified}
+
+In decoding at levels without calibration nothing spills: a thread's stack is empty. *Slots* are the
+instructions issued per number of the cache in the loop over packed pages (of `bf16`, over its exact pages),
+in lanes; what an H200 has left for each number if attention is to run at the speed of its memory
+({bandwidth:.1f} TB/s against {slots:.1f}e12 instructions of lanes a second, from targets/h200-sxm.yaml)
+stands beside it. Where slots exceed that, arithmetic says that issuing instructions takes so much longer than
+reading the pages; no speed was measured. bf16 read at the speed of memory takes the time of {exact:.1f} slots
+a number: `tq3` is faster as far as it stays below, and as much faster as its slots are fewer.
+
+| variant | for | registers | stack | shared memory | slots | H200 has |
+|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A variant, on which architectures it is compiled, and for attention how many numbers a round passes."""
+
+    name: str
+    variant: Variant
+    architectures: tuple[int, ...]
+    numbers: int = 0
+    level: LevelName | None = None
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "infer-compile" / "kernels")
+    arguments.add_argument("--only", default="", help="print the variants whose name has this, write nothing")
+    arguments.add_argument("--digest", action="store_true", help="print the digest of the sources")
+    given = arguments.parse_args()
+    if given.digest:
+        print(sources_digest())
+        return
+    lines = []
+    for row in rows():
+        if given.only in row.name:
+            for capability in row.architectures:
+                compiled = compile_kernel(row.variant, capability, given.cache)
+                lines.append(_line(row, compiled, given.cache))
+                print(lines[-1], flush=True)
+    if not given.only:
+        PAGE.write_text(_head() + "\n".join(lines) + "\n" + _foot(), encoding="utf-8")
+
+
+def rows() -> Iterator[Row]:
+    tq3 = LEVELS["tq3"]
+    yield _attend("attend bf16, decode", LEVELS["bf16"], ARCHITECTURES)
+    yield _attend("attend tq3, decode", tq3, ARCHITECTURES)
+    for level in ("fp8", "int8", "tq4"):
+        yield _attend(f"attend {level}, decode", LEVELS[level], FEW)
+    yield _attend("attend ct3, calibrated", LEVELS["ct3"], (90,))
+    for head_dim in (64, 96, 256):
+        yield _attend(f"attend tq3, decode, heads of {head_dim}", tq3, (90,), head_dim)
+    yield _attend("attend tq3, decode, groups of 16", tq3, (90,), group=16)
+    yield _attend("attend tq3, trees of 8", tq3, (80, 90), tokens=8)
+    yield _attend("attend tq3, chunks of a prompt", tq3, (80, 90), tokens=16)
+    layout = _layout(tq3, 128)
+    yield Row("append", Variant("append", constants.append_constants(layout, 0)), FEW)
+    for level in ("tq3", "int8"):
+        sealed = constants.seal_constants(_layout(LEVELS[level], 128), 0, FP8_MOST)
+        yield Row(f"seal {level}", Variant("seal", sealed), FEW if level == "tq3" else (90,))
+    yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4)), FEW)
+    merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1))
+    yield Row("merge tq3", Variant("merge", merged), FEW)
+
+
+def _tiling(head_dim: int, group: int, tokens: int) -> Tiling:
+    launch = _launch(head_dim, group, tokens)
+    return Tiling(tokens, launch.block, exact_splits=1, packed_splits=8, tree=tokens == 8)
+
+
+def _launch(head_dim: int, group: int, tokens: int) -> Launch:
+    return constants.decode_launch(head_dim, tokens * group) if tokens <= 8 else constants.chunk_launch()
+
+
+def _attend(
+    name: str,
+    level: LevelName,
+    architectures: tuple[int, ...],
+    head_dim: int = 128,
+    group: int = 4,
+    tokens: int = 1,
+) -> Row:
+    launch, layout = _launch(head_dim, group, tokens), _layout(level, head_dim)
+    own = constants.attend_constants(layout, 0, group, _tiling(head_dim, group, tokens))
+    variant = Variant("attend", own, launch.warps, launch.stages, launch.registers)
+    # A round passes the keys and values of a block.
+    return Row(name, variant, architectures, 2 * launch.block * head_dim, level)
+
+
+def _layout(level: LevelName, head_dim: int) -> CacheLayout:
+    return CacheLayout(
+        level=level,
+        page_tokens=32,
+        sink_pages=1,
+        recent_pages=4,
+        kv_heads=KV_HEADS,
+        head_dim=head_dim,
+        layers=uniform(level, 1, head_dim),
+        signs="" if level == "bf16" else signs(head_dim),
+    )
+
+
+def _line(row: Row, compiled: Compiled, cache: Path) -> str:
+    slots = bound = ""
+    if row.level is not None:
+        count = longest_loop(disassemble(compiled, cache))
+        slots = f"{count * row.variant.warps * WARP / row.numbers:.1f}"
+        bound = f"{_bound(row.level, row.variant.constants['D']):.1f}"
+    cells = (row.name, f"sm_{compiled.capability}", compiled.registers, compiled.stack, compiled.shared)
+    return "| " + " | ".join(str(cell) for cell in (*cells, slots, bound)) + " |"
+
+
+def longest_loop(disassembly: str) -> int:
+    """Instructions between a label and the jump back to it, of the longest loop that multiplies matrices."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in disassembly.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
+            instructions.append(instruction[1])
+    longest = 0
+    for end, text in enumerate(instructions):
+        jump = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", text)
+        begin = labels.get(jump[1], end + 1) if jump else end + 1
+        body = instructions[begin : end + 1]
+        if any("MMA" in line for line in body):
+            longest = max(longest, len(body))
+    return longest
+
+
+def _h200() -> Target:
+    return load_target("h200-sxm", Path())
+
+
+def _bound(level: LevelName, head_dim: int) -> float:
+    """Slots of an H200 in the time in which its memory yields one number."""
+    size = uniform(level, 1, head_dim)[0].bits_per_element(head_dim) / 8
+    return _slots_per_second() / (_h200().bandwidth_gbs * 1e9 / size)
+
+
+def _slots_per_second() -> float:
+    return _h200().rates.bf16_tflops * 1e12 / FLOPS_PER_SLOT
+
+
+def _head() -> str:
+    runs = [run for run in load_kernel_runs().runs if run.digest == sources_digest()]
+    told = "\n".join(
+        f"- {run.kernel}: compute capability {run.compute_capability}, {run.source}" for run in runs
+    )
+    verified = (
+        f"Run on a device as they are now:\n\n{told}"
+        if runs
+        else "**Unverified**: no kernel was run on a GPU since it was last changed\n"
+        "(`compiler/infer_compile/catalog/cuda_kernels.yaml`), and none is chosen by default."
+    )
+    return HEAD.format(
+        triton=version("triton"),
+        verified=verified,
+        bandwidth=_h200().bandwidth_gbs / 1e3,
+        slots=_slots_per_second() / 1e12,
+        exact=_bound(LEVELS["bf16"], 128),
+    )
+
+
+def _foot() -> str:
+    return (
+        f"\nSources: `{sources_digest()}`. Pages of 32 tokens, {KV_HEADS} key-value heads; "
+        "heads of 128 and groups of 4 where nothing else is said.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Which CUDA kernels were run on a device since they were last changed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from .data import read
+from .figure import Frozen
+from .resources import folder
+
+Kernel = Literal[
+    "append",
+    "seal",
+    "query",
+    "attend",
+    "merge",
+    "angles",
+    "gate",
+    "gather",
+    "linear",
+    "merge_shares",
+    "norm",
+    "round",
+    "turn",
+]
+
+
+class KernelRun(Frozen):
+    """``kernel`` agreed with its slow form on a device, as it was when the sources had ``digest``."""
+
+    kernel: Kernel
+    digest: str
+    compute_capability: str
+    source: str
+
+
+class KernelRuns(Frozen):
+    schema_version: Literal[1]
+    runs: tuple[KernelRun, ...]
+
+    def verified(self, kernel: Kernel, compute_capability: str) -> bool:
+        """Whether it was run there since its last change; one that was not is not chosen by default."""
+        key = (kernel, sources_digest(), compute_capability)
+        return any((run.kernel, run.digest, run.compute_capability) == key for run in self.runs)
+
+
+def load_kernel_runs() -> KernelRuns:
+    return KernelRuns.model_validate(read("cuda_kernels.yaml"))
+
+
+def sources_digest() -> str:
+    """sha256 of the sources in kernels/cuda, which share their parts, and of what makes their constants."""
+    found = hashlib.sha256()
+    codegen = Path(__file__).resolve().parents[1] / "codegen"
+    for path in (*sorted((folder("kernels") / "cuda").glob("*.py")), *sorted(codegen.glob("cuda_*.py"))):
+        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()

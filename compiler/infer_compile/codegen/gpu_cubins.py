@@ -1,0 +1,80 @@
+"""The kernels of a step compiled ahead of time, for one architecture: no GPU is needed, and where they run no
+compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ..runtime.formats.launches import Cubin, Cubins, Dtype, Launch, StepTable
+from .cubins import need_compiler, run_compiler
+from .cuda_sources import kernel
+
+INDEX = "cubins.json"
+TYPES: Mapping[Dtype, str] = MappingProxyType(
+    {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "int8": "i8", "int32": "i32"}
+)
+"""Triton's words for the types of numbers."""
+ALIGNMENT = 16
+"""Bytes that every pointer is a multiple of."""
+
+
+def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:
+    """Write the kernels of ``table`` for compute capability ``capability`` (89 is 8.9), and their index, to
+    ``folder``.
+
+    Raises InferCompileError: IC313 without triton or under its interpreter, IC314 if
+    it fails.
+    """
+    need_compiler()
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Cubin] = {}
+    for launch in table.launches():
+        key = table.variant(launch)
+        if key not in found:
+            name = f"{launch.kernel}.{key[:12]}.cubin"
+            code, found[key] = compile_launch(table, launch, capability, name)
+            (folder / name).write_bytes(code)
+    index = Cubins(capability=capability, kernels=found)
+    (folder / INDEX).write_text(index.model_dump_json(by_alias=True, indent=1) + "\n")
+    return index
+
+
+def compile_launch(table: StepTable, launch: Launch, capability: int, file: str) -> tuple[bytes, Cubin]:
+    """The cubin of one launch, which is to be written to ``file``, and what a launch has to know of it."""
+    from triton.compiler import ASTSource
+
+    module, _, name = launch.kernel.partition(".")
+    function = getattr(kernel(module), name)
+    types = _types(table, launch)
+    absent = {name: None for name, tensor in launch.tensors.items() if tensor is None}
+    constants: dict[str, Any] = {**launch.constants, **absent}
+    names = function.arg_names
+    source = ASTSource(
+        function,
+        {name: types.get(name, "constexpr") for name in names},
+        constexprs=constants,
+        attrs={
+            (index,): [["tt.divisibility", ALIGNMENT]]
+            for index, name in enumerate(names)
+            if types.get(name, "").startswith("*")
+        },
+    )
+    made = run_compiler(launch.kernel, source, capability, launch.options)
+    handed = tuple(name for name in names if name in types)
+    cubin = Cubin(file=file, entry=made.metadata.name, arguments=handed, shared=made.metadata.shared)
+    return made.asm["cubin"], cubin
+
+
+def _types(table: StepTable, launch: Launch) -> dict[str, str]:
+    """Of the arguments that a launch hands over."""
+    types = {
+        name: f"*{TYPES[table.dtype(tensor)]}"
+        for name, tensor in launch.tensors.items()
+        if tensor is not None
+    }
+    types |= dict.fromkeys(launch.counts, "i32")
+    types |= {name: "fp32" if isinstance(each, float) else "i32" for name, each in launch.numbers.items()}
+    return types

@@ -1,0 +1,350 @@
+"""Program to the table of a GPU's step: operations become launches, joined where one kernel does several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ..runtime.errors import InferCompileError, Problem
+from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Count, Launch, Line, Matmul, StepTable
+from ..runtime.formats.program import (
+    Attend,
+    Embed,
+    Gate,
+    HeadNorm,
+    Linear,
+    Norm,
+    Operation,
+    Program,
+    Quantize,
+    Rotary,
+    Select,
+    Tensor,
+)
+from .attention_launches import AttentionLaunches
+from .cuda_constants import Tiling
+from .tiles import FREQUENCIES, WeightParts, same_angles, scales
+from .tilings import BLOCK, CAPTURED, SKINNY, power, product_tilings, usual_tilings, warps_of
+
+BF16 = 0
+"""The group of an operand that is not rounded to bytes."""
+
+
+def step_table(program: Program, tilings: tuple[Tiling, ...] | None = None) -> StepTable:
+    """The step of ``program``, its attention cut by ``tilings``, if not as is usual: of single tokens first,
+    of chunks of any length last.
+
+    Raises InferCompileError IC315 for what the GPU kernels do not run.
+    """
+    _refuse(program)
+    return _Writer(program, tilings or usual_tilings(program)).table()
+
+
+def _refuse(program: Program) -> None:
+    problems = []
+    if program.limits.overflow == "evict":
+        problems.append("sequences that go on without their oldest tokens")
+    if program.limits.checked_tokens:
+        problems.append("checks of answers against an exact cache")
+    if program.features or program.tells_tokens:
+        problems.append("heads that draft, and what they read")
+    if program.cache.page_tokens % 16:
+        problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
+    if program.cache.head_dim % 32:
+        problems.append(f"heads of {program.cache.head_dim} elements")
+    if problems:
+        fix = "choose another engine"
+        raise InferCompileError(
+            [
+                Problem("IC315", f"the GPU kernels do not run {text}", program.model, fix=fix)
+                for text in problems
+            ]
+        )
+
+
+class _Writer:
+    """Gathers the lines and the buffers that they name."""
+
+    def __init__(self, program: Program, tilings: tuple[Tiling, ...]) -> None:
+        self._program = program
+        self._tilings = tilings
+        self._tensors = {tensor.name: tensor for tensor in program.tensors}
+        self._weights = WeightParts(program)
+        self._buffers: dict[str, Buffer] = {
+            "tokens": Buffer(dtype="int32", width=1, per="rows"),
+            "positions": Buffer(dtype="int32", width=1, per="rows"),
+            "chosen": Buffer(dtype="int32", width=1, per="outputs"),
+            "sampled": Buffer(dtype="int32", width=1, per="outputs"),
+        }
+        self._attention = AttentionLaunches(program, tilings, self._buffers)
+        self._rows: Count = "rows"
+
+    def table(self) -> StepTable:
+        program = self._program
+        lines = [*self._angles(), *self._part(program.prologue)]
+        for layer in program.layers:
+            lines += self._part(layer)
+        head = list(self._part(program.epilogue))
+        return StepTable(
+            program=program.digest,
+            captured=tuple(rows for rows in CAPTURED if rows <= program.limits.max_outputs),
+            tiles=tuple(tiling.tokens for tiling in self._tilings),
+            hidden=program.hidden,
+            weights_bytes=self._weights.bytes,
+            weights=self._weights.parts,
+            buffers=self._buffers,
+            lines=tuple(lines),
+            head=tuple(head),
+        )
+
+    def _angles(self) -> Iterator[Line]:
+        """Cosines and sines of every kind of rotation."""
+        for index, rotary in enumerate(self._weights.rotations):
+            half = rotary.head_dim // 2
+            for name in ("cosine", "sine"):
+                self._need(f"{name}.{index}", half, "rows")
+            yield Launch(
+                kernel="angles.angles",
+                grid=(Blocks(of="rows"),),
+                tensors={
+                    "positions": "positions",
+                    "frequencies": FREQUENCIES.format(index),
+                    "cosine": f"cosine.{index}",
+                    "sine": f"sine.{index}",
+                },
+                constants={"SCALE": rotary.scale, "HALF": half, "BLOCK": power(half)},
+                warps=1,
+            )
+
+    def _part(self, operations: Sequence[Operation]) -> Iterator[Line]:
+        """The lines of neighbouring operations."""
+        place = 0
+        while place < len(operations):
+            operation, rest = operations[place], operations[place + 1 :]
+            place += 1
+            match operation:
+                case Embed():
+                    yield self._gather("tokens", operation.table, operation.output)
+                case Select():
+                    self._rows = "outputs"
+                    yield self._gather("chosen", operation.input, operation.output)
+                case Norm():
+                    yield self._norm(operation, rest)
+                case Gate():
+                    yield self._gate(operation, rest)
+                case Attend():
+                    yield from self._attend(operation, rest)
+                case Linear():
+                    yield self._linear(operation)
+                case HeadNorm() | Rotary():
+                    turned = _turned(operations[place - 1 :])
+                    yield self._turn(turned)
+                    place += len(turned) - 1
+                case Quantize():
+                    # Whoever wrote the numbers wrote them rounded.
+                    pass
+
+    def _gather(self, chosen: str, table: str, output: str) -> Launch:
+        width = self._program.buffers[output]
+        self._need(output, width, self._rows)
+        return Launch(
+            kernel="gather.gather",
+            grid=(Blocks(of=self._rows), -(-width // BLOCK)),
+            tensors={"chosen": chosen, "table": table, "output": output},
+            constants={"WIDTH": width, "BLOCK": BLOCK},
+        )
+
+    def _norm(self, operation: Norm, rest: Sequence[Operation]) -> Launch:
+        width = self._program.buffers[operation.input]
+        keep = operation.output == self._program.hidden
+        if keep:
+            self._need(operation.output, width, self._rows)
+        operand, group = self._operand(operation.output, width, rest)
+        block = power(width)
+        return Launch(
+            kernel="norm.norm",
+            grid=(Blocks(of=self._rows),),
+            tensors={
+                "input": operation.input,
+                "weight": operation.weight,
+                "output": operation.output if keep else None,
+                **operand,
+            },
+            constants={
+                "EPSILON": operation.epsilon,
+                "WIDTH": width,
+                "BLOCK": block,
+                "GROUP": group,
+                "KEEP": keep,
+            },
+            warps=warps_of(block),
+        )
+
+    def _gate(self, operation: Gate, rest: Sequence[Operation]) -> Launch:
+        return self._rounding("gate.gate", operation.input, operation.output, operation.width, rest)
+
+    def _attend(self, operation: Attend, rest: Sequence[Operation]) -> Iterator[Line]:
+        output, width = operation.output, self._program.buffers[operation.output]
+        if isinstance(_reader(output, rest), Linear):
+            self._need(_unrounded(output), width, "rows", "bf16")
+            yield from self._attention.lines(operation, _unrounded(output))
+        else:
+            self._need(output, width, "rows")
+            yield from self._attention.lines(operation, output)
+            yield self._rounding("round.round", output, output, width, rest)
+
+    def _rounding(
+        self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation]
+    ) -> Launch:
+        operand, group = self._operand(output, width, rest)
+        return Launch(
+            kernel=kernel,
+            grid=(Blocks(of=self._rows), -(-width // BLOCK)),
+            tensors={"input": source, **operand},
+            constants={"WIDTH": width, "BLOCK": BLOCK, "GROUP": group},
+        )
+
+    def _operand(
+        self, output: str, width: int, rest: Sequence[Operation]
+    ) -> tuple[dict[str, str | None], int]:
+        """What the next product reads of ``output``: its tensors, and the group that it is rounded in."""
+        reader = _reader(output, rest)
+        if isinstance(reader, Linear):
+            self._need(_unrounded(output), width, self._rows, "bf16")
+            return {"operand": _unrounded(output), "scales": None}, BF16
+        name, group = reader.output, reader.group
+        # One kind of row is shorter than another, and both begin at the same places.
+        self._need(name, width, "rows", "int8")
+        self._need(scales(name), width // group, "rows")
+        return {"operand": name, "scales": scales(name)}, group
+
+    def _linear(self, operation: Linear) -> Line:
+        tensor = self._tensors[operation.weight]
+        self._need(operation.output, tensor.rows, self._rows)
+        if not tensor.format.group:
+            return Matmul(
+                of=self._rows,
+                input=_unrounded(operation.input),
+                weight=operation.weight,
+                bias=operation.bias,
+                output=operation.output,
+                add=operation.add,
+            )
+        cases = [
+            Case(most=most, launches=self._product(operation, tensor, constants))
+            for most, constants in product_tilings(tensor.rows, tensor.cols, tensor.format)
+        ]
+        return Cases(of=self._rows, cases=tuple(cases))
+
+    def _product(self, operation: Linear, tensor: Tensor, constants: dict[str, int]) -> tuple[Launch, ...]:
+        rounded = tensor.format.activation == "int8"
+        split, bias = constants["SPLIT"], operation.bias
+        ends = {"ROWS": tensor.rows, "BIAS": bias is not None, "ADD": operation.add, "SPLIT": split}
+        if split > 1:
+            self._need("parts", tensor.rows * split * SKINNY, None)
+        launch = Launch(
+            kernel="linear.linear",
+            grid=(
+                -(-tensor.rows // constants["BLOCK_N"]),
+                Blocks(of=self._rows, size=constants["BLOCK_M"]),
+                split,
+            ),
+            tensors={
+                "input": operation.input if rounded else _unrounded(operation.input),
+                "scales": scales(operation.input) if rounded else None,
+                "weight": tensor.name,
+                "weight_scales": scales(tensor.name),
+                "bias": bias,
+                "output": operation.output,
+                "parts": "parts" if split > 1 else None,
+            },
+            counts={"rows": self._rows},
+            constants={
+                "COLS": tensor.cols,
+                "BITS": tensor.format.bits,
+                "GROUP": tensor.format.group,
+                "ROUNDED": rounded,
+                **ends,
+                "BLOCK_M": constants["BLOCK_M"],
+                "BLOCK_N": constants["BLOCK_N"],
+            },
+            warps=constants["warps"],
+            stages=constants["stages"],
+        )
+        if split == 1:
+            return (launch,)
+        merge = Launch(
+            kernel="linear.merge_shares",
+            grid=(Blocks(of=self._rows), -(-tensor.rows // BLOCK)),
+            tensors={"parts": "parts", "bias": bias, "output": operation.output},
+            counts={"rows": self._rows},
+            constants={**ends, "BLOCK": BLOCK},
+        )
+        return launch, merge
+
+    def _turn(self, operations: Sequence[HeadNorm | Rotary]) -> Launch:
+        norms = [op for op in operations if isinstance(op, HeadNorm)]
+        rotary = next((op for op in operations if isinstance(op, Rotary)), None)
+        head_dim, buffer = operations[0].head_dim, operations[0].buffer
+        first = min(op.first_head for op in operations)
+        last = max(op.first_head + op.heads for op in operations)
+        angles = None
+        if rotary is not None:
+            every = enumerate(self._weights.rotations)
+            angles = next(index for index, other in every if same_angles(rotary, other))
+        return Launch(
+            kernel="turn.turn",
+            grid=(Blocks(of=self._rows), last - first),
+            tensors={
+                "buffer": buffer,
+                "cosine": None if angles is None else f"cosine.{angles}",
+                "sine": None if angles is None else f"sine.{angles}",
+                "query_weight": norms[0].weight if norms else None,
+                "key_weight": norms[-1].weight if norms else None,
+            },
+            constants={
+                "EPSILON": norms[0].epsilon if norms else 0.0,
+                "STRIDE": self._program.buffers[buffer],
+                "FIRST": first,
+                "QUERIES": first + norms[0].heads if norms else last,
+                "HEAD_DIM": head_dim,
+                "BLOCK": power(head_dim // 2),
+                "NORMED": bool(norms),
+                "ROTATED": rotary is not None,
+            },
+            warps=1,
+        )
+
+    def _need(self, name: str, width: int, per: Count | None, dtype: str = "f32") -> None:
+        """A buffer of at least that width."""
+        known = self._buffers.get(name)
+        width = max(width, known.width) if known else width
+        self._buffers[name] = Buffer.model_validate({"dtype": dtype, "width": width, "per": per})
+
+
+def _reader(buffer: str, operations: Sequence[Operation]) -> Linear | Quantize:
+    """The first of ``operations`` that reads ``buffer``: nothing else does before it is written again."""
+    return next(op for op in operations if isinstance(op, Linear | Quantize) and op.input == buffer)
+
+
+def _unrounded(buffer: str) -> str:
+    """The name of what a product of bf16 numbers reads of ``buffer``."""
+    return f"{buffer}.bf16"
+
+
+def _turned(operations: Sequence[Operation]) -> list[HeadNorm | Rotary]:
+    """How many of the first operations one launch does: norms of queries and of the keys behind them, then
+    the rotation of both; or just the first."""
+    run: list[HeadNorm | Rotary] = []
+    for operation in operations:
+        if not isinstance(operation, HeadNorm | Rotary) or (run and operation.buffer != run[0].buffer):
+            break
+        run.append(operation)
+    match run:
+        case [HeadNorm() as queries, HeadNorm() as keys, Rotary() as both, *_] if (
+            queries.first_head == both.first_head
+            and keys.first_head == queries.first_head + queries.heads
+            and both.heads == queries.heads + keys.heads
+            and queries.epsilon == keys.epsilon
+        ):
+            return [queries, keys, both]
+    return run[:1]

@@ -1,0 +1,68 @@
+"""How work is cut for a GPU: sizes of blocks, warps and shares. None of them was tuned on a device yet."""
+
+from __future__ import annotations
+
+from ..runtime.formats.program import Attend, Program
+from ..runtime.formats.weights import WeightFormat
+from .cuda_constants import Tiling, chunk_launch, decode_launch
+
+BLOCK = 1024
+"""Columns of one program of kernels that go along rows: whole groups of every format."""
+CAPTURED = (1, 2, 4, 8, *range(16, 129, 8), *range(144, 257, 16))
+"""Rows of steps that are captured as graphs: a step is filled up to the next, by at most a half up to 8, by
+seven rows up to 128."""
+DRAFTS = 8
+"""Tokens of a tile for sequences with drafts."""
+CHUNK = 16
+"""Tokens of a tile for chunks of prompts, or as many as make so many rows of query heads."""
+CHUNK_ROWS = 64
+EXACT_SHARES, PACKED_SHARES = 2, 14
+"""Programs that the pages of a sequence are dealt to, where few tokens are new."""
+SKINNY = 16
+"""Input rows of the narrowest product: what tensor cores take at least."""
+PROGRAMS = 512
+"""Programs that a narrow product is cut into, about four for each multiprocessor of a large device: so many
+read at once that memory is kept busy."""
+WIDE_GROUP = 64
+"""Longer groups spill registers in the widest blocks (compiled for compute capability 8.9)."""
+MOST_SHARES = 8
+LEAST_TILES = 4
+"""Tiles of weights that a share has at least."""
+
+
+def usual_tilings(program: Program) -> tuple[Tiling, ...]:
+    """Of attention, by the new tokens of a sequence: one, a few that may be a tree, a chunk of a prompt."""
+    attend = next(op for layer in program.layers for op in layer if isinstance(op, Attend))
+    group = attend.heads // attend.kv_heads
+
+    def few(tokens: int) -> Tiling:
+        block = decode_launch(attend.head_dim, tokens * group).block
+        return Tiling(tokens, block, EXACT_SHARES, PACKED_SHARES, tree=tokens > 1)
+
+    chunk = max(CHUNK, CHUNK_ROWS // power(group))
+    return few(1), few(DRAFTS), Tiling(chunk, chunk_launch().block, 1, 1, tree=True)
+
+
+def power(count: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << (count - 1).bit_length()
+
+
+def warps_of(block: int) -> int:
+    """Warps of a program that holds ``block`` float32 numbers: 32 for each thread at most."""
+    return min(16, max(1, block // 1024))
+
+
+def product_tilings(
+    rows: int, cols: int, form: WeightFormat
+) -> tuple[tuple[int | None, dict[str, int]], ...]:
+    """For up to so many input rows, how a product with a matrix of ``rows x cols`` is cut."""
+    tiles = -(-cols // (form.group * (8 // form.bits)))
+    programs = -(-rows // 32)
+    split = max(1, min(MOST_SHARES, PROGRAMS // programs, tiles // LEAST_TILES))
+    narrow = {"BLOCK_M": SKINNY, "BLOCK_N": 32, "SPLIT": split, "warps": 4, "stages": 8}
+    middle = {"BLOCK_M": 64, "BLOCK_N": 64, "SPLIT": 1, "warps": 4, "stages": 4}
+    wide = {"BLOCK_M": 128, "BLOCK_N": 128, "SPLIT": 1, "warps": 8, "stages": 3}
+    if form.group > WIDE_GROUP:
+        return (SKINNY, narrow), (None, middle)
+    return (SKINNY, narrow), (64, middle), (None, wide)

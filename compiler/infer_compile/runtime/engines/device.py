@@ -1,0 +1,111 @@
+"""Whether this machine's GPU can run an engine, asked before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import InferCompileError, Problem
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process and the bytes of the device's memory that it holds; None where the driver does not tell."""
+
+    pid: int
+    name: str
+    bytes: int | None
+
+    def __str__(self) -> str:
+        held = (
+            "an amount that the driver does not tell" if self.bytes is None else f"{self.bytes / GIB:.1f} GiB"
+        )
+        return f"process {self.pid} ({self.name}) holds {held}"
+
+
+def check_driver(served: tuple[int, int], built: str | None) -> None:
+    """Raises InferCompileError IC525 for a driver that serves an older generation of CUDA than PyTorch was
+    ``built`` with ("12.8"): within one generation drivers run what is newer. IC529 where it was built
+    without."""
+    if built is None:
+        raise InferCompileError(
+            Problem(
+                "IC529",
+                "the installed PyTorch was built without CUDA",
+                because="it cannot use an NVIDIA GPU",
+                fix="install a PyTorch that was built with CUDA",
+            )
+        )
+    if served[0] < int(built.split(".")[0]):
+        raise InferCompileError(
+            Problem(
+                "IC525",
+                "the NVIDIA driver is too old",
+                because=f"it serves CUDA {served[0]}.{served[1]}, and PyTorch was built with {built}",
+                fix="install a newer driver, or a PyTorch built with an older CUDA",
+            )
+        )
+
+
+def check_memory(planned: int, free: int, total: int, holders: Sequence[Holder]) -> None:
+    """Raises InferCompileError IC527 if ``planned`` bytes are more than are ``free``; it names who holds
+    memory."""
+    if planned <= free:
+        return
+    because = f"weights, cache and buffers take {planned / GIB:.1f} GiB, and of {total / GIB:.1f} GiB "
+    because += f"{free / GIB:.1f} GiB are free"
+    if holders:
+        because += "; " + "; ".join(map(str, holders))
+    fix = "end what holds the memory, or plan for a smaller context or fewer sequences"
+    raise InferCompileError(
+        Problem("IC527", "the device has too little free memory", because=because, fix=fix)
+    )
+
+
+def no_kernels(capability: tuple[int, int]) -> InferCompileError:
+    """IC528: neither kernels for the device nor a compiler that makes them."""
+    return InferCompileError(
+        Problem(
+            "IC528",
+            f"the bundle has no kernels for compute capability {capability[0]}.{capability[1]}",
+            because="it was built for another device, and triton, which compiles them, is not installed",
+            fix="build the bundle for this device, or pip install triton",
+        )
+    )
+
+
+def holders(index: int) -> tuple[Holder, ...]:
+    """Who holds memory of device ``index``, by NVML where its binding is installed; the largest first."""
+    try:
+        binding = importlib.import_module("pynvml")
+    except ImportError:
+        return ()
+    try:
+        binding.nvmlInit()
+    except binding.NVMLError:
+        return ()
+    try:
+        return _holders(binding, index)
+    except binding.NVMLError:
+        return ()
+    finally:
+        binding.nvmlShutdown()
+
+
+def _holders(binding: ModuleType, index: int) -> tuple[Holder, ...]:
+    device = binding.nvmlDeviceGetHandleByIndex(index)
+    running = binding.nvmlDeviceGetComputeRunningProcesses(device)
+    found = [Holder(each.pid, _name(each.pid), each.usedGpuMemory) for each in running]
+    return tuple(sorted(found, key=lambda holder: -(holder.bytes or 0)))
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path("/proc", str(pid), "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "of another container"

@@ -1,0 +1,1 @@
+"""The cache on NVIDIA GPUs: Triton kernels, one per file; README.md tells how they are launched."""

@@ -1,0 +1,353 @@
+"""Attention of a few queries over exact and packed pages, split over the sequence.
+
+One program takes the queries of one tile (a few tokens of one sequence, and all query heads of one key-value
+head, as rows of a matrix) over a share of the pages that they see in one form. The first ``EXACT_SPLITS``
+shares are of exact pages, the others of packed ones; merge.py puts shares together. Codes are unpacked once
+for all rows, and their integers multiplied on tensor cores; scales of keys multiply scores, those of values
+softmax weights.
+
+Factors of queries (query.py) are integers, and sums of their products with integers of codes of up to 4 bits
+are exact in float32: scores are those of the slow form. Softmax weights are rounded to float16 (bfloat16
+where values are bfloat16), which is finer than the bytes of the slow form."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .bf16 import product, to_bf16
+from .pages import Pages, page_of, read_keys, read_scales, read_values
+
+LOG2E = tl.constexpr(1.4426950408889634)
+FP8_UNIT = tl.constexpr(256.0)
+"""What ``open_fp8`` leaves out."""
+
+
+class Rows(NamedTuple):
+    """The rows of a tile, each a query head of a token: which are ``real``, and of each the ``slot`` and the
+    ``position`` of its token; new tokens begin at slot ``start``. In a tree ``positions`` [count] are those
+    of the new tokens, and a bit of ``sees`` tells of each of them whether the row's token sees it. Without
+    any bit the new tokens are a chain."""
+
+    real: Any
+    slot: Any
+    position: Any
+    start: Any
+    count: Any
+    positions: Any
+    sees: Any
+
+
+class Target(NamedTuple):
+    """Where a program's sums go."""
+
+    sums: Any
+    logs: Any
+    first_row: Any
+    first_token: Any
+    head: Any
+    split: Any
+
+
+@triton.jit
+def attend(
+    queries,
+    factors,
+    steps,
+    exact_pool,
+    packed_pool,
+    exact_table,
+    packed_table,
+    tiles,
+    sequences,
+    positions,
+    sees,
+    sums,
+    logs,
+    query_stride,
+    table_stride,
+    exact_page,
+    exact_place,
+    packed_page,
+    packed_place,
+    scale,
+    window,
+    GROUP: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    SINK: tl.constexpr,
+    RECENT: tl.constexpr,
+    TREE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EXACT_SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    HEAD: tl.constexpr,
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
+    KEY_SCALES: tl.constexpr,
+    VALUE_SCALES: tl.constexpr,
+    EXACT_KEYS: tl.constexpr,
+    EXACT_VALUES: tl.constexpr,
+):
+    """Grid (tiles, KV_HEADS, SPLITS); README.md tells what the arguments are."""
+    tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    sequence = tl.load(tiles + 2 * tile)
+    if sequence < 0:
+        return
+    first_token = tl.load(tiles + 2 * tile + 1)
+    first_row = tl.load(sequences + 3 * sequence)
+    start = tl.load(sequences + 3 * sequence + 1)
+    count = tl.load(sequences + 3 * sequence + 2)
+
+    index = tl.arange(0, ROWS)
+    token = first_token + index // GROUP
+    real = (index < TOKENS * GROUP) & (token < count)
+    row = (first_row + token).to(tl.int64)
+    if TREE:
+        position = tl.load(positions + row, mask=real, other=0)
+        seen = tl.load(sees + row, mask=real, other=0)
+        last = (start + count - 1) // PAGE
+    else:
+        position = start + token
+        seen = token
+        last = (start + tl.minimum(first_token + TOKENS, count) - 1) // PAGE
+    rows = Rows(real, start + token, position, start, count, positions + first_row, seen)
+    lowest = tl.min(tl.where(real, position, 2147483647), axis=0)
+    highest = tl.max(tl.where(real, position, 0), axis=0)
+    # Pages before this one are behind every row's window.
+    behind = tl.maximum(lowest - window + 1, 0) // PAGE
+    whose = _whose(first_row, first_token, head, ROWS, GROUP, KV_HEADS)
+    query = queries + row * query_stride + (head * GROUP + index % GROUP) * D
+    target = Target(sums, logs, sequences + 3 * sequence, first_token, head, split)
+
+    if split < EXACT_SPLITS:
+        first_sink = tl.minimum(behind, SINK)
+        sinks = tl.maximum(tl.minimum(SINK, last + 1) - first_sink, 0)
+        recent = tl.maximum(tl.maximum(lowest // PAGE - RECENT, SINK), behind)
+        count = sinks + tl.maximum(last + 1 - recent, 0)
+        table = exact_table + sequence * table_stride
+        pages = Pages(
+            exact_pool, table, exact_page, exact_place + head * (PAGE * D), first_sink, sinks, recent, count
+        )
+        share = _share(split, EXACT_SPLITS, count, PAGE, BLOCK)
+        _sweep(
+            pages,
+            share,
+            rows,
+            query,
+            query,
+            scale,
+            window,
+            target,
+            True,
+            GROUP,
+            KV_HEADS,
+            D,
+            SPLITS,
+            PAGE,
+            SINK,
+            RECENT,
+            TREE,
+            BLOCK,
+            1,
+            EXACT_KEYS,
+            EXACT_VALUES,
+            -1,
+            -1,
+        )
+    elif SPLITS > EXACT_SPLITS:
+        first = tl.maximum(behind, SINK)
+        count = tl.maximum(highest // PAGE - RECENT - first, 0)
+        table = packed_table + sequence * table_stride
+        pages = Pages(packed_pool, table, packed_page, packed_place + head * HEAD, 0, 0, first, count)
+        share = _share(split - EXACT_SPLITS, SPLITS - EXACT_SPLITS, count, PAGE, BLOCK)
+        _sweep(
+            pages,
+            share,
+            rows,
+            query if KEYS[0][2] == "bf16" else factors + whose * D,
+            steps + whose * SEGMENTS,
+            scale,
+            window,
+            target,
+            False,
+            GROUP,
+            KV_HEADS,
+            D,
+            SPLITS,
+            PAGE,
+            SINK,
+            RECENT,
+            TREE,
+            BLOCK,
+            SEGMENTS,
+            KEYS,
+            VALUES,
+            KEY_SCALES,
+            VALUE_SCALES,
+        )
+
+
+@triton.jit
+def _whose(first_row, first_token, head, ROWS: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr):
+    """Each row's place among all query heads of the batch."""
+    index = tl.arange(0, ROWS)
+    row = (first_row + first_token + index // GROUP).to(tl.int64)
+    return row * (KV_HEADS * GROUP) + head * GROUP + index % GROUP
+
+
+@triton.jit
+def _share(split, SHARES: tl.constexpr, pages, PAGE: tl.constexpr, BLOCK: tl.constexpr):
+    """The first block of tokens of a share, and the one behind its last."""
+    blocks = (pages * PAGE + BLOCK - 1) // BLOCK
+    each = (blocks + SHARES - 1) // SHARES
+    return split * each, tl.minimum((split + 1) * each, blocks)
+
+
+@triton.jit
+def _sweep(
+    pages,
+    share,
+    rows,
+    query,
+    steps,
+    scale,
+    window,
+    target,
+    EXACT: tl.constexpr,
+    GROUP: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    SPLITS: tl.constexpr,
+    PAGE: tl.constexpr,
+    SINK: tl.constexpr,
+    RECENT: tl.constexpr,
+    TREE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
+    KEY_SCALES: tl.constexpr,
+    VALUE_SCALES: tl.constexpr,
+):
+    """Attention over one share of ``pages``: the sums over its weights, and the logarithm of the weights'
+    sum."""
+    height: tl.constexpr = rows.real.shape[0]
+    operands = ()
+    for i in tl.static_range(len(KEYS)):
+        operands = operands + (_load(query, rows.real, KEYS[i]),)
+    factors = ()
+    for i in tl.static_range(SEGMENTS):
+        if KEYS[0][2] == "bf16":
+            factors = factors + (tl.full((height,), 1.0, tl.float32) * (scale * LOG2E),)
+        elif KEYS[0][2] == "fp8":
+            factors = factors + (tl.load(steps + i, mask=rows.real, other=0.0) * (FP8_UNIT * LOG2E),)
+        else:
+            factors = factors + (tl.load(steps + i, mask=rows.real, other=0.0) * LOG2E,)
+    totals = ()
+    for i in tl.static_range(len(VALUES)):
+        totals = totals + (tl.zeros((height, VALUES[i][0]), tl.float32),)
+    most = tl.full((height,), float("-inf"), tl.float32)
+    total = tl.zeros((height,), tl.float32)
+
+    for block in range(share[0], share[1]):
+        first = block * BLOCK
+        scores = tl.zeros((height, BLOCK), tl.float32)
+        for i in tl.static_range(len(KEYS)):
+            found = product(operands[i], read_keys(pages, first, PAGE, BLOCK, KEYS[i]))
+            scores += found * factors[KEYS[i][5]][:, None]
+        if KEY_SCALES >= 0:
+            scores *= read_scales(pages, first, PAGE, BLOCK, KEY_SCALES)[None, :]
+        scores = _hide(scores, pages, rows, first, window, EXACT, PAGE, SINK, RECENT, TREE)
+
+        higher = tl.maximum(most, tl.max(scores, axis=1))
+        # A row that has seen nothing yet has no maximum to take away.
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+        fade = tl.exp2(most - safe)
+        weights = tl.exp2(scores - safe[:, None])
+        total = total * fade + tl.sum(weights, axis=1)
+        most = higher
+
+        if VALUE_SCALES >= 0:
+            scales = read_scales(pages, first, PAGE, BLOCK, VALUE_SCALES)
+            # float16 holds what is relative to the block's largest.
+            unit = tl.maximum(tl.max(scales, axis=0), 1e-30)
+            weights *= (scales * (1.0 / unit))[None, :]
+        elif VALUES[0][2] == "fp8":
+            unit = FP8_UNIT
+        else:
+            unit = 1.0
+        weights = to_bf16(weights) if VALUES[0][2] == "bf16" else weights.to(tl.float16)
+        mixed = ()
+        for i in tl.static_range(len(VALUES)):
+            found = product(weights, read_values(pages, first, PAGE, BLOCK, VALUES[i]))
+            mixed = mixed + (totals[i] * fade[:, None] + found * unit,)
+        totals = mixed
+
+    inverse = tl.where(total > 0.0, 1.0 / total, 0.0)
+    # The first row is read anew, lest the addresses take registers in the loop.
+    first_row = tl.load(target.first_row, volatile=True)
+    whose = _whose(first_row, target.first_token, target.head, height, GROUP, KV_HEADS)
+    out = target.sums + (whose * SPLITS + target.split) * D
+    for i in tl.static_range(len(VALUES)):
+        _store(out, totals[i] * inverse[:, None], rows.real, VALUES[i])
+    tl.store(target.logs + whose * SPLITS + target.split, most + tl.log2(total), mask=rows.real)
+
+
+@triton.jit
+def _hide(
+    scores,
+    pages,
+    rows,
+    first,
+    window,
+    EXACT: tl.constexpr,
+    PAGE: tl.constexpr,
+    SINK: tl.constexpr,
+    RECENT: tl.constexpr,
+    TREE: tl.constexpr,
+):
+    """Scores of tokens from ``first`` on of the list; minus infinity where a row does not see the token
+    so."""
+    listed = first + tl.arange(0, scores.shape[1])
+    page = page_of(pages, listed, PAGE)
+    slot = page * PAGE + listed % PAGE
+    position = slot
+    near = (rows.position // PAGE - RECENT)[:, None]
+    visible = (listed < pages.count * PAGE)[None, :]
+    if EXACT:
+        visible &= (page < SINK)[None, :] | (page[None, :] >= near)
+        if TREE:
+            own = slot - rows.start
+            new = (own >= 0) & (own < rows.count)
+            position = tl.where(new, tl.load(rows.positions + own, mask=new, other=0), slot)
+            bit = (rows.sees[:, None] >> tl.minimum(tl.maximum(own, 0), 31)[None, :]) & 1
+            chain = (rows.sees == 0)[:, None]
+            seen = tl.where(chain, slot[None, :] <= rows.slot[:, None], bit != 0)
+            visible &= (own < 0)[None, :] | (new[None, :] & seen)
+        else:
+            visible &= slot[None, :] <= rows.slot[:, None]
+    else:
+        visible &= page[None, :] < near
+    visible &= position[None, :] > (rows.position - window)[:, None]
+    return tl.where(visible, scores, float("-inf"))
+
+
+@triton.jit
+def _load(source, real, PIECE: tl.constexpr):
+    columns: tl.constexpr = PIECE[0]
+    pointers = source[:, None] + PIECE[1] + tl.arange(0, columns)[None, :]
+    numbers = tl.load(pointers, mask=real[:, None], other=0.0)
+    if PIECE[2] == "bf16" and source.dtype.element_ty == tl.float32:
+        numbers = to_bf16(numbers)
+    return numbers
+
+
+@triton.jit
+def _store(out, numbers, real, PIECE: tl.constexpr):
+    columns: tl.constexpr = PIECE[0]
+    tl.store(out[:, None] + PIECE[1] + tl.arange(0, columns)[None, :], numbers, mask=real[:, None])

@@ -1,0 +1,77 @@
+"""The kernels compiled ahead of time, without a GPU: a few of those in docs/cuda-kernels.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infer_compile.catalog.cuda_kernels import load_kernel_runs, sources_digest
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "docs" / "cuda-kernels.md"
+SCRIPT = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {benchmarks!r})
+from cuda_kernels import longest_loop, rows
+from infer_compile.codegen.cubins import compile_kernel, disassemble
+folder = Path({folder!r})
+for row in rows():
+    for capability in {wanted!r}.get(row.name, []):
+        first = compile_kernel(row.variant, capability, folder)
+        assert compile_kernel(row.variant, capability, folder) == first
+        loop = longest_loop(disassemble(first, folder)) if row.level else 0
+        print(json.dumps([row.name, capability, first.stack, len(first.cubin), loop, first.ptx[:400]]))
+"""
+WANTED = {
+    "append": [80],
+    "seal tq3": [90],
+    "query tq3": [120],
+    "merge tq3": [100],
+    "attend tq3, decode": [89],
+}
+
+
+def test_kernels_compile_without_a_gpu_and_attention_does_not_spill(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="pip install triton")
+    script = SCRIPT.format(benchmarks=str(ROOT / "benchmarks"), folder=str(tmp_path), wanted=WANTED)
+    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "PYTHONWARNINGS": "ignore"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {name for name, *_ in found} == set(WANTED)
+    for name, capability, stack, size, loop, ptx in found:
+        assert stack == 0 or not name.startswith("attend"), name
+        assert size > 1000
+        assert f".target sm_{capability}" in ptx
+        assert (loop > 100) == name.startswith("attend")
+
+
+def test_the_table_is_of_these_sources() -> None:
+    text = TABLE.read_text()
+    assert sources_digest() in text, "python benchmarks/cuda_kernels.py"
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert 30 < len(rows) <= 60
+    assert {row[1] for row in rows} == {f"sm_{number}" for number in (80, 86, 87, 89, 90, 100, 120)}
+    decode = [row for row in rows if re.match(r"\| attend .*decode", row[0])]
+    assert len(decode) > 20
+    assert all(row[3] == "0" for row in decode)
+
+
+def test_no_kernel_counts_as_verified_unless_it_was_run_as_it_is() -> None:
+    runs = load_kernel_runs()
+    current = {(run.kernel, run.compute_capability) for run in runs.runs if run.digest == sources_digest()}
+    for kernel in ("append", "seal", "query", "attend", "merge"):
+        for capability in ("8.0", "9.0", "12.0"):
+            assert runs.verified(kernel, capability) == ((kernel, capability) in current)
+    assert ("**Unverified**" in TABLE.read_text()) == (not current)

@@ -1,0 +1,119 @@
+"""The GPU engine against the reference, its kernels run by Triton's interpreter: chunks of prompts, single
+tokens, drafted chains and trees of several sequences, on small drawn models."""
+
+from __future__ import annotations
+
+import interpreted  # noqa: F401  # before all that imports triton
+
+# isort: split
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cuda_pair import CASES, Case, Pair, compare, pair, steps_of
+from driver import Driver
+from numpy.typing import NDArray
+
+from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.runtime.engines.cuda import CudaEngine
+from infer_compile.runtime.errors import InferCompileError
+from infer_compile.runtime.measure import measure
+
+CUTS = (
+    Tiling(tokens=1, block=32, exact_splits=1, packed_splits=2),
+    Tiling(tokens=4, block=32, exact_splits=2, packed_splits=1, tree=True),
+    Tiling(tokens=16, block=32, exact_splits=1, packed_splits=1, tree=True),
+)
+"""Small: the interpreter runs one program after the other."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.weights}-{case.levels[0]}")
+def test_agrees_with_the_reference(case: Case, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    both = pair(case, tmp_path, CUTS)
+    compare(both, steps_of(both.program, Driver(both.reference)), case.weights)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(replace(CASES[1], levels=("tq3",)), tmp_path_factory.mktemp("small"), CUTS)
+
+
+def test_the_cache_takes_the_planned_bytes(small: Pair) -> None:
+    layout = small.program.cache
+    found = measure(small.engine)
+    assert (found.token_bytes, found.exact_token_bytes) == (layout.token_bytes, layout.exact_token_bytes)
+
+
+def test_what_is_lent_follows_the_pool_until_it_is_given_back(small: Pair) -> None:
+    place = Driver(small.reference).open(16)
+    lent, pool = small.engine.lend("exact", 20 * 16 * 256), small.engine.pool("exact")
+    assert lent.size == pool.size and not np.shares_memory(lent, pool)
+    lent[:] = 7
+    small.engine.step([place.feed([1], outputs=0)])
+    assert np.array_equal(lent, pool) and 0 < np.count_nonzero(pool != 7) <= 256
+    del lent
+    pool[:] = 9
+    small.engine.step([place.feed([2], outputs=0)])
+    assert np.count_nonzero(pool != 9) <= 256
+
+
+def test_company_and_padding_change_no_bit(small: Pair) -> None:
+    """A step of three rows is filled up to four; what stands in the fourth is nobody's."""
+
+    def last(company: int) -> NDArray[np.float32]:
+        driver = Driver(small.reference)
+        place = driver.open(40)
+        small.engine.step([place.feed(list(range(17)), outputs=0)])
+        others = [driver.open(16).feed([3 + index]) for index in range(company)]
+        result = small.engine.step([*others, place.feed([7])], logits=True)
+        assert result.logits is not None
+        return result.logits[-1]
+
+    alone = last(0)
+    assert np.array_equal(last(1), alone)
+    assert np.array_equal(last(2), alone)
+
+
+def test_masks_and_adjustments_are_obeyed(small: Pair) -> None:
+    driver = Driver(small.reference)
+    allowed = np.zeros(2, np.uint32)
+    allowed[1] = 1 << 5
+    place = driver.open(16)
+    assert small.engine.step([place.feed([1], mask=allowed)]).tokens[0].tolist() == [37]
+    step = place.feed([2])
+    step.sampling = replace(
+        step.sampling, ids=np.array([9], np.int32), bias=np.array([1e4], np.float32), penalty=None
+    )
+    result = small.engine.step([step], logits=True)
+    assert result.tokens[0].tolist() == [9]
+    assert result.logits is not None and result.logits.max() < 1e3
+
+
+def test_a_broken_step_is_refused_whole(small: Pair) -> None:
+    step = Driver(small.reference).open(16).feed([1])
+    before = small.engine.pool("exact").copy()
+    for change in ({"tokens": np.array([99], np.int32)}, {"exact": np.array([-1], np.int32)}):
+        with pytest.raises(InferCompileError, match="IC521"):
+            small.engine.step([replace(step, **change)])  # type: ignore[arg-type]
+    assert np.array_equal(small.engine.pool("exact"), before)
+
+
+@pytest.mark.parametrize("damage", ["weights.bin", "weights.bin of another", "step.json", "program.json"])
+def test_files_of_another_build_are_refused(small: Pair, tmp_path: Path, damage: str) -> None:
+    for file in small.folder.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    name = damage.split()[0]
+    data = (tmp_path / name).read_bytes()
+    damaged = {
+        "weights.bin": data[:-256],
+        "weights.bin of another": data[:20] + bytes([data[20] ^ 255]) + data[21:],
+        "step.json": data[:100],
+        "program.json": data.replace(b'"max_context": 96', b'"max_context": 95'),
+    }
+    (tmp_path / name).write_bytes(damaged[damage])
+    with pytest.raises(InferCompileError, match="IC520"):
+        CudaEngine(tmp_path, device="cpu")
