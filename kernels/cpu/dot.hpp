@@ -9,13 +9,11 @@
 // Rows of activations are interleaved by quads of inputs (quantize.hpp), N at a time, N at most TOKENS: [G/4][N][4].
 #pragma once
 
-#include "simd.hpp"
+#include "output.hpp"
 
 namespace ic {
 
-constexpr int ROWS = 16;           // of weights, interleaved
-constexpr int VECTORS = ROWS / W;  // float vectors that hold one number per row
-constexpr int QUAD = 4;            // inputs that lie together
+constexpr int QUAD = 4;  // inputs that lie together
 
 template <int BITS>
 constexpr int stored_bytes(int group) {

@@ -1,74 +1,17 @@
-// Matrix products: rows of activations with a stored matrix, 16 output rows interleaved in a block.
-//
-// A result depends on its own row and activation alone, in a fixed order of inputs: the same bits come out whatever else is
-// in the batch and however many threads run.
+// Products with int8 and int4 weights and int8 activations. As with all of them (output.hpp), a result depends on its own row
+// and activation alone.
 #pragma once
 
 #include "dot.hpp"
+#include "output.hpp"
 #include "quantize.hpp"
 #include "shares.hpp"
 
 namespace ic {
 
-// What a product does with its sums.
-struct Output {
-  float* rows;
-  size_t stride;
-  const uint16_t* bias;  // bf16, or null
-  bool add;              // to what is there
-};
-
-inline void finish(const Output& output, int t, int block, const float* sums) {
-  float* to = output.rows + t * output.stride + block * ROWS;
-  for (int v = 0; v < VECTORS; ++v) {
-    vf sum = load(sums + v * W);
-    if (output.bias != nullptr) sum = ic::add(sum, load_bf16(output.bias + block * ROWS + v * W));
-    if (output.add) sum = ic::add(sum, load(to + v * W));
-    store(to + v * W, sum);
-  }
-}
-
 // A group's products join their sums: in one order, group by group, on every path.
 inline void add_scaled(float* sum, vf dots, vf weight_scale, vf activation_scale) {
   store(sum, fma(dots, mul(weight_scale, activation_scale), load(sum)));
-}
-
-// bf16 weights [OUT/16][IN][16], float activations.
-template <int OUT, int IN>
-void linear_bf16(Threads& threads, const uint8_t* weights, const float* input, size_t stride, int rows, Output output) {
-  static_assert(IN % 2 == 0, "an even number of inputs");
-  const auto* matrix = reinterpret_cast<const uint16_t*>(weights);
-  share_out(threads, (OUT + ROWS - 1) / ROWS, [&](int first_block, int last_block) {
-    const auto rows_from = [&](int block, int t, auto count) {
-      constexpr int N = decltype(count)::value;
-      const uint16_t* w = matrix + size_t(block) * IN * ROWS;
-      const float* x = input + t * stride;
-      // Even and odd inputs are summed apart, so that one row of activations keeps the multipliers busy.
-      vf even[N][VECTORS], odd[N][VECTORS];
-      for (int n = 0; n < N; ++n)
-        for (int v = 0; v < VECTORS; ++v) even[n][v] = odd[n][v] = zero();
-      for (int k = 0; k < IN; k += 2, w += 2 * ROWS) {
-        for (int v = 0; v < VECTORS; ++v) {
-          const vf first = load_bf16(w + v * W), second = load_bf16(w + ROWS + v * W);
-          for (int n = 0; n < N; ++n) {
-            even[n][v] = fma(first, set1(x[n * stride + k]), even[n][v]);
-            odd[n][v] = fma(second, set1(x[n * stride + k + 1]), odd[n][v]);
-          }
-        }
-      }
-      for (int n = 0; n < N; ++n) {
-        alignas(64) float sums[ROWS];
-        for (int v = 0; v < VECTORS; ++v) store(sums + v * W, ic::add(even[n][v], odd[n][v]));
-        finish(output, t + n, block, sums);
-      }
-    };
-    constexpr int T = W == 16 ? 8 : 3;
-    for (int block = first_block; block < last_block; ++block) {
-      int t = 0;
-      for (; t + T <= rows; t += T) rows_from(block, t, std::integral_constant<int, T>{});
-      for (; t < rows; ++t) rows_from(block, t, std::integral_constant<int, 1>{});
-    }
-  });
 }
 
 // One block of 16 weight rows: its products with all rows of activations, or with some.
@@ -120,24 +63,11 @@ struct IntBlock {
         [&](int g, int v) { return load(reinterpret_cast<const float*>(panel + (g - first + 1) * PANEL) - ROWS + v * W); });
   }
 
-  // Calls body(integral_constant N) with the rows of the tile that begins at row t.
-  template <int N = TOKENS, class Body>
-  void with_size(int t, Body&& body) const {
-    if constexpr (N == 1) {
-      body(std::integral_constant<int, 1>{});
-    } else {
-      if (rows - t >= N)
-        body(std::integral_constant<int, N>{});
-      else
-        with_size<N - 1>(t, body);
-    }
-  }
-
   // A few rows, from the stored weights.
   void run_few(const Output& output, int block) const {
     for (int t = 0; t < rows; t += TOKENS) {
       alignas(64) float sums[TOKENS * ROWS] = {};
-      with_size(t, [&](auto n) { few<decltype(n)::value>(t, sums); });
+      with_size<TOKENS>(rows - t, [&](auto n) { few<decltype(n)::value>(t, sums); });
       for (int n = 0; n < TOKENS && t + n < rows; ++n) finish(output, t + n, block, sums + n * ROWS);
     }
   }
@@ -151,7 +81,7 @@ struct IntBlock {
       const int last = first + DEEP < GROUPS ? first + DEEP : GROUPS;
       for (int g = first; g < last; ++g) open_group<BITS, GROUP>(stored + g * STORED, panel + (g - first) * PANEL);
       for (int t = low; t < high; t += TOKENS)
-        with_size(t, [&](auto n) { many<decltype(n)::value>(panel, t, first, last, sums + (t - low) * ROWS); });
+        with_size<TOKENS>(rows - t, [&](auto n) { many<decltype(n)::value>(panel, t, first, last, sums + (t - low) * ROWS); });
     }
     for (int t = low; t < high; ++t) finish(output, t, block, sums + (t - low) * ROWS);
   }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from cuda_cache import Cache
-from levels import draw_layout, draw_tables
+from levels import cache_alone, draw_layout, draw_tables
 from numpy.typing import NDArray
 
 from infer_compile.codegen.cuda_constants import Tiling
@@ -16,7 +16,7 @@ from infer_compile.runtime.engines.attention import Attention
 from infer_compile.runtime.engines.pools import ExactPool, PackedPool
 from infer_compile.runtime.engines.rows import Rows, rows_of
 from infer_compile.runtime.formats.kv import LevelName
-from infer_compile.runtime.formats.program import Attend, Limits, Program
+from infer_compile.runtime.formats.program import Attend, Limits
 from infer_compile.runtime.step import SequenceStep
 
 Float32 = NDArray[np.float32]
@@ -76,7 +76,7 @@ class Case:
             exact_pages=self.pages,
             packed_pages=self.pages,
         )
-        program = Program.model_construct(cache=self.layout, limits=limits, vocabulary=1 << 20)
+        program = cache_alone(self.layout, limits)
         self.batch: list[Rows] = rows_of(program, self.steps)
         self.cache = Cache(self.layout, self.tables, self.pages, self.pages)
         jobs = [job for step in self.steps for job in self._write(step)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from infer_compile.runtime.formats.kv import (
     Transform,
     layer_cache,
 )
+from infer_compile.runtime.formats.program import Limits, Program
 
 Float32 = NDArray[np.float32]
 
@@ -97,3 +99,9 @@ def _draw_side(rng: np.random.Generator, plane: Plane, kv_heads: int, head_dim: 
         tables["encode"] = full[:, :columns] / steps[:, None]
         tables["decode"] = np.linalg.inv(full).swapaxes(1, 2)[:, :columns] * steps[:, None]
     return {name: values.astype(np.float32) for name, values in tables.items()}
+
+
+def cache_alone(layout: CacheLayout, limits: Limits) -> Program:
+    """A program of no operations, for what checks steps against a cache."""
+    nothing: dict[str, Any] = {"prologue": (), "layers": (), "epilogue": ()}
+    return Program.model_construct(cache=layout, limits=limits, vocabulary=1 << 20, **nothing)

@@ -1,6 +1,7 @@
 // Products of the CPU kernels alone, for the shapes of probe_shapes.hpp: INTEGER(bits, outputs, inputs, group) and
 // FLOATS(outputs, inputs), numbered in that order.
 #include "linear.hpp"
+#include "linear_bf16.hpp"
 
 using namespace ic;
 

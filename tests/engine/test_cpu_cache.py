@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from levels import draw_layout, draw_tables
+from levels import cache_alone, draw_layout, draw_tables
 from numpy.typing import NDArray
 from pages import codes_of, vectors_of
 from probe import Probe, Shape, compile_probe
@@ -19,7 +18,7 @@ from infer_compile.runtime.engines.attention import Attention
 from infer_compile.runtime.engines.pools import ExactPool, PackedPool
 from infer_compile.runtime.engines.rows import rows_of
 from infer_compile.runtime.formats.kv import SIDES
-from infer_compile.runtime.formats.program import Attend, Limits, Program
+from infer_compile.runtime.formats.program import Attend, Limits
 from infer_compile.runtime.step import SequenceStep
 
 Float32 = NDArray[np.float32]
@@ -65,8 +64,7 @@ class Case:
             exact_pages=PAGES[0],
             packed_pages=PAGES[1],
         )
-        empty: dict[str, Any] = {"prologue": (), "layers": (), "epilogue": ()}
-        program = Program.model_construct(cache=self.layout, limits=limits, vocabulary=1 << 20, **empty)
+        program = cache_alone(self.layout, limits)
         self.inputs, self.expected = [], []
         for batch, window in self.batches:
             rows = rows_of(program, batch)

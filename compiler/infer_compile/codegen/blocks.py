@@ -1,7 +1,7 @@
 """The weights file of a CPU engine: where each tensor lies, and the interleaved form that the kernels read.
 
 A matrix is stored 16 rows at a time, interleaved so that one vector load holds the same inputs of all 16
-(kernels/cpu/linear.hpp and dot.hpp describe the layouts); rows are padded with zeros to whole blocks. A
+(kernels/cpu/linear_bf16.hpp and dot.hpp describe the layouts); rows are padded with zeros to whole blocks. A
 matrix that is only looked up by row, and vectors, are stored as they are. Behind the tensors come the
 float32 tables of the cache's calibrated planes.
 """
