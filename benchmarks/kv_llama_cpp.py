@@ -112,10 +112,14 @@ def _same_tokens(base: Path, context: int) -> None:
 
 def _call(words: list[object], rotated: bool) -> str:
     settings = os.environ | {"LLAMA_ATTN_ROT_DISABLE": "0" if rotated else "1"}
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=settings)
+    # Into a file: through a pipe the last lines of its logging thread were lost at its end.
+    with tempfile.TemporaryFile("w+") as said:
+        done = subprocess.run([str(word) for word in words], stdout=said, stderr=said, env=settings)
+        said.seek(0)
+        text = said.read()
     if done.returncode:
-        raise SystemExit(f"llama-perplexity failed: {done.stderr[-2000:]}")
-    return done.stdout + done.stderr
+        raise SystemExit(f"llama-perplexity failed: {text[-2000:]}")
+    return text
 
 
 def _report(text: str) -> dict[str, float]:
