@@ -199,7 +199,8 @@ def _llama(found: Mapping[str, Any] | None) -> Iterator[str]:
         f"llama.cpp {found['version']}: `llama-perplexity` with flash attention on the same text and models, "
         "written as GGUF in float32 by `benchmarks/kv_llama_cpp.py`, each cache type against its own f16 "
         "cache (`--kl-divergence`). It cuts the text, its first "
-        f"{found['tokens']:,} tokens, into the same contexts and scores the second half of each; its attention over a quantized cache also rounds queries to q8_0.\n"
+        f"{found['tokens']:,} tokens, into the same contexts and scores the second half of "
+        "each; its attention over a quantized cache also rounds queries to q8_0.\n"
     )
     rows = [
         (
