@@ -189,7 +189,7 @@ def _slots_per_second() -> float:
 
 
 def _head() -> str:
-    runs = [run for run in load_kernel_runs().runs if run.digest == sources_digest()]
+    runs = load_kernel_runs().current
     told = "\n".join(
         f"- {run.kernel}: compute capability {run.compute_capability}, {run.source}" for run in runs
     )

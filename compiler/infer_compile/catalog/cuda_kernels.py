@@ -40,10 +40,11 @@ class KernelRuns(Frozen):
     schema_version: Literal[1]
     runs: tuple[KernelRun, ...]
 
-    def verified(self, kernel: Kernel, compute_capability: str) -> bool:
-        """Whether it was run there since its last change; one that was not is not chosen by default."""
-        key = (kernel, sources_digest(), compute_capability)
-        return any((run.kernel, run.digest, run.compute_capability) == key for run in self.runs)
+    @property
+    def current(self) -> tuple[KernelRun, ...]:
+        """Those since the last change. Without any the engine is not chosen by default: its row of
+        engines.yaml is not ``verified``."""
+        return tuple(run for run in self.runs if run.digest == sources_digest())
 
 
 def load_kernel_runs() -> KernelRuns:
