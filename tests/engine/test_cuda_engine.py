@@ -17,9 +17,12 @@ from driver import Driver
 from numpy.typing import NDArray
 
 from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.runtime.engines import cuda
 from infer_compile.runtime.engines.cuda import CudaEngine
+from infer_compile.runtime.engines.draws import UNSETTLED, draw
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.measure import measure
+from infer_compile.runtime.step import Sampling, SequenceStep
 
 CUTS = (
     Tiling(tokens=1, block=32, exact_splits=1, packed_splits=2),
@@ -90,6 +93,28 @@ def test_masks_and_adjustments_are_obeyed(small: Pair) -> None:
     result = small.engine.step([step], logits=True)
     assert result.tokens[0].tolist() == [9]
     assert result.logits is not None and result.logits.max() < 1e3
+
+
+def test_rows_that_the_largest_do_not_tell_are_drawn_from_all(
+    small: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A greedy row that is told beside two that are not, one of them masked."""
+
+    def steps() -> list[SequenceStep]:
+        driver = Driver(small.reference)
+        allowed = np.array([0xF0F0F0F0, 0x3FFFF], np.uint32)
+        places = [driver.open(16, Sampling(temperature=heat, seed=9)) for heat in (0.0, 1.0, 1.0)]
+        return [place.feed([3], mask=mask) for place, mask in zip(places, (None, None, allowed), strict=True)]
+
+    def first_alone(logits: torch.Tensor, settings: torch.Tensor) -> torch.Tensor:
+        return torch.where(settings[:, 0] == 0, draw(logits, settings), UNSETTLED)
+
+    for count in (2, 3):
+        expected = small.engine.step(steps()[:count]).tokens
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda, "draw_among_largest", first_alone)
+            found = small.engine.step(steps()[:count]).tokens
+        assert [each.tolist() for each in found] == [each.tolist() for each in expected]
 
 
 def test_a_broken_step_is_refused_whole(small: Pair) -> None:

@@ -31,17 +31,22 @@ class AttentionLaunches:
         self._calibrated = {table.name for table in program.cache.tables()}
         limits, layout = program.limits, program.cache
         self._pages = layout.pages(limits.max_context)
-        buffers["slots"] = Buffer(dtype="int32", width=1, per="rows")
-        buffers["sees"] = Buffer(dtype="int32", width=1, per="rows")
-        buffers["tiles"] = Buffer(dtype="int32", width=2, per="tiles")
-        buffers["sequences"] = Buffer(dtype="int32", width=3, per="sequences")
-        buffers["broken"] = Buffer(dtype="int32", width=1)
-        for form in ("exact", "packed") if layout.compressed else ("exact",):
-            buffers[f"{form}_table"] = Buffer(dtype="int32", width=self._pages, per="sequences")
-        buffers["exact_pool"] = _pool(limits.exact_pages * layout.exact_page_bytes)
+        told = {
+            "slots": Buffer(dtype="int32", width=1, per="rows"),
+            "sees": Buffer(dtype="int32", width=1, per="rows"),
+            "tiles": Buffer(dtype="int32", width=2, per="tiles"),
+            "sequences": Buffer(dtype="int32", width=3, per="sequences"),
+            "exact_table": Buffer(dtype="int32", width=self._pages, per="sequences"),
+        }
         if layout.compressed:
+            told["packed_table"] = told["exact_table"]
+            told["jobs"] = Buffer(dtype="int32", width=2, per="seals")
             buffers["packed_pool"] = _pool(limits.packed_pages * layout.packed_page_bytes)
-            buffers["jobs"] = Buffer(dtype="int32", width=2, per="seals")
+        self.inputs = tuple(told)
+        """Of the buffers those that tell of a step."""
+        buffers.update(told)
+        buffers["broken"] = Buffer(dtype="int32", width=1)
+        buffers["exact_pool"] = _pool(limits.exact_pages * layout.exact_page_bytes)
 
     def lines(self, operation: Attend, output: str) -> Iterator[Line]:
         """Of one layer, into the buffer ``output``."""

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..runtime.errors import InferCompileError, Problem
-from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Count, Launch, Line, Matmul, StepTable
+from ..runtime.formats.launches import (
+    SETTINGS,
+    Blocks,
+    Buffer,
+    Case,
+    Cases,
+    Count,
+    Launch,
+    Line,
+    Matmul,
+    StepTable,
+)
 from ..runtime.formats.program import (
     Attend,
     Embed,
@@ -73,6 +84,7 @@ class _Writer:
             "tokens": Buffer(dtype="int32", width=1, per="rows"),
             "positions": Buffer(dtype="int32", width=1, per="rows"),
             "chosen": Buffer(dtype="int32", width=1, per="outputs"),
+            "settings": Buffer(dtype="f64", width=SETTINGS, per="outputs"),
             "sampled": Buffer(dtype="int32", width=1, per="outputs"),
         }
         self._attention = AttentionLaunches(program, tilings, self._buffers)
@@ -88,6 +100,7 @@ class _Writer:
             program=program.digest,
             captured=tuple(rows for rows in CAPTURED if rows <= program.limits.max_outputs),
             tiles=tuple(tiling.tokens for tiling in self._tilings),
+            inputs=("tokens", "positions", "chosen", "settings", *self._attention.inputs),
             hidden=program.hidden,
             weights_bytes=self._weights.bytes,
             weights=self._weights.parts,

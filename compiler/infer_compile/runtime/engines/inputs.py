@@ -13,6 +13,7 @@ from ..formats.launches import Count
 from ..step import Int32
 from .rows import Rows, need
 
+Float64 = NDArray[np.float64]
 NOWHERE = -1
 SEEN = 32
 """New tokens of a tree at most: each has a bit of a word for each that it may see."""
@@ -20,16 +21,23 @@ SEEN = 32
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """``arrays`` by the names of their buffers, and how many there are of everything that is counted."""
+    """``arrays`` by the names of their buffers, ``tables`` of pages by theirs, one for each sequence, and how
+    many there are of everything that is counted."""
 
-    arrays: dict[str, Int32]
+    arrays: dict[str, Int32 | Float64]
+    tables: dict[str, list[Int32]]
     counts: dict[Count, int]
     tile: int
 
 
-def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int]) -> Inputs:
+def filler(name: str) -> int:
+    """What stands in rows that are nobody's: a token that exists, no place to write to, nothing to do."""
+    return NOWHERE if name in ("slots", "tiles", "jobs") else 0
+
+
+def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int], settings: Float64) -> Inputs:
     """The step of ``batch``, in tiles of the first of ``tiles`` tokens that holds every sequence's, else of
-    the last.
+    the last. ``settings`` [outputs, SETTINGS] are what its rows are drawn with.
 
     Raises InferCompileError IC521 for a tree of more tokens than a word has bits.
     """
@@ -39,7 +47,7 @@ def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int]) 
     need(packed or not layout.compressed, "a sequence that compresses nothing, and the kernels do")
     longest = max((part.count for part in batch), default=0)
     tile = next((tokens for tokens in tiles if longest <= tokens), tiles[-1])
-    arrays: dict[str, Int32] = {
+    arrays: dict[str, Int32 | Float64] = {
         "tokens": _joined([part.step.tokens for part in batch]),
         "positions": _joined([part.positions for part in batch]),
         "slots": _joined([_slots(layout, part) for part in batch]),
@@ -49,8 +57,13 @@ def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int]) 
             [(index, first) for index, part in enumerate(batch) for first in range(0, part.count, tile)], 2
         ),
         "chosen": _joined([np.array(part.outputs) for part in batch]),
+        "settings": settings,
     }
+    tables = {"exact_table": [_held(layout, part, part.step.exact) for part in batch]}
     if layout.compressed:
+        tables["packed_table"] = [
+            _held(layout, part, part.step.packed) for part in batch if part.step.packed is not None
+        ]
         arrays["jobs"] = _table([job for part in batch for job in _jobs(layout, part)], 2)
     counts: dict[Count, int] = {
         "rows": len(arrays["tokens"]),
@@ -59,7 +72,12 @@ def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int]) 
         "tiles": len(arrays["tiles"]),
         "seals": len(arrays.get("jobs", ())),
     }
-    return Inputs(arrays, counts, tile)
+    return Inputs(arrays, tables, counts, tile)
+
+
+def _held(layout: CacheLayout, part: Rows, table: Int32) -> Int32:
+    """Of a page table what the step may look at."""
+    return table[: layout.pages(part.tokens)]
 
 
 def _slots(layout: CacheLayout, part: Rows) -> NDArray[np.int64]:
