@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_pair import CASES, Case, Pair, compare, pair, steps_of
+from cuda_pair import CASES, ROW_ERROR, Case, Pair, compare, pair, steps_of
 from driver import Driver
 from numpy.typing import NDArray
+from test_cpu_engine import errors_of
+from tree import Tree
 
 from infer_compile.codegen.cuda_constants import Tiling
 from infer_compile.runtime.engines import cuda
@@ -37,6 +39,21 @@ def test_agrees_with_the_reference(case: Case, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     both = pair(case, tmp_path, CUTS)
     compare(both, steps_of(both.program, Driver(both.reference)), case.weights)
+
+
+def test_a_stream_goes_on_without_its_oldest_tokens(tmp_path: Path) -> None:
+    """Beyond twice the context, in chunks and then token by token."""
+    case = Case("LlamaForCausalLM", "bf16", ("ct3",), sink_pages=1, overflow="evict", context=48)
+    both = pair(case, tmp_path, CUTS)
+    stream = np.random.default_rng(3).integers(0, both.program.vocabulary, 115).tolist()
+    rows = []
+    for engine in (both.reference, both.engine):
+        tree = Tree(engine)
+        branch = tree.open()
+        tree.feed(branch, stream[:112], 16)
+        rows.append(tree.feed(branch, stream[112:], 1, rows=True))
+        assert branch.table.evicted > case.context
+    assert np.all(errors_of(*reversed(rows)) < ROW_ERROR / 4)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ Kernel = Literal[
     "norm",
     "round",
     "turn",
+    "turn_back",
 ]
 
 

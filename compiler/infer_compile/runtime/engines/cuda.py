@@ -154,7 +154,7 @@ class CudaEngine:
         worth nothing."""
         rows = rows_of(self.program, batch)
         draws = draws_of(rows, self.program.vocabulary)
-        inputs = inputs_of(self.program.cache, rows, self._table.tiles, draws.settings)
+        inputs = inputs_of(self.program, rows, self._table.tiles, draws.settings)
         outputs = inputs.counts["outputs"]
         captured = self._captured(inputs)
         counts = captured or inputs.counts
