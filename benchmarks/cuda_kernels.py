@@ -102,7 +102,8 @@ def rows() -> Iterator[Row]:
     yield Row("append", Variant("append", constants.append_constants(layout, 0)), FEW)
     for level in ("tq3", "int8"):
         sealed = constants.seal_constants(_layout(LEVELS[level], 128), 0, FP8_MOST)
-        yield Row(f"seal {level}", Variant("seal", sealed), FEW if level == "tq3" else (90,))
+        variant = Variant("seal", sealed, warps=constants.SEAL_WARPS)
+        yield Row(f"seal {level}", variant, FEW if level == "tq3" else (90,))
     yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4)), FEW)
     merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1))
     yield Row("merge tq3", Variant("merge", merged), FEW)

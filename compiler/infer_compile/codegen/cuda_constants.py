@@ -58,6 +58,10 @@ def chunk_launch() -> Launch:
     return Launch(block=32, warps=4, stages=2)
 
 
+SEAL_WARPS = 2
+"""With more of them the assembler keeps a stack for the slow ways of roots and quotients."""
+
+
 def attend_constants(
     layout: CacheLayout,
     layer: int,
