@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,16 @@ EVERYTHING = 1 << 30
 """A window that holds every position."""
 
 
+AttendLaunch = Callable[[tuple[int, int, int], Mapping[str, Any], constants.Constants], None]
+"""Runs ``attend``, or what stands for it, on a grid, with arguments by name and constants."""
+
+
+def interpreted_attend(
+    grid: tuple[int, int, int], arguments: Mapping[str, Any], own: constants.Constants
+) -> None:
+    kernel("attend").attend[grid](**arguments, **own)
+
+
 @dataclass
 class Cache:
     """Pools of so many pages of ``layout``, filled with ``fill``; ``tables`` of calibrated planes."""
@@ -34,6 +44,7 @@ class Cache:
     exact_pages: int
     packed_pages: int
     fill: int = 0
+    launch: AttendLaunch = interpreted_attend
 
     def __post_init__(self) -> None:
         layout = self.layout
@@ -139,26 +150,31 @@ class Cache:
                 operation.scale,
                 **constants.query_constants(layout, layer, group),
             )
-        kernel("attend").attend[(len(tiles) + 1, operation.kv_heads, splits)](
-            queries,
-            factors,
-            steps,
-            *self.words.values(),
-            _page_table([part.step.exact for part in batch], width),
-            _page_table([part.step.packed for part in batch], width),
-            torch.tensor([*tiles, [-1, 0]], dtype=torch.int32),
-            torch.tensor([[part.first, part.step.start, part.count] for part in batch], dtype=torch.int32),
-            torch.tensor(np.concatenate([part.positions for part in batch]), dtype=torch.int32),
-            torch.tensor(np.array(sees, np.uint32).view(np.int32)),
-            sums,
-            logs,
-            heads * size,
-            width,
+        arguments = {
+            "queries": queries,
+            "factors": factors,
+            "steps": steps,
+            **self.words,
+            "exact_table": _page_table([part.step.exact for part in batch], width),
+            "packed_table": _page_table([part.step.packed for part in batch], width),
+            "tiles": torch.tensor([*tiles, [-1, 0]], dtype=torch.int32),
+            "sequences": torch.tensor(
+                [[part.first, part.step.start, part.count] for part in batch], dtype=torch.int32
+            ),
+            "positions": torch.tensor(
+                np.concatenate([part.positions for part in batch]), dtype=torch.int32
+            ),
+            "sees": torch.tensor(np.array(sees, np.uint32).view(np.int32)),
+            "sums": sums,
+            "logs": logs,
+            "query_stride": heads * size,
+            "table_stride": width,
             **self.places(layer),
-            scale=operation.scale,
-            window=operation.window or EVERYTHING,
-            **constants.attend_constants(layout, layer, group, tiling),
-        )
+            "scale": operation.scale,
+            "window": operation.window or EVERYTHING,
+        }
+        grid = (len(tiles) + 1, operation.kv_heads, splits)
+        self.launch(grid, arguments, constants.attend_constants(layout, layer, group, tiling))
         return sums, logs
 
     def merge(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from cuda_cache import Cache
+from cuda_cache import AttendLaunch, Cache, interpreted_attend
 from levels import cache_alone, draw_layout, draw_tables
 from numpy.typing import NDArray
 
@@ -50,7 +50,9 @@ class Case:
     """The past of each sequence is written to the slow form's pages, and sealed; the CUDA pages get the same
     exact pages, and packed ones from the kernel that seals."""
 
-    def __init__(self, shape: Shape, pasts: Sequence[Past], seed: int = 0, scale: float = 1.0) -> None:
+    def __init__(
+        self, shape: Shape, pasts: Sequence[Past], seed: int = 0, scale: float = 1.0, launch: AttendLaunch = interpreted_attend,
+    ) -> None:
         self.scale = scale
         self.shape, self.rng = shape, np.random.default_rng(seed)
         self.layout = draw_layout(
@@ -78,7 +80,7 @@ class Case:
         )
         program = cache_alone(self.layout, limits)
         self.batch: list[Rows] = rows_of(program, self.steps)
-        self.cache = Cache(self.layout, self.tables, self.pages, self.pages)
+        self.cache = Cache(self.layout, self.tables, self.pages, self.pages, launch=launch)
         jobs = [job for step in self.steps for job in self._write(step)]
         self.cache.exact.copy_(torch.from_numpy(self.exact.bytes))
         for layer in range(len(shape.levels)):
