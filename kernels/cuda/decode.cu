@@ -1,5 +1,5 @@
 // What attend.py computes, for tiles of one token and codes of 2 to 4 bits, at most 16 query heads to a key-value head: README.md
-// tells what the arguments are. constants.h is written by codegen/nvrtc.py.
+// tells what the arguments are. constants.h is written by codegen/cuda_decode.py.
 //
 // Warps take the blocks of a share in turn. Integers of codes go from memory through registers to the tensor cores as bytes: a
 // byte permute looks four up at once, with nibbles for selectors, and words of a strip lie so that what a lane reads is what it
@@ -14,10 +14,10 @@
 constexpr int BLOCK = 32, EXACT_BLOCK = 16;  // tokens
 constexpr int HALVES = GROUP > 8 ? 2 : 1;    // of the 16 rows of a product's left operand, those that hold queries
 constexpr int ROWS = 8 * HALVES;
-constexpr int OWN = D / 4;        // sums of a row that a lane holds
-constexpr int CHUNKS = D / 32;    // columns of keys that a product takes at once
+constexpr int OWN = D / 4;                   // sums of a row that a lane holds
+constexpr int CHUNKS = D / 32;               // columns of keys that a product takes at once
 constexpr float LOG2E = 1.4426950408889634f;
-static_assert(D % 64 == 0 && D <= 256 && PAGE % BLOCK == 0 && GROUP <= 16, "codegen/nvrtc.py asks before");
+static_assert((D == 64 || D == 128) && PAGE % BLOCK == 0 && GROUP <= 16, "codegen/cuda_decode.py asks before");
 
 // Where this lane stands: rows lane / 4 and that plus 8, and which of the four lanes that hold them. `zero` is one that the
 // compiler does not know: what fills operands up stays in registers then, instead of being made anew for every product.
@@ -167,7 +167,8 @@ struct Factors {
   __device__ Factors(const u16* factors, const float* steps_of, Lane lane) {
     for (int h = 0; h < 2; ++h) {
       const int row = lane.row + 8 * h;
-      if (h < HALVES) steps[h] = row < GROUP ? steps_of[row] * LOG2E : 0.0f;
+      // Times a zero what is not seen would not be a number.
+      if (h < HALVES) steps[h] = fmaxf(row < GROUP ? steps_of[row] * LOG2E : 0.0f, 1e-30f);
 #pragma unroll
       for (int c = 0; c < CHUNKS; ++c) {
         if (h >= HALVES) {
@@ -266,11 +267,11 @@ __device__ __forceinline__ void add_block(Sums& sums, const Factors& factors, co
     }
 }
 
-// Packed pages from `first` on: blocks of a share that begin with `block`, every WARPS-th.
-__device__ void add_packed(Sums& sums, const Factors& factors, const u32* pool, const int* table, int page_words, int first,
-                           int block, int end, int lowest, Lane lane) {
+// Blocks of packed pages from `block` to `end`, every WARPS-th, of which some token is seen: those from `lowest` on.
+__device__ void add_packed(Sums& sums, const Factors& factors, const u32* pool, const int* table, int page_words, int block,
+                           int end, int lowest, Lane lane) {
   constexpr int PER_PAGE = PAGE / BLOCK;
-  const auto head = [&](int b) { return pool + i64(table[first + b / PER_PAGE]) * page_words; };
+  const auto head = [&](int b) { return pool + i64(table[b / PER_PAGE]) * page_words; };
   const auto inside = [](int b) { return b % PER_PAGE * BLOCK; };
   // Keys of the next block are on their way while one is added.
   const auto add = [&](const Keys& keys, Keys& coming) {
@@ -278,15 +279,14 @@ __device__ void add_packed(Sums& sums, const Factors& factors, const u32* pool, 
     values.read(head(block), inside(block), lane);
     const int next = block + WARPS;
     if (next < end) coming.read(head(next), inside(next), lane);
-    add_block(sums, factors, keys, values, lowest - (first * PAGE + block * BLOCK), lane);
+    add_block(sums, factors, keys, values, lowest - block * BLOCK, lane);
     block = next;
   };
   Keys even, odd;
   if (block < end) even.read(head(block), inside(block), lane);
   while (block < end) {
     add(even, odd);
-    if (block >= end) return;
-    add(odd, even);
+    if (block < end) add(odd, even);
   }
 }
 
@@ -436,11 +436,12 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT)
     }
     finish<16>(own, all, out, own_logs, warp, lane);
   } else {
-    const int first = max(behind, SINK), blocks = max(last - RECENT - first, 0) * (PAGE / BLOCK);
-    const int each = (blocks + SPLITS - EXACT_SPLITS - 1) / (SPLITS - EXACT_SPLITS), share = (split - EXACT_SPLITS) * each;
+    constexpr int PER_PAGE = PAGE / BLOCK, SHARES = SPLITS - EXACT_SPLITS;
+    const int first = max(SINK * PER_PAGE, max(lowest, 0) / BLOCK), end = (last - RECENT) * PER_PAGE;
+    const int each = (max(end - first, 0) + SHARES - 1) / SHARES, begin = first + (split - EXACT_SPLITS) * each;
     const Factors query(factors + whose * D, steps + whose, lane);
-    add_packed(own, query, packed_pool + packed_place + head * HEAD, packed_table + sequence * table_stride, packed_page, first,
-               share + warp, min(share + each, blocks), lowest, lane);
+    add_packed(own, query, packed_pool + packed_place + head * HEAD, packed_table + sequence * table_stride, packed_page,
+               begin + warp, min(begin + each, end), lowest, lane);
     finish<8>(own, all, out, own_logs, warp, lane);
   }
 }

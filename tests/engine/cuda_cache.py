@@ -161,9 +161,7 @@ class Cache:
             "sequences": torch.tensor(
                 [[part.first, part.step.start, part.count] for part in batch], dtype=torch.int32
             ),
-            "positions": torch.tensor(
-                np.concatenate([part.positions for part in batch]), dtype=torch.int32
-            ),
+            "positions": torch.tensor(np.concatenate([part.positions for part in batch]), dtype=torch.int32),
             "sees": torch.tensor(np.array(sees, np.uint32).view(np.int32)),
             "sums": sums,
             "logs": logs,

@@ -51,7 +51,12 @@ class Case:
     exact pages, and packed ones from the kernel that seals."""
 
     def __init__(
-        self, shape: Shape, pasts: Sequence[Past], seed: int = 0, scale: float = 1.0, launch: AttendLaunch = interpreted_attend,
+        self,
+        shape: Shape,
+        pasts: Sequence[Past],
+        seed: int = 0,
+        scale: float = 1.0,
+        launch: AttendLaunch = interpreted_attend,
     ) -> None:
         self.scale = scale
         self.shape, self.rng = shape, np.random.default_rng(seed)

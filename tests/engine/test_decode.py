@@ -6,6 +6,7 @@ import interpreted  # noqa: F401  # before all that imports triton
 
 # isort: split
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,17 +18,14 @@ from numpy.typing import NDArray
 from ptx import Module
 
 from infer_compile.codegen import cuda_decode
-from infer_compile.codegen.cuda_constants import Constants, Tiling
-from infer_compile.codegen.nvrtc import Nvrtc
+from infer_compile.codegen.cuda_constants import Constants, Tiling, attend_constants
+from infer_compile.codegen.nvrtc import installed
 from infer_compile.runtime.engines import attention
-from infer_compile.runtime.errors import InferCompileError
+from infer_compile.runtime.formats.kv import LevelName
 from infer_compile.runtime.formats.launches import Dtype
 
 Float32 = NDArray[np.float32]
-try:
-    Nvrtc()
-except InferCompileError:
-    pytest.skip("pip install nvidia-cuda-nvrtc", allow_module_level=True)
+pytestmark = pytest.mark.skipif(not installed(), reason="pip install nvidia-cuda-nvrtc")
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +62,47 @@ def hold(found: Float32, expected: Float32, what: object = "") -> None:
     assert np.median(errors) < 3e-3, said
 
 
-@pytest.mark.parametrize("level", ["tq3", "tq4", "tq2"])
-def test_levels(level) -> None:
-    case = Case(Shape((level,), kv_heads=2, group=4, head_dim=128, page_tokens=32), [Past(170, 1), Past(35, 1)], launch=launch)
-    hold(*case.run(0, Tiling(1, 32, 2, 2)), level)
+def decoded(shape: Shape, *pasts: int, seed: int = 0) -> Case:
+    """Sequences of one new token after so many."""
+    return Case(shape, [Past(start, 1) for start in pasts], seed=seed, launch=launch)
+
+
+SHAPES = [
+    (Shape(("tq3",), kv_heads=2, group=4, head_dim=128, page_tokens=32), (170, 35)),
+    (Shape(("tq4",), group=7, head_dim=64, page_tokens=64, recent_pages=2), (300,)),
+    (Shape(("tq2",), group=1, head_dim=128, page_tokens=32), (130,)),
+    (Shape(("tq3",), group=16, page_tokens=128, recent_pages=0), (300,)),
+]
+
+
+@pytest.mark.parametrize(("shape", "pasts"), SHAPES)
+def test_shapes(shape: Shape, pasts: tuple[int, ...]) -> None:
+    hold(*decoded(shape, *pasts, seed=shape.head_dim).run(0, Tiling(1, 32, 2, 2)), shape)
+
+
+def test_ragged_batches() -> None:
+    """Empty caches, one token, both sides of page borders, where the first page is sealed and seen so."""
+    case = decoded(Shape(("tq3",), page_tokens=32, sink_pages=0), 0, 1, 31, 32, 33, 64, 97, 128)
+    hold(*case.run(0, Tiling(1, 32, 1, 3)))
+
+
+@pytest.mark.parametrize("window", [1, 32, 77])
+def test_windows(window: int) -> None:
+    """The first page that is seen is partly hidden; of a page of several blocks, whole ones."""
+    for page_tokens in (32, 64):
+        case = decoded(Shape(("tq3",), page_tokens=page_tokens, recent_pages=0), 150, 40)
+        hold(*case.run(0, Tiling(1, 32, 1, 1), window))
+
+
+def test_other_launches_are_left_to_triton() -> None:
+    def constants(level: LevelName, tokens: int = 1, **changes: int) -> Constants:
+        shape = replace(Shape((level,), group=4, head_dim=128, page_tokens=32), **changes)
+        layout = Case(shape, [Past(1, 1)]).layout
+        return attend_constants(layout, 0, shape.group, Tiling(tokens, 32, 1, 1, tree=tokens > 1))
+
+    assert cuda_decode.serves(constants("tq3"))
+    for level in ("bf16", "fp8", "int8", "ct3"):
+        assert not cuda_decode.serves(constants(level)), level
+    for changes in ({"head_dim": 96}, {"page_tokens": 16}, {"group": 17}, {"head_dim": 256}):
+        assert not cuda_decode.serves(constants("tq3", **changes)), changes
+    assert not cuda_decode.serves(constants("tq3", tokens=8))

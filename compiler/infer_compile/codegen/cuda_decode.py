@@ -26,7 +26,7 @@ BITS = (2, 3, 4)
 BLOCK = 32
 """Cached tokens at a time."""
 MOST_GROUP = 16
-COLUMNS = (64, 128, 256)
+COLUMNS = (64, 128)
 WARPS = 2
 
 
@@ -68,9 +68,8 @@ def header(constants: Constants, queries: Dtype) -> str:
     for side in ("KEY", "VALUE"):
         ((_, _, _, bits, _, _, (strip,), _),) = constants[f"{side}S"]
         numbers |= {f"{side}_BITS": bits, f"{side}_PLACE": strip[2]}
-    # Sums of 16 rows, or of heads of 256, take the registers of twice as many warps.
-    wide = constants["GROUP"] > MOST_GROUP // 2 or constants["D"] > max(COLUMNS) // 2
-    numbers |= {"WARPS": WARPS, "RESIDENT": (2 if wide else 4), "LIFT4": -int(integers(4)[0])}
+    # Eight warps of a multiprocessor have 255 registers each.
+    numbers |= {"WARPS": WARPS, "RESIDENT": 8 // WARPS, "LIFT4": -int(integers(4)[0])}
     lines = [f"constexpr int {name} = {number};" for name, number in numbers.items()]
     lines += [f"constexpr unsigned long long {name} = {word:#018x};" for name, word in _tables().items()]
     lines.append(f"using Query = {'float' if queries == 'f32' else 'unsigned short'};")
@@ -80,7 +79,12 @@ def header(constants: Constants, queries: Dtype) -> str:
 def _tables() -> Mapping[str, int]:
     """Integers of codes as bytes, eight to a word; of 4 bits, from 0 on."""
     four = integers(4) - integers(4)[0]
-    parts = {"POINTS2": integers(2), "POINTS3": integers(3), "LOWER_POINTS4": four[:8], "UPPER_POINTS4": four[8:]}
+    parts = {
+        "POINTS2": integers(2),
+        "POINTS3": integers(3),
+        "LOWER_POINTS4": four[:8],
+        "UPPER_POINTS4": four[8:],
+    }
     return {name: _word(part) for name, part in parts.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from ..runtime.errors import InferCompileError, Problem
@@ -38,9 +38,7 @@ class Nvrtc:
         texts = (ctypes.c_char_p * len(headers))(*(text.encode() for text in headers.values()))
         names = (ctypes.c_char_p * len(headers))(*(each.encode() for each in headers))
         create = self._library.nvrtcCreateProgram
-        self._ask(
-            create(ctypes.byref(program), source.encode(), name.encode(), len(headers), texts, names)
-        )
+        self._ask(create(ctypes.byref(program), source.encode(), name.encode(), len(headers), texts, names))
         try:
             # A capability's own features, where it has some, are none of these kernels' business.
             given = [f"--gpu-architecture=sm_{capability}".encode(), b"--std=c++17"]
@@ -79,14 +77,32 @@ class Nvrtc:
             )
 
 
+def installed() -> bool:
+    return _library() is not None
+
+
+def version() -> str:
+    """Of the wheel; empty without one."""
+    package = _package()
+    return distribution(package).version if package else ""
+
+
+def _package() -> str | None:
+    return next((package for package in PACKAGES if _has(package)), None)
+
+
+def _has(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def _library() -> Path | None:
-    """Where a wheel put it."""
-    for package in PACKAGES:
-        try:
-            brought = files(package) or ()
-        except PackageNotFoundError:
-            continue
-        for path in brought:
-            if path.name.startswith("libnvrtc.so") and ".alt." not in path.name:
-                return Path(str(path.locate()))
+    """Where the wheel put it."""
+    package = _package()
+    for path in (distribution(package).files or ()) if package else ():
+        if path.name.startswith("libnvrtc.so") and ".alt." not in path.name:
+            return Path(str(path.locate()))
     return None
