@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .numbers import Array, unsigned
 
 Places = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 REGION = 40
 """Each array has 2**40 bytes of addresses to itself."""
 SHARED_WINDOW = 1 << 61
@@ -31,7 +32,7 @@ class Offence(Exception):
         self.index, self.why = index, why
 
 
-def refuse(wrong: NDArray[np.bool_], why: str) -> None:
+def refuse(wrong: Flags, why: str) -> None:
     if wrong.any():
         raise Offence(int(np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1))[0]), why)
 
@@ -65,16 +66,16 @@ class Memory:
         """``values`` [threads, count], unsigned."""
         size, count = values.dtype.itemsize, values.shape[1]
         places = self.places(addresses, size * count, threads)
-        self.on_write(places, size * count, threads)
-        self.words(size)[(places // size)[:, None] + np.arange(count)] = values
+        self.put(places, np.ascontiguousarray(values).view(np.uint8), threads)
+
+    def put(self, places: Places, values: NDArray[np.uint8], threads: Threads) -> None:
+        """``values`` [threads, bytes]."""
+        self.bytes[_touched(places, values.shape[1])] = values
 
     def words(self, size: int) -> Array:
         return self.bytes.view(unsigned(size))
 
     def on_read(self, places: Places, size: int, threads: Threads) -> None:
-        """Nothing is watched here."""
-
-    def on_write(self, places: Places, size: int, threads: Threads) -> None:
         """Nothing is watched here."""
 
 
@@ -131,7 +132,7 @@ class Local(Memory):
 
 class Shared(Local):
     """Reading what was never written is an offence, and so are two warps at one byte, one of them writing,
-    without a barrier of the block in between. Warps that write what is there already are let pass."""
+    without a barrier of the block in between. Writing what is there already is not."""
 
     def __init__(self, blocks: int, stride: int) -> None:
         super().__init__(blocks, stride)
@@ -158,31 +159,36 @@ class Shared(Local):
         several = self._reader[touched] != warps
         self._reader[touched[several]] = _SEVERAL
 
-    def on_write(self, places: Places, size: int, threads: Threads) -> None:
-        touched = _touched(places, size)
-        self._claim(touched, threads)
-        self.written[touched] = True
+    def put(self, places: Places, values: NDArray[np.uint8], threads: Threads) -> None:
+        touched, warps = _touched(places, values.shape[1]), threads.warps[:, None]
+        self._claim(touched, warps, ~self.written[touched] | (self.bytes[touched] != values))
+        self.bytes[touched], self.written[touched] = values, True
+        if (self.bytes[touched] != values).any():
+            self._agree(touched, values, threads.warps)
 
-    def _claim(self, touched: Places, threads: Threads) -> None:
-        warps = threads.warps[:, None]
-        reader, writer = self._reader[touched], self._writer[touched]
-        refuse((reader != _NOBODY) & (reader != warps), "a race: another warp read here since the barrier")
-        refuse((writer != _NOBODY) & (writer != warps), "a race: another warp wrote here since the barrier")
+    def _agree(self, touched: Places, values: NDArray[np.uint8], warps: Places) -> None:
+        """Of a warp's threads one that writes to a byte succeeds; all warps have to come to the same."""
+        found = np.empty_like(values)
+        for warp in np.unique(warps):
+            own = warps == warp
+            self.bytes[touched[own]] = values[own]
+            found[own] = self.bytes[touched[own]]
+        refuse(self.bytes[touched] != found, "a race: another warp writes something else here")
+
+    def _claim(self, touched: Places, warps: Places, changed: Flags) -> None:
+        for others, did in ((self._reader[touched], "read"), (self._writer[touched], "wrote")):
+            raced = changed & (others != _NOBODY) & (others != warps)
+            refuse(raced, f"a race: another warp {did} here since the barrier")
         self._writer[touched] = np.broadcast_to(warps, touched.shape)
-        refuse(self._writer[touched] != warps, "a race: several warps write here at once")
 
     def begin_copy(self, addresses: Places, size: int, threads: Threads) -> None:
         """From now on until ``end_copy`` the bytes may be anything."""
         touched = _touched(self.places(addresses, size, threads), size)
-        self._claim(touched, threads)
+        self._claim(touched, threads.warps[:, None], np.ones(touched.shape, bool))
         self.written[touched] = False
 
     def end_copy(self, addresses: Places, values: NDArray[np.uint8], threads: Threads) -> None:
-        self.store_bytes(self.places(addresses, values.shape[1], threads), values, threads)
-
-    def store_bytes(self, places: Places, values: NDArray[np.uint8], threads: Threads) -> None:
-        self.on_write(places, values.shape[1], threads)
-        self.bytes[_touched(places, values.shape[1])] = values
+        self.put(self.places(addresses, values.shape[1], threads), values, threads)
 
 
 def _touched(places: Places, size: int) -> Places:

@@ -12,13 +12,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .memory import Global, Local, Offence, Places, Shared, Threads
+from .memory import Flags, Global, Local, Offence, Places, Shared, Threads
 from .numbers import Array
 from .operands import Read
 
 WARP = 32
 MOST_STEPS = 5_000_000
-Flags = NDArray[np.bool_]
 Dim = tuple[int, int, int]
 
 
