@@ -60,7 +60,7 @@ class Memory:
         """[threads, count], unsigned."""
         places = self.places(addresses, size * count, threads)
         self.on_read(places, size * count, threads)
-        return self.words(size)[(places // size)[:, None] + np.arange(count)]
+        return np.asarray(self.words(size)[(places // size)[:, None] + np.arange(count)])
 
     def store(self, addresses: Places, values: Array, threads: Threads) -> None:
         """``values`` [threads, count], unsigned."""
@@ -108,8 +108,8 @@ class Global(Memory):
         inside = addresses & (1 << REGION) - 1
         none = (regions < 0) | (regions >= len(self._sizes) - 1)
         regions = np.where(none, -1, regions)
-        refuse(none | (inside + size > self._sizes[regions]), f"{size} bytes outside of every array")
         refuse(inside % size != 0, f"an address that is no multiple of {size}")
+        refuse(none | (inside + size > self._sizes[regions]), f"{size} bytes outside of every array")
         return np.asarray(self._starts[regions] + inside)
 
 
