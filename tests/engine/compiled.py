@@ -9,7 +9,7 @@ import sys
 from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 import triton.language as tl
 from ptx import Module
 
+from infer_compile.codegen.cuda_constants import Launch, chunk_launch, decode_launch
 from infer_compile.codegen.cuda_sources import kernel
 
 CACHE = ("append", "seal", "query", "attend", "merge")
@@ -44,8 +45,7 @@ class Request:
     function: str
     types: Mapping[str, str]
     constants: Mapping[str, Any]
-    warps: int
-    stages: int
+    launch: Launch
     capability: int
 
     def compile(self, folder: Path) -> tuple[str, str, int]:
@@ -57,7 +57,8 @@ class Request:
 
         constants = dict(self.constants)
         if self.module in CACHE:
-            variant = Variant(self.module, constants, self.warps, self.stages)  # type: ignore[arg-type]
+            options = self.launch.warps, self.launch.stages, self.launch.registers
+            variant = Variant(self.module, constants, *options)
             compiled = compile_kernel(variant, self.capability, folder)
             return compiled.entry, compiled.ptx, compiled.shared
         function = getattr(kernel(self.module), self.function)
@@ -72,8 +73,8 @@ class Request:
                 if self.types.get(name, "").startswith("*")
             },
         )
-        options = {"num_warps": self.warps, "num_stages": self.stages}
-        found = run_compiler(self.function, source, self.capability, options)
+        wanted = {"num_warps": self.launch.warps, "num_stages": self.launch.stages}
+        found = run_compiler(self.function, source, self.capability, wanted)
         return found.metadata.name, found.asm["ptx"], found.metadata.shared
 
 
@@ -102,17 +103,7 @@ class Compiler:
         self._process.communicate()
 
     def compile(self, request: Request) -> tuple[str, Module, int]:
-        line = repr(
-            (
-                request.module,
-                request.function,
-                dict(request.types),
-                dict(request.constants),
-                request.warps,
-                request.stages,
-                request.capability,
-            )
-        )
+        line = repr(astuple(request))
         if line not in self._modules:
             if self._process.stdin is None or self._process.stdout is None:
                 raise ValueError("the process has no pipes")
@@ -132,8 +123,6 @@ class Kernels:
 
     compiler: Compiler
     capability: int
-    warps: int = 4
-    stages: int = 2
     counts: dict[str, Counter[str]] = field(default_factory=dict)
 
     def __call__(self, module: str) -> _Functions:
@@ -148,11 +137,12 @@ class Kernels:
         constants = {name: each for name, each in arguments.items() if name in fixed or each is None}
         handed = {name: arguments[name] for name in original.arg_names if name not in constants}
         types = {name: _type(each) for name, each in handed.items()}
-        request = Request(module, function, types, constants, self.warps, self.stages, self.capability)
+        launch = _launch(function, constants)
+        request = Request(module, function, types, constants, launch, self.capability)
         entry, compiled, shared = self.compiler.compile(request)
         # Behind the kernel's own arguments Triton has two pointers to memory that ours do not ask for.
         values = [*(_numbers(each) for each in handed.values()), None, None]
-        counts = compiled.run(entry, grid, (_WARP * self.warps,), values, shared)
+        counts = compiled.run(entry, grid, (_WARP * launch.warps,), values, shared)
         self.counts[function] = self.counts.get(function, Counter()) + counts
 
 
@@ -175,6 +165,15 @@ class _Grid:
         return lambda *given, **named: self.kernels.launch(self.module, self.function, grid, given, named)
 
 
+def _launch(function: str, constants: Mapping[str, Any]) -> Launch:
+    """As many threads as the engine takes."""
+    if function == "attend":
+        few = constants["TOKENS"] <= 8
+        return decode_launch(constants["D"], constants["ROWS"]) if few else chunk_launch()
+    # Tiles of few rows are fetched eight at a time.
+    return Launch(block=0, warps=4, stages=8 if function == "linear" else 1)
+
+
 def _type(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return _TYPES[value.dtype]
@@ -191,4 +190,6 @@ def _numbers(value: Any) -> Any:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        print(json.dumps(Request(*literal_eval(line)).compile(Path(sys.argv[1]))), flush=True)
+        *given, launch, capability = literal_eval(line)
+        request = Request(*given, Launch(*launch), capability)
+        print(json.dumps(request.compile(Path(sys.argv[1]))), flush=True)
