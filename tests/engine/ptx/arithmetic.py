@@ -90,6 +90,8 @@ def convert_number(statement: Statement) -> Execute:
     allowed = " ".join((*ROUNDED, "rn rz ftz sat satfinite relu"))
     modifiers = statement.modifiers(allowed, types=2)
     result, kind = statement.kind(-2), statement.kind(-1)
+    if kind.floats and not result.floats and len(modifiers & ROUNDED.keys()) != 1:
+        raise Unknown(statement.line.text)
     if result.packed and not kind.packed:
         target, *sources = statement.operand(3)
         return _convert_pair(result, kind, target, sources, modifiers)
@@ -186,7 +188,7 @@ def dot(statement: Statement) -> Execute:
 
     def formula(first: Array, second: Array, third: Array) -> Array:
         bytes_ = first.reshape(-1, 1).view(left).astype(np.int64), second.reshape(-1, 1).view(right)
-        return ((bytes_[0] * bytes_[1]).sum(axis=1) + third).astype(result.number)
+        return np.asarray((bytes_[0] * bytes_[1]).sum(axis=1) + third).astype(result.number)
 
     target, *sources = statement.operand(4)
     return apply(formula, result, target, list(zip(sources, (_WORD, _WORD, result), strict=True)))
@@ -222,9 +224,8 @@ def select(statement: Statement) -> Execute:
     target, first, second, chosen = statement.operand(4)
     if kind.packed:
         raise Unknown(statement.line.text)
-    return apply(
-        lambda a, b, p: np.where(p, a, b),
-        kind,
-        target,
-        [(first, kind), (second, kind), (chosen, _PREDICATE)],
-    )
+    return apply(_chosen, kind, target, [(first, kind), (second, kind), (chosen, _PREDICATE)])
+
+
+def _chosen(first: Array, second: Array, wanted: Array) -> Array:
+    return np.where(wanted, first, second)

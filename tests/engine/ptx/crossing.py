@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from .matrices import load_matrices, product, store_matrices
-from .memory import refuse
+from .memory import Flags, refuse
 from .numbers import KINDS, Array
 from .operands import Address, Pair, Read, Vector
 from .statements import Statement
 from .text import Unknown
-from .warps import WARP, Execute, Flags, Warps
+from .warps import WARP, Execute, Warps
 
 _WORD, _PREDICATE, _COUNT = KINDS["b32"], KINDS["pred"], KINDS["u32"]
 _EVERYBODY = np.array(0xFFFFFFFF, np.uint32)

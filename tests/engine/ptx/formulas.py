@@ -48,13 +48,14 @@ def high(first: Array, second: Array) -> Array:
 def shifted_left(values: Array, count: Array) -> Array:
     bits = 8 * values.dtype.itemsize
     inside = np.minimum(count, bits - 1).astype(values.dtype)
-    return np.where(count < bits, values << inside, values.dtype.type(0))
+    return np.asarray(np.where(count < bits, values << inside, values.dtype.type(0)))
 
 
 def shifted_right(values: Array, count: Array) -> Array:
     bits = 8 * values.dtype.itemsize
     found = values >> np.minimum(count, bits - 1).astype(values.dtype)
-    return found if values.dtype.kind == "i" else np.where(count < bits, found, values.dtype.type(0))
+    zero = values.dtype.type(0)
+    return np.asarray(found if values.dtype.kind == "i" else np.where(count < bits, found, zero))
 
 
 def funnel(right: bool, wraps: bool) -> Formula:
@@ -71,7 +72,7 @@ def funnel(right: bool, wraps: bool) -> Formula:
 def permuted(first: Array, second: Array, selectors: Array) -> Array:
     """``prmt``: nibbles choose of eight bytes; with their upper bit, the sign of a byte spread over it."""
     both = second.astype(np.uint64) << np.uint64(32) | first.astype(np.uint64)
-    found = np.uint64(0)
+    found: Array = np.zeros((), np.uint64)
     for index in range(4):
         nibble = selectors.astype(np.uint64) >> np.uint64(4 * index)
         byte = both >> (nibble & np.uint64(7)) * np.uint64(8) & np.uint64(0xFF)

@@ -50,7 +50,7 @@ def _built(statement: Statement) -> tuple[Execute, Read | None]:
 
 
 def _nothing(statement: Statement) -> Execute:
-    """Order of memory: all threads see what others wrote as soon as it is written."""
+    """Order of memory, as all threads see at once what others wrote, and hints."""
     return lambda warps: None
 
 
@@ -76,6 +76,7 @@ _BUILDERS: dict[str, Callable[[Statement], Execute]] = {
     "selp": arithmetic.select,
     "membar": _nothing,
     "fence": _nothing,
+    "prefetch": _nothing,
     "activemask": _here,
     "ld": transfers.load,
     "st": transfers.store,

@@ -60,7 +60,7 @@ class Memory:
         """[threads, count], unsigned."""
         places = self.places(addresses, size * count, threads)
         self.on_read(places, size * count, threads)
-        return self.words(size)[(places // size)[:, None] + np.arange(count)]
+        return np.asarray(self.words(size)[(places // size)[:, None] + np.arange(count)])
 
     def store(self, addresses: Places, values: Array, threads: Threads) -> None:
         """``values`` [threads, count], unsigned."""
@@ -108,8 +108,8 @@ class Global(Memory):
         inside = addresses & (1 << REGION) - 1
         none = (regions < 0) | (regions >= len(self._sizes) - 1)
         regions = np.where(none, -1, regions)
-        refuse(none | (inside + size > self._sizes[regions]), f"{size} bytes outside of every array")
         refuse(inside % size != 0, f"an address that is no multiple of {size}")
+        refuse(none | (inside + size > self._sizes[regions]), f"{size} bytes outside of every array")
         return np.asarray(self._starts[regions] + inside)
 
 
@@ -163,7 +163,17 @@ class Shared(Local):
         touched, warps = _touched(places, values.shape[1]), threads.warps[:, None]
         self._claim(touched, warps, ~self.written[touched] | (self.bytes[touched] != values))
         self.bytes[touched], self.written[touched] = values, True
-        refuse(self.bytes[touched] != values, "a race: it writes what another thread writes otherwise")
+        if (self.bytes[touched] != values).any():
+            self._agree(touched, values, threads.warps)
+
+    def _agree(self, touched: Places, values: NDArray[np.uint8], warps: Places) -> None:
+        """Of a warp's threads one that writes to a byte succeeds; all warps have to come to the same."""
+        found = np.empty_like(values)
+        for warp in np.unique(warps):
+            own = warps == warp
+            self.bytes[touched[own]] = values[own]
+            found[own] = self.bytes[touched[own]]
+        refuse(self.bytes[touched] != found, "a race: another warp writes something else here")
 
     def _claim(self, touched: Places, warps: Places, changed: Flags) -> None:
         for others, did in ((self._reader[touched], "read"), (self._writer[touched], "wrote")):

@@ -156,7 +156,8 @@ def _bytes(variable: Variable, argument: Argument, arrays: list[Array]) -> bytes
 
 def _initial(variable: Variable) -> Array:
     found = np.zeros(variable.count, KINDS[variable.kind].words)
-    found[: len(variable.values)] = [number % (1 << 8 * found.itemsize) for number in variable.values]
+    wrapped = [number % (1 << 8 * found.itemsize) for number in variable.values]
+    found[: len(wrapped)] = wrapped
     return found
 
 

@@ -70,7 +70,7 @@ KINDS = _kinds()
 
 def flush(values: Array) -> Array:
     """Numbers too small to be normal become zeros of their sign."""
-    tiny = np.abs(values) < np.finfo(values.dtype).tiny
+    tiny = np.abs(values) < ml_dtypes.finfo(values.dtype).tiny
     return np.where(tiny, np.copysign(np.zeros((), values.dtype), values), values)
 
 

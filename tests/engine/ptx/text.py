@@ -98,9 +98,7 @@ def _variable(text: str) -> Variable:
     if found is None:
         raise Unknown(text.strip()[:200])
     space, align, kind, name, count, values = found.groups()
-    numbers = tuple(
-        _number(each.strip()) for each in (values or "").strip("{} \n").split(",") if each.strip()
-    )
+    numbers = tuple(_number(each.strip()) for each in (values or "").strip("{} \n").split(",") if each.strip())
     size = int(re.sub(r"\D", "", kind)) // 8
     return Variable(space, name, kind, 1 if count is None else int(count or 0), int(align or size), numbers)
 
@@ -170,4 +168,5 @@ def split(text: str) -> Iterator[str]:
 
 
 def _number(text: str) -> int:
-    return int(text[2:], 16) if text[:2] in ("0f", "0F") else int(text, 0)
+    """Of an initial value: bits of a float, or an integer."""
+    return int(text[2:], 16) if text[:2].lower() == "0f" else int(text, 0)

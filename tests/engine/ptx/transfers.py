@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .memory import LOCAL_WINDOW, SHARED_WINDOW, Memory, Offence, Places, Threads
+from .memory import LOCAL_WINDOW, SHARED_WINDOW, Flags, Memory, Offence, Places
 from .numbers import KINDS, Array, Kind
 from .operands import Address, Number, Operand, Read, Vector
 from .statements import Statement
@@ -49,25 +49,26 @@ def _memory(warps: Warps, space: str) -> Memory:
     return warps.local if space == "local" else warps.memory
 
 
-Access = Callable[[Memory, Places, Threads, Places], None]
+def _flags(warps: Warps, lanes: Places) -> Flags:
+    found = np.zeros(warps.width, bool)
+    found[lanes] = True
+    return found
+
+
+Access = Callable[[Memory, Places, Places], None]
 
 
 def _each_space(warps: Warps, space: str, addresses: Places, access: Access) -> None:
     """``access`` with a memory, the addresses in it, and which of all that do something these are."""
-    threads = warps.who()
     if space != "generic":
-        access(_memory(warps, space), addresses, threads, np.arange(len(addresses)))
+        access(_memory(warps, space), addresses, np.arange(len(addresses)))
         return
     windows = addresses >> _WINDOW_BITS
     for window, name in ((0, "global"), (1, "shared"), (2, "local")):
         chosen = np.flatnonzero(windows == window)
         if len(chosen):
-            own = Threads(threads.blocks[chosen], threads.warps[chosen], threads.numbers[chosen])
-            lanes = warps.mask.lanes[chosen]
-            flags = np.zeros(warps.width, bool)
-            flags[lanes] = True
-            with warps.only(flags):
-                access(_memory(warps, name), addresses[chosen] - (window << _WINDOW_BITS), own, chosen)
+            with warps.only(_flags(warps, warps.mask.lanes[chosen])):
+                access(_memory(warps, name), addresses[chosen] - (window << _WINDOW_BITS), chosen)
 
 
 def load(statement: Statement) -> Execute:
@@ -83,8 +84,8 @@ def load(statement: Statement) -> Execute:
     def execute(warps: Warps) -> None:
         found = np.zeros((len(warps.mask.lanes), len(writes)), kind.words)
 
-        def access(memory: Memory, addresses: Places, threads: Threads, chosen: Places) -> None:
-            found[chosen] = memory.load(addresses, kind.size, len(writes), threads)
+        def access(memory: Memory, addresses: Places, chosen: Places) -> None:
+            found[chosen] = memory.load(addresses, kind.size, len(writes), warps.who())
 
         _each_space(warps, space, address(warps)[warps.mask.lanes], access)
         columns = warps.spread(found)
@@ -117,12 +118,16 @@ def store(statement: Statement) -> Execute:
             values[:, index] = read(warps)
         values = values[lanes]
 
-        def access(memory: Memory, addresses: Places, threads: Threads, chosen: Places) -> None:
-            memory.store(addresses, values[chosen], threads)
+        def access(memory: Memory, addresses: Places, chosen: Places) -> None:
+            memory.store(addresses, values[chosen], warps.who())
 
         _each_space(warps, space, address(warps)[lanes], access)
 
     return execute
+
+
+def _swapped(old: Array, compared: Array, new: Array) -> Array:
+    return np.where(old == compared, new, old)
 
 
 _ATOMS: dict[str, Callable[..., Array]] = {
@@ -135,7 +140,7 @@ _ATOMS: dict[str, Callable[..., Array]] = {
     "xor": np.bitwise_xor,
     "inc": lambda old, new: np.where(old >= new, 0, old + 1),
     "dec": lambda old, new: np.where((old == 0) | (old > new), new, old - 1),
-    "cas": lambda old, compared, new: np.where(old == compared, new, old),
+    "cas": _swapped,
 }
 
 
@@ -143,12 +148,13 @@ def atom(statement: Statement) -> Execute:
     """``atom`` and ``red``: one thread after the other."""
     (name,) = [part for part in statement.parts if part in _ATOMS] or [""]
     space, kind = _space(statement, " ".join((*_ATOMS, "acq_rel"))), statement.kind()
-    target, place, *operands = statement.operands if statement.head == "atom" else (None, *statement.operands)
-    if not name or len(operands) != (2 if name == "cas" else 1) or place is None:
+    keeps = statement.head == "atom"
+    place, *operands = statement.operands[keeps:]
+    if not name or len(operands) != (2 if name == "cas" else 1):
         raise Unknown(statement.line.text)
     address, formula = _address(statement, place), _ATOMS[name]
     reads = [each.reader(kind) for each in operands]
-    write = None if target is None else target.writer(kind)
+    write = statement.operands[0].writer(kind) if keeps else None
     per_word = kind.size // kind.number.itemsize
 
     def execute(warps: Warps) -> None:
@@ -157,8 +163,8 @@ def atom(statement: Statement) -> Execute:
         values = [each.reshape(-1, per_word)[lanes] for each in values]
         before = np.zeros((len(lanes), 1), kind.words)
 
-        def access(memory: Memory, addresses: Places, threads: Threads, chosen: Places) -> None:
-            places = memory.places(addresses, kind.size, threads)
+        def access(memory: Memory, addresses: Places, chosen: Places) -> None:
+            places = memory.places(addresses, kind.size, warps.who())
             words = memory.words(kind.size)
             for place, index in zip((places // kind.size).tolist(), chosen.tolist(), strict=True):
                 before[index] = words[place]
@@ -213,7 +219,7 @@ def _copy(statement: Statement) -> Execute:
     real = rest[0].reader(KINDS["u32"]) if rest else None
 
     def execute(warps: Warps) -> None:
-        lanes, threads = warps.mask.lanes, warps.who()
+        lanes = warps.mask.lanes
         addresses, sources = into(warps)[lanes], origin(warps)[lanes]
         values = np.zeros((len(lanes), size), np.uint8)
         wanted = np.full(len(lanes), size)
@@ -222,13 +228,10 @@ def _copy(statement: Statement) -> Execute:
         whole = np.flatnonzero(wanted > 0)
         if np.any((wanted != 0) & (wanted != size)):
             raise Offence(int(np.flatnonzero((wanted != 0) & (wanted != size))[0]), "a part of a copy")
-        own = Threads(threads.blocks[whole], threads.warps[whole], threads.numbers[whole])
-        flags = np.zeros(warps.width, bool)
-        flags[lanes[whole]] = True
-        with warps.only(flags):
-            words = warps.memory.load(sources[whole], 4, size // 4, own)
+        with warps.only(_flags(warps, lanes[whole])):
+            words = warps.memory.load(sources[whole], 4, size // 4, warps.who())
         values[whole] = np.ascontiguousarray(words).view(np.uint8)
-        warps.shared.begin_copy(addresses, size, threads)
+        warps.shared.begin_copy(addresses, size, warps.who())
         warps.copies.append(Copy(lanes, warps.groups[lanes], addresses, values))
 
     return execute
@@ -244,9 +247,8 @@ def _wait(warps: Warps, most: int, groups: Places) -> None:
     for each in warps.copies:
         done = warps.mask.flags[each.lanes] & (each.groups < groups[each.lanes] - most)
         if done.any():
-            lanes = each.lanes[done]
-            who = Threads(warps.threads.blocks[lanes], warps.threads.warps[lanes], lanes)
-            warps.shared.end_copy(each.addresses[done], each.values[done], who)
+            with warps.only(_flags(warps, each.lanes[done])):
+                warps.shared.end_copy(each.addresses[done], each.values[done], warps.who())
         if not done.all():
             rest = ~done
             left.append(Copy(each.lanes[rest], each.groups[rest], each.addresses[rest], each.values[rest]))

@@ -17,7 +17,7 @@ from .numbers import Array
 from .operands import Read
 
 WARP = 32
-MOST_STEPS = 5_000_000
+MOST_STEPS = 2_000_000
 Dim = tuple[int, int, int]
 
 
@@ -273,7 +273,7 @@ class Warps:
 
     def _complete(self, named: Read) -> Flags:
         missing = named(self) & ~self.mask.bits
-        return ~self.mask.flags | (missing == 0)
+        return np.asarray(~self.mask.flags | (missing == 0))
 
     def _branch(self, instruction: Branch, place: int) -> int | None:
         taken = self._taken(instruction.guard)
