@@ -16,6 +16,7 @@ constexpr int HALVES = GROUP > 8 ? 2 : 1;    // of the 16 rows of a product's le
 constexpr int ROWS = 8 * HALVES;
 constexpr int OWN = D / 4;                   // sums of a row that a lane holds
 constexpr int CHUNKS = D / 32;               // columns of keys that a product takes at once
+constexpr int EVERY_PAGE = 1 << 24;
 constexpr float LOG2E = 1.4426950408889634f;
 static_assert((D == 64 || D == 128) && PAGE % BLOCK == 0 && GROUP <= 16, "codegen/cuda_decode.py asks before");
 
@@ -409,8 +410,10 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT)
   const int tile = blockIdx.x, head = blockIdx.y, split = blockIdx.z, warp = threadIdx.x / WARP;
   const int sequence = tiles[2 * tile], token = tiles[2 * tile + 1];
   if (sequence < 0) return;
-  const i64 row = sequences[3 * sequence] + token;
-  const int slot = sequences[3 * sequence + 1] + token;
+  const i64 row = sequences[4 * sequence] + token;
+  const int slot = sequences[4 * sequence + 1] + token;
+  // Of a sequence that compresses nothing all pages are recent.
+  const int recent_pages = CHECKED && sequences[4 * sequence + 3] < 0 ? EVERY_PAGE : RECENT;
   const Lane lane{int(threadIdx.x) % WARP / 4, int(threadIdx.x) % 4, u32(slot) >> 31};
   const int lowest = slot - window + 1, behind = max(lowest, 0) / PAGE, last = slot / PAGE;  // behind: the first page that is seen
   const i64 whose = (row * KV_HEADS + head) * GROUP;
@@ -423,7 +426,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT)
     // Sinks and then recent pages, counted along.
     constexpr int PER_PAGE = PAGE / EXACT_BLOCK;
     const int first_sink = min(behind, SINK), sinks = max(min(SINK, last + 1) - first_sink, 0);
-    const int recent = max(max(last - RECENT, SINK), behind);
+    const int recent = max(max(last - recent_pages, SINK), behind);
     const int blocks = (sinks + max(last + 1 - recent, 0)) * PER_PAGE, each = (blocks + EXACT_SPLITS - 1) / EXACT_SPLITS;
     const int end = min((split + 1) * each, blocks);
     const Queries query(queries + row * query_stride + head * GROUP * D, lane);
@@ -437,7 +440,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT)
     finish<16>(own, all, out, own_logs, warp, lane);
   } else {
     constexpr int PER_PAGE = PAGE / BLOCK, SHARES = SPLITS - EXACT_SPLITS;
-    const int first = max(SINK * PER_PAGE, max(lowest, 0) / BLOCK), end = (last - RECENT) * PER_PAGE;
+    const int first = max(SINK * PER_PAGE, max(lowest, 0) / BLOCK), end = (last - recent_pages) * PER_PAGE;
     const int each = (max(end - first, 0) + SHARES - 1) / SHARES, begin = first + (split - EXACT_SPLITS) * each;
     const Factors query(factors + whose * D, steps + whose, lane);
     add_packed(own, query, packed_pool + packed_place + head * HEAD, packed_table + sequence * table_stride, packed_page,

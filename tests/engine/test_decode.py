@@ -94,6 +94,12 @@ def test_windows(window: int) -> None:
         hold(*case.run(0, Tiling(1, 32, 1, 1), window))
 
 
+def test_sequences_that_compress_nothing() -> None:
+    shape = Shape(("tq3",), page_tokens=32)
+    case = Case(shape, [Past(100, 1, whole=True), Past(100, 1)], launch=launch)
+    hold(*case.run(0, Tiling(1, 32, 1, 1)))
+
+
 def test_other_launches_are_left_to_triton() -> None:
     def constants(level: LevelName, tokens: int = 1, **changes: int) -> Constants:
         shape = replace(Shape((level,), group=4, head_dim=128, page_tokens=32), **changes)
@@ -106,3 +112,4 @@ def test_other_launches_are_left_to_triton() -> None:
     for changes in ({"head_dim": 96}, {"page_tokens": 16}, {"group": 17}, {"head_dim": 256}):
         assert not cuda_decode.serves(constants("tq3", **changes)), changes
     assert not cuda_decode.serves(constants("tq3", tokens=8))
+    assert not cuda_decode.serves(constants("tq3") | {"EVICTS": True})

@@ -25,6 +25,7 @@ Kernel = Literal[
     "norm",
     "round",
     "turn",
+    "turn_back",
 ]
 
 

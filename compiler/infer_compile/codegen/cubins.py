@@ -28,7 +28,7 @@ ARGUMENTS = {
     **dict.fromkeys(("keys", "values", "queries", "out"), "*bf16"),
     **dict.fromkeys(("factors",), "*fp16"),
     **dict.fromkeys(
-        ("means", "steps", "sums", "logs", "signs", "table", "key_table", "value_table"), "*fp32"
+        ("means", "steps", "turned", "sums", "logs", "signs", "table", "key_table", "value_table"), "*fp32"
     ),
     **dict.fromkeys(("slots",), "*i64"),
     **dict.fromkeys(("exact_pool", "packed_pool", "exact_table", "packed_table"), "*i32"),

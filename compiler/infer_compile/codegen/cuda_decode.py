@@ -35,6 +35,7 @@ def serves(constants: Constants) -> bool:
     return (
         constants["TOKENS"] == 1
         and not constants["TREE"]
+        and not constants["EVICTS"]
         and constants["SPLITS"] > constants["EXACT_SPLITS"]
         and constants["GROUP"] <= MOST_GROUP
         and constants["D"] in COLUMNS
@@ -62,7 +63,7 @@ def header(constants: Constants, queries: Dtype) -> str:
         name: constants[name]
         for name in (
             *("GROUP", "KV_HEADS", "D", "PAGE", "SINK", "RECENT", "EXACT_SPLITS", "SPLITS", "HEAD"),
-            *("KEY_SCALES", "VALUE_SCALES"),
+            *("CHECKED", "KEY_SCALES", "VALUE_SCALES"),
         )
     }
     for side in ("KEY", "VALUE"):
@@ -70,7 +71,7 @@ def header(constants: Constants, queries: Dtype) -> str:
         numbers |= {f"{side}_BITS": bits, f"{side}_PLACE": strip[2]}
     # Eight warps of a multiprocessor have 255 registers each.
     numbers |= {"WARPS": WARPS, "RESIDENT": 8 // WARPS, "LIFT4": -int(integers(4)[0])}
-    lines = [f"constexpr int {name} = {number};" for name, number in numbers.items()]
+    lines = [f"constexpr int {name} = {int(number)};" for name, number in numbers.items()]
     lines += [f"constexpr unsigned long long {name} = {word:#018x};" for name, word in _tables().items()]
     lines.append(f"using Query = {'float' if queries == 'f32' else 'unsigned short'};")
     return "\n".join(lines) + "\n"

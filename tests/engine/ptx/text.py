@@ -98,7 +98,9 @@ def _variable(text: str) -> Variable:
     if found is None:
         raise Unknown(text.strip()[:200])
     space, align, kind, name, count, values = found.groups()
-    numbers = tuple(_number(each.strip()) for each in (values or "").strip("{} \n").split(",") if each.strip())
+    numbers = tuple(
+        _number(each.strip()) for each in (values or "").strip("{} \n").split(",") if each.strip()
+    )
     size = int(re.sub(r"\D", "", kind)) // 8
     return Variable(space, name, kind, 1 if count is None else int(count or 0), int(align or size), numbers)
 
