@@ -96,6 +96,7 @@ def table(*launches: Launch) -> StepTable:
             "program": "",
             "captured": (),
             "tiles": (1,),
+            "inputs": (),
             "hidden": "x",
             "weights_bytes": 0,
             "weights": {},
