@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,16 @@ EVERYTHING = 1 << 30
 """A window that holds every position."""
 
 
+AttendLaunch = Callable[[tuple[int, int, int], Mapping[str, Any], constants.Constants], None]
+"""Runs ``attend``, or what stands for it, on a grid, with arguments by name and constants."""
+
+
+def interpreted_attend(
+    grid: tuple[int, int, int], arguments: Mapping[str, Any], own: constants.Constants
+) -> None:
+    kernel("attend").attend[grid](**arguments, **own)
+
+
 @dataclass
 class Cache:
     """Pools of so many pages of the layout of ``program``, filled with ``fill``; ``tables`` of calibrated
@@ -38,6 +48,7 @@ class Cache:
     exact_pages: int
     packed_pages: int
     fill: int = 0
+    launch: AttendLaunch = interpreted_attend
 
     def __post_init__(self) -> None:
         layout = self.layout = self.program.cache
@@ -173,34 +184,33 @@ class Cache:
                 operation.scale,
                 **constants.query_constants(layout, layer, group),
             )
-        kernel("attend").attend[(len(tiles), operation.kv_heads, splits)](
-            queries,
-            factors,
-            steps,
-            *self.words.values(),
-            _page_table(told.tables["exact_table"], width),
-            _page_table(told.tables.get("packed_table", told.tables["exact_table"]), width),
-            tiles,
-            arrays["sequences"],
-            arrays["positions"],
-            arrays["sees"],
-            turned,
-            sums,
-            logs,
-            heads * size,
-            width,
+        arguments = {
+            "queries": queries,
+            "factors": factors,
+            "steps": steps,
+            **self.words,
+            "exact_table": _page_table(told.tables["exact_table"], width),
+            "packed_table": _page_table(told.tables.get("packed_table", told.tables["exact_table"]), width),
+            "tiles": tiles,
+            **{name: arrays[name] for name in ("sequences", "positions", "sees")},
+            "turned": turned,
+            "sums": sums,
+            "logs": logs,
+            "query_stride": heads * size,
+            "table_stride": width,
             **self.places(layer),
-            scale=operation.scale,
-            window=operation.window or EVERYTHING,
-            **constants.attend_constants(
-                layout,
-                layer,
-                group,
-                tiling,
-                evicts=evicts,
-                checked=bool(self.program.limits.checked_tokens),
-            ),
+            "scale": operation.scale,
+            "window": operation.window or EVERYTHING,
+        }
+        own_constants = constants.attend_constants(
+            layout,
+            layer,
+            group,
+            tiling,
+            evicts=evicts,
+            checked=bool(self.program.limits.checked_tokens),
         )
+        self.launch((len(tiles), operation.kv_heads, splits), arguments, own_constants)
         return sums, logs
 
     def merge(

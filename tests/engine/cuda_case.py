@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from cuda_cache import Cache
+from cuda_cache import AttendLaunch, Cache, interpreted_attend
 from levels import cache_alone, draw_layout, draw_tables
 from numpy.typing import NDArray
 
@@ -53,7 +53,14 @@ class Case:
     """The past of each sequence is written to the slow form's pages, and sealed; the CUDA pages get the same
     exact pages, and packed ones from the kernel that seals."""
 
-    def __init__(self, shape: Shape, pasts: Sequence[Past], seed: int = 0, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        pasts: Sequence[Past],
+        seed: int = 0,
+        scale: float = 1.0,
+        launch: AttendLaunch = interpreted_attend,
+    ) -> None:
         self.scale = scale
         self.shape, self.rng = shape, np.random.default_rng(seed)
         self.layout = draw_layout(
@@ -82,7 +89,7 @@ class Case:
             checked_tokens=int(any(past.whole for past in pasts)),
         )
         program = cache_alone(self.layout, limits)
-        self.cache = Cache(program, self.tables, self.pages, self.pages)
+        self.cache = Cache(program, self.tables, self.pages, self.pages, launch=launch)
         jobs = [job for step in self.steps for job in self._write(step)]
         for step, past in zip(self.steps, pasts, strict=True):
             gap = slice(shape.sink_pages, shape.sink_pages + past.evicted // shape.page_tokens)

@@ -102,11 +102,13 @@ class Launch(_Frozen):
 
 class Cubin(_Frozen):
     """A kernel compiled for one architecture: the function ``entry`` of ``file``. A launch hands over its
-    ``arguments`` in this order, and asks for ``shared`` bytes of shared memory."""
+    ``arguments`` in this order, to blocks of so many ``warps``, and asks for ``shared`` bytes of shared
+    memory."""
 
     file: str
     entry: str
     arguments: tuple[str, ...]
+    warps: int
     shared: int
 
 
