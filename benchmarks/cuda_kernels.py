@@ -46,7 +46,7 @@ and what the compilers made of them by an interpreter of PTX (`tests/engine/test
 
 {verified}
 
-In decoding at levels without calibration nothing spills: a thread's stack is empty. *Slots* are the
+Nothing spills: a thread's stack is empty. *Slots* are the
 instructions issued per number of the cache in the loop over packed pages (of `bf16`, over its exact pages;
 of decode with what it does only where the largest score rises),
 in lanes; what an H200 has left for each number if attention is to run at the speed of its memory
@@ -120,12 +120,14 @@ def rows() -> Iterator[Row]:
 
 
 def _tiling(head_dim: int, group: int, tokens: int) -> Tiling:
-    launch = _launch(head_dim, group, tokens)
+    launch = _launch(head_dim, group, tokens, False)
     return Tiling(tokens, launch.block, exact_splits=1, packed_splits=8, tree=tokens == 8)
 
 
-def _launch(head_dim: int, group: int, tokens: int) -> Launch:
-    return constants.decode_launch(head_dim, tokens * group) if tokens <= 8 else constants.chunk_launch()
+def _launch(head_dim: int, group: int, tokens: int, calibrated: bool) -> Launch:
+    if tokens > 8:
+        return constants.chunk_launch()
+    return constants.decode_launch(head_dim, tokens * group, calibrated)
 
 
 def _attend(
@@ -136,7 +138,8 @@ def _attend(
     group: int = 4,
     tokens: int = 1,
 ) -> Row:
-    launch, layout = _launch(head_dim, group, tokens), _layout(level, head_dim)
+    layout = _layout(level, head_dim)
+    launch = _launch(head_dim, group, tokens, layout.layers[0].keys.calibrated)
     own = constants.attend_constants(layout, 0, group, _tiling(head_dim, group, tokens))
     variant = Variant("attend", own, launch.warps, launch.stages, launch.registers)
     # A round passes the keys and values of a block.

@@ -204,7 +204,9 @@ class AttentionLaunches:
         )
         options = constants.chunk_launch()
         if tiling is not self._tilings[-1]:
-            options = constants.decode_launch(layout.head_dim, tiling.tokens * group)
+            stored = layout.layers[layer]
+            calibrated = stored.keys.calibrated or stored.values.calibrated
+            options = constants.decode_launch(layout.head_dim, tiling.tokens * group, calibrated)
         return Launch(
             kernel="attend.attend",
             grid=(Blocks(of="tiles"), operation.kv_heads, own["SPLITS"]),
