@@ -44,7 +44,7 @@ def test_levels(level: LevelName, compiler: Compiler, monkeypatch: pytest.Monkey
     case = Case(Shape((level,), group=4), [Past(75, 2)])
     test_cuda_cache.hold(*case.run(0, Tiling(2, 32, 1, 2)), level)
     issued = kernels.counts["attend"]
-    assert issued["cp.async.cg.shared.global"] > 0
+    assert (issued["cp.async.cg.shared.global"] > 0) == (level != "ct3")
     assert any(opcode.startswith("mma.sync") for opcode in issued)
     assert issued["prmt.b32"] > 0 or level == "int8"
 
@@ -62,6 +62,21 @@ def test_another_architecture(compiler: Compiler, monkeypatch: pytest.MonkeyPatc
         Shape(("tq3",), group=4, head_dim=128, page_tokens=32), [Past(140, 3, tree=True), Past(33, 2)]
     )
     test_cuda_cache.hold(*case.run(0, Tiling(4, 32, 1, 2, tree=True)))
+
+
+@pytest.mark.parametrize("level", ["tq3", "ct3"])
+def test_sequences_that_evict_or_compress_nothing(
+    level: LevelName, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(monkeypatch, compiler, 80)
+    pasts = [Past(75, 1, evicted=48), Past(60, 1, evicted=16, whole=True), Past(20, 1)]
+    case = Case(Shape((level,)), pasts)
+    test_cuda_cache.hold(*case.run(0, Tiling(1, 32, 1, 1), turn=test_cuda_cache.TURN))
+
+
+def test_trees_of_many_tokens(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced(monkeypatch, compiler, 80)
+    test_cuda_cache.test_trees_of_many_tokens()
 
 
 def test_a_chunk_of_a_prompt(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,4 +124,6 @@ def test_heads_and_rows(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> 
     replaced(monkeypatch, compiler, 80)
     test_cuda_kernels.test_heads_are_normed_and_turned_in_place(True, True)
     test_cuda_kernels.test_rows_of_a_table_are_gathered()
+    test_cuda_kernels.test_columns_are_placed_beside_others()
+    test_cuda_kernels.test_what_is_activated_is_added()
     test_cuda_kernels.test_angles_of_far_positions_keep_their_digits(48)
