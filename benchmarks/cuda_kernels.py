@@ -147,8 +147,8 @@ def _decode(
 ) -> Row:
     own = constants.attend_constants(_layout(level, head_dim), 0, group, _tiling(head_dim, group, 1))
     variant = Variant("decode", own, cuda_decode.WARPS)
-    # In a round of the loop each warp passes two blocks of its own.
-    return Row(name, variant, architectures, cuda_decode.WARPS * 2 * 2 * cuda_decode.BLOCK * head_dim, level)
+    # In a round each warp passes a block of its own.
+    return Row(name, variant, architectures, cuda_decode.WARPS * 2 * cuda_decode.BLOCK * head_dim, level)
 
 
 def _layout(level: LevelName, head_dim: int) -> CacheLayout:
