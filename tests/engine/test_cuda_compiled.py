@@ -94,7 +94,7 @@ def test_products(
     test_cuda_kernels.test_products_are_exact_but_for_the_order_of_sums(
         bits, rows, cols, group, count, split, rounded
     )
-    name = "m16n8k32.row.col.s32.s8.s8.s32" if rounded else "m16n8k16.row.col.f32.bf16.bf16.f32"
+    name = "m16n8k32.row.col.satfinite.s32.s8.s8.s32" if rounded else "m16n8k16.row.col.f32.bf16.bf16.f32"
     assert kernels.counts["linear"][f"mma.sync.aligned.{name}"] > 0
 
 

@@ -191,7 +191,7 @@ FORMULAS: dict[tuple[str, str], tuple[str, Formula]] = {
     ("mul", "hi"): (INTEGERS, high),
     ("mad", "lo"): (INTEGERS, lambda a, b, c: a * b + c),
     ("mad", "hi"): (INTEGERS, lambda a, b, c: high(a, b) + c),
-    ("fma", "rn"): (FLOATS.replace("f64 ", ""), fused),
+    ("fma", "rn"): (FLOATS, fused),
     ("div", ""): (INTEGERS, _divided),
     ("rem", ""): (INTEGERS, _rest),
     ("div", "rn"): ("f32 f64", _divided),
