@@ -136,6 +136,29 @@ def test_wide_products_and_quotients() -> None:
         assert whole == first // second
 
 
+def test_carries() -> None:
+    """Products and differences of 64 bits by words."""
+    given = words(np.random.default_rng(7), 300, 4)
+    text = """{
+        .reg .b32 low, high;
+        mul.lo.u32 $0, $6, $8;
+        mul.hi.u32 $1, $6, $8;
+        mad.lo.cc.u32 $1, $7, $8, $1;
+        madc.hi.u32 $2, $7, $8, 0;
+        sub.cc.u32 $3, $6, $8;
+        subc.cc.u32 $4, $7, $9;
+        subc.u32 $5, 0, 0;
+    }"""
+    found = np.stack(run(text, given, [32] * 6), axis=1).tolist()
+    for (low, high, other, last), (*product, less, much_less, borrowed) in zip(
+        given.tolist(), found, strict=True
+    ):
+        assert sum(word << 32 * place for place, word in enumerate(product)) == (high << 32 | low) * other
+        difference = (high << 32 | low) - (last << 32 | other)
+        assert (much_less << 32 | less) == difference & (1 << 64) - 1
+        assert borrowed == (0xFFFFFFFF if difference < 0 else 0)
+
+
 def floats(rng: np.random.Generator, count: int, columns: int) -> NDArray[np.float32]:
     scale = 2.0 ** rng.integers(-20, 20, (count, columns))
     return (rng.standard_normal((count, columns)) * scale).astype(np.float32)

@@ -133,6 +133,7 @@ class Warps:
         self.arrived: dict[int, dict[int, Flags]] = {}
         self.copies: list[Copy] = []
         self.groups = np.zeros(self.width, np.int64)
+        self.carry = np.zeros(self.width, np.int64)
         self.counts = np.zeros(len(code), np.int64)
 
     def _special(self, grid: Dim) -> Mapping[str, Array]:
