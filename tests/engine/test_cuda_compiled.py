@@ -4,19 +4,26 @@ tests of those that Triton's interpreter runs, on what a GPU would get."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import interpreted  # noqa: F401  # before all that imports triton
 
 # isort: split
 import cuda_cache
+import cuda_pair
 import pytest
 import test_cuda_cache
 import test_cuda_kernels
-from compiled import Compiler, Kernels
+import torch
+from compiled import Compiler, Kernels, StepKernels
 from cuda_case import Case, Past, Shape
+from cuda_pair import compare, pair, steps_of
+from driver import Driver
+from test_cuda_engine import CUTS
 
 from infer_compile.codegen.cuda_constants import Tiling
 from infer_compile.runtime.engines import attention
+from infer_compile.runtime.engines.cuda import CudaEngine
 from infer_compile.runtime.formats.kv import LevelName
 
 
@@ -109,3 +116,14 @@ def test_heads_and_rows(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> 
     test_cuda_kernels.test_heads_are_normed_and_turned_in_place(True, True)
     test_cuda_kernels.test_rows_of_a_table_are_gathered()
     test_cuda_kernels.test_angles_of_far_positions_keep_their_digits(48)
+
+
+def test_steps_of_an_engine(compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token, a prompt, a chunk of it beside another one, and three tokens: every launch of the table, as a
+    bundle's kernels are compiled."""
+    torch.set_num_threads(1)
+    kernels = StepKernels(compiler, tmp_path / "engine" / "step.json", 80)
+    monkeypatch.setattr(CudaEngine, "_opened", lambda engine: kernels)
+    both = pair(cuda_pair.Case("LlamaForCausalLM", "int4-rtn", ("tq3",)), tmp_path, CUTS)
+    compare(both, steps_of(both.program, Driver(both.reference))[:4], "int4-rtn")
+    assert kernels.counts.keys() >= {"gather.gather", "linear.linear", "attend.attend", "seal.seal"}
