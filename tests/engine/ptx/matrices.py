@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .mask import WARP
 from .memory import Places
 from .numbers import FLOAT64, KINDS, Array, Kind
 from .operands import Read
 from .text import Unknown
-from .warps import WARP, Warps
+from .warps import Warps
 
 _LANES = np.arange(WARP)
 _GROUP, _INSIDE = _LANES // 4, _LANES % 4
