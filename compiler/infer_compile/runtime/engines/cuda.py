@@ -72,6 +72,8 @@ class CudaEngine:
             raise self._broken("weights.bin was written for another program.json")
         self._device = torch.device(device)
         self._kernels = self._opened()
+        # Of the program once, and not in each step: it looks through all its operations for it.
+        self._tells_tokens = self.program.tells_tokens
         self._parts = {name: self._part(weights, part) for name, part in self._table.weights.items()}
         self._buffers = self._allocated()
         self._transfer = Transfer(self._table, self._most, self._device)
@@ -134,7 +136,7 @@ class CudaEngine:
             "outputs": limits.max_outputs,
             "sequences": limits.max_sequences,
             "tiles": limits.max_batch_tokens,
-            "seals": limits.packed_pages,
+            "seals": self.program.pool_pages[1],
         }
 
     def _allocated(self) -> dict[str, torch.Tensor]:
@@ -156,6 +158,7 @@ class CudaEngine:
         draws = draws_of(rows, self.program.vocabulary)
         inputs = inputs_of(self.program, rows, self._table.tiles, draws.settings)
         outputs = inputs.counts["outputs"]
+        told = inputs.counts["rows"] if self._tells_tokens else outputs
         captured = self._captured(inputs)
         counts = captured or inputs.counts
         drawn = not draws.greedy and not draws.altered
@@ -177,7 +180,7 @@ class CudaEngine:
         return StepResult(
             tokens=np.split(sampled, ends),
             logits=_host(self._logits(outputs)) if logits else None,
-            hidden=_host(self._rows(self._table.hidden, outputs)) if hidden else None,
+            hidden=_host(self._rows(self._table.hidden, told)) if hidden else None,
         )
 
     def pool(self, name: str) -> NDArray[np.uint8]:
