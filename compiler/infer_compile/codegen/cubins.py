@@ -132,14 +132,18 @@ def _compile(variant: Variant, capability: int, place: Path) -> None:
 
 
 def run_compiler(name: str, source: Any, capability: int, options: Mapping[str, int]) -> Any:
-    """What Triton makes of ``source`` with its ``options``. Raises InferCompileError IC314 if it fails."""
+    """What Triton makes of ``source`` with its ``options``, without the places of its lines, which would be
+    paths of this machine. Raises InferCompileError IC314 if it fails."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler.errors import CompilationError
 
     given = {**options, "enable_fp_fusion": True}
+    compilation = triton.knobs.compilation
     try:
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
+        with compilation.scope():
+            compilation.disable_line_info = True
+            return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
     except (CompilationError, RuntimeError) as error:
         raise InferCompileError(
             Problem(
