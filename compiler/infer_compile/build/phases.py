@@ -56,11 +56,10 @@ def names(inputs: Inputs) -> tuple[str, ...]:
     """The phases of a build from ``inputs``, in order."""
     calibrate = ("calibrate",) if inputs.calibration else ()
     gate = ("reference", "gate") if inputs.gate else ()
-    if inputs.measured_by is not None:
-        gate = (STAND_IN, *gate)
+    built = ("engine", *gate) if inputs.measured_by is None else (STAND_IN, *gate, "engine")
     draft = ("draft",) if inputs.draft else ()
     closing = ("plan", "runtime", "deploy", "manifest")
-    return ("spec", *calibrate, "program", "weights", "engine", *gate, *draft, *closing)
+    return ("spec", *calibrate, "program", "weights", *built, *draft, *closing)
 
 
 STAND_IN = "stand-in"

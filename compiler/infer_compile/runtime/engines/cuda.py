@@ -106,9 +106,10 @@ class CudaEngine:
     def _memory(self) -> tuple[int, int]:
         """Bytes of the device that are free, and all of them. Raises InferCompileError IC526."""
         try:
-            return torch.cuda.mem_get_info(self._index)
+            free, total = torch.cuda.mem_get_info(self._index)
         except RuntimeError as failure:
             raise failed(str(failure).splitlines()[0]) from failure
+        return free, total
 
     def _opened(self, watch: Stopwatch) -> Kernels:
         """The kernels for this device: compiled ahead of time if they are, else from their source.
