@@ -151,8 +151,8 @@ def _decode(
 ) -> Row:
     own = constants.attend_constants(_layout(level, head_dim), 0, group, _tiling(head_dim, group, 1))
     variant = Variant("decode", own, cuda_decode.WARPS)
-    # In a round of the loop each warp passes two blocks of its own.
-    return Row(name, variant, architectures, cuda_decode.WARPS * 2 * 2 * cuda_decode.BLOCK * head_dim, level)
+    # In a round each warp passes a block of its own.
+    return Row(name, variant, architectures, cuda_decode.WARPS * 2 * cuda_decode.BLOCK * head_dim, level)
 
 
 def _layout(level: LevelName, head_dim: int) -> CacheLayout:
@@ -171,14 +171,16 @@ def _layout(level: LevelName, head_dim: int) -> CacheLayout:
 def _line(row: Row, compiled: Compiled, cache: Path) -> str:
     slots = bound = ""
     if row.level is not None:
-        count = longest_loop(disassemble(compiled, cache))
+        # Only packed pages are multiplied as integers.
+        product = "IMMA" if row.variant.kernel == "decode" else "MMA"
+        count = longest_loop(disassemble(compiled, cache), product)
         slots = f"{count * row.variant.warps * WARP / row.numbers:.1f}"
         bound = f"{_bound(row.level, row.variant.constants['D']):.1f}"
     cells = (row.name, f"sm_{compiled.capability}", compiled.registers, compiled.stack, compiled.shared)
     return "| " + " | ".join(str(cell) for cell in (*cells, slots, bound)) + " |"
 
 
-def longest_loop(disassembly: str) -> int:
+def longest_loop(disassembly: str, product: str = "MMA") -> int:
     """Instructions between a label and the jump back to it, of the longest loop that multiplies matrices."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
@@ -192,7 +194,7 @@ def longest_loop(disassembly: str) -> int:
         jump = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", text)
         begin = labels.get(jump[1], end + 1) if jump else end + 1
         body = instructions[begin : end + 1]
-        if any("MMA" in line for line in body):
+        if any(product in line for line in body):
             longest = max(longest, len(body))
     return longest
 
