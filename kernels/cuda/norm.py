@@ -17,6 +17,7 @@ def norm(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
+    E4M3: tl.constexpr,
     KEEP: tl.constexpr,
 ):
     """Grid (rows,). With KEEP the float32 values are written to ``output`` as well."""
@@ -29,4 +30,4 @@ def norm(
     values = values * tl.rsqrt(mean + EPSILON) * factors
     if KEEP:
         tl.store(output + row * WIDTH + columns, values, mask=inside)
-    store_operand(operand, scales, row, 0, values, WIDTH, BLOCK, GROUP)
+    store_operand(operand, scales, row, 0, values, WIDTH, BLOCK, GROUP, E4M3)

@@ -17,9 +17,13 @@ from infer_compile.runtime.errors import Exit, InferCompileError
 from infer_compile.runtime.formats import program as concrete
 from infer_compile.runtime.formats.kv import CacheLayout, LevelName, uniform
 from infer_compile.runtime.formats.program import Limits, Program
-from infer_compile.runtime.formats.weights import BF16, WeightFormat, weight_format
+from infer_compile.runtime.formats.weights import BF16, FP8, WeightFormat, weight_format
 
-FORMATS = (BF16, *(weight_format(name, group) for name in ("int8", "int4-rtn") for group in (32, 64, 128)))
+FORMATS = (
+    BF16,
+    FP8,
+    *(weight_format(name, group) for name in ("int8", "int4-rtn") for group in (32, 64, 128)),
+)
 CONFIG: dict[str, object] = {
     "vocab_size": 1000,
     "hidden_size": 256,
@@ -75,7 +79,7 @@ def test_counted_bytes_are_the_programs(
 
 
 @pytest.mark.parametrize(("architecture", "changes"), VARIANTS)
-@pytest.mark.parametrize("weights", [BF16, weight_format("int4-rtn", 64)], ids=lambda form: form.name)
+@pytest.mark.parametrize("weights", [BF16, FP8, weight_format("int4-rtn", 64)], ids=lambda form: form.name)
 def test_a_program_holds_together(
     architecture: str, changes: dict[str, object], weights: WeightFormat
 ) -> None:
@@ -108,7 +112,7 @@ def test_a_program_holds_together(
                 tensor = tensors[weight]
                 read.add(weight)
                 assert tensor.cols == width[source]
-                assert (source == "quantized") is (tensor.format.activation == "int8")
+                assert (source == "quantized") is (tensor.format.activation != "none")
                 if bias:
                     vector(bias, tensor.rows)
                 assert not add or width[output] == tensor.rows

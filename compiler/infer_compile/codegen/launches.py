@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..runtime.errors import InferCompileError, Problem
-from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Count, Launch, Line, Matmul, StepTable
+from ..runtime.formats.launches import (
+    Blocks,
+    Buffer,
+    Case,
+    Cases,
+    Count,
+    Launch,
+    Line,
+    Matmul,
+    StepTable,
+    View,
+)
 from ..runtime.formats.program import (
     Attend,
     Embed,
@@ -27,6 +38,8 @@ from .tilings import BLOCK, CAPTURED, SKINNY, power, product_tilings, usual_tili
 
 BF16 = 0
 """The group of an operand that is not rounded to bytes."""
+E4M3_SIZES = 16
+"""Both sizes of a matrix of e4m3 numbers are multiples of it (torch._scaled_mm)."""
 
 
 def step_table(program: Program, tilings: tuple[Tiling, ...] | None = None) -> StepTable:
@@ -51,6 +64,11 @@ def _refuse(program: Program) -> None:
         problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
     if program.cache.head_dim % 32:
         problems.append(f"heads of {program.cache.head_dim} elements")
+    for tensor in program.tensors:
+        if tensor.format.name == "fp8" and (tensor.rows % E4M3_SIZES or tensor.cols % E4M3_SIZES):
+            problems.append(
+                f"{tensor.name} in fp8: {tensor.rows} x {tensor.cols}, no multiples of {E4M3_SIZES}"
+            )
     if problems:
         fix = "choose another engine"
         raise InferCompileError(
@@ -134,7 +152,7 @@ class _Writer:
                 case Attend():
                     yield from self._attend(operation, rest)
                 case Linear():
-                    yield self._linear(operation)
+                    yield from self._linear(operation)
                 case HeadNorm() | Rotary():
                     turned = _turned(operations[place - 1 :])
                     yield self._turn(turned)
@@ -158,7 +176,7 @@ class _Writer:
         keep = operation.output == self._program.hidden
         if keep:
             self._need(operation.output, width, self._rows)
-        operand, group = self._operand(operation.output, width, rest)
+        operand, rounding = self._operand(operation.output, width, rest)
         block = power(width)
         return Launch(
             kernel="norm.norm",
@@ -173,7 +191,7 @@ class _Writer:
                 "EPSILON": operation.epsilon,
                 "WIDTH": width,
                 "BLOCK": block,
-                "GROUP": group,
+                **rounding,
                 "KEEP": keep,
             },
             warps=warps_of(block),
@@ -195,33 +213,39 @@ class _Writer:
     def _rounding(
         self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation]
     ) -> Launch:
-        operand, group = self._operand(output, width, rest)
+        operand, rounding = self._operand(output, width, rest)
+        # A scale of a whole row is known when all of the row is.
+        block = power(width) if rounding["E4M3"] else BLOCK
         return Launch(
             kernel=kernel,
-            grid=(Blocks(of=self._rows), -(-width // BLOCK)),
+            grid=(Blocks(of=self._rows), -(-width // block)),
             tensors={"input": source, **operand},
-            constants={"WIDTH": width, "BLOCK": BLOCK, "GROUP": group},
+            constants={"WIDTH": width, "BLOCK": block, **rounding},
+            warps=max(4, warps_of(block)),
         )
 
     def _operand(
         self, output: str, width: int, rest: Sequence[Operation]
-    ) -> tuple[dict[str, str | None], int]:
-        """What the next product reads of ``output``: its tensors, and the group that it is rounded in."""
+    ) -> tuple[dict[str, str | View | None], dict[str, int | bool]]:
+        """What the next product reads of ``output``: its tensors, and how it is rounded."""
         reader = _reader(output, rest)
         if isinstance(reader, Linear):
             self._need(_unrounded(output), width, self._rows, "bf16")
-            return {"operand": _unrounded(output), "scales": None}, BF16
-        name, group = reader.output, reader.group
+            return {"operand": _unrounded(output), "scales": None}, {"GROUP": BF16, "E4M3": False}
+        name, e4m3 = reader.output, reader.to == "fp8"
         # One kind of row is shorter than another, and both begin at the same places.
-        self._need(name, width, "rows", "int8")
-        self._need(scales(name), width // group, "rows")
-        return {"operand": name, "scales": scales(name)}, group
+        self._need(name, width, "rows", "e4m3" if e4m3 else "int8")
+        self._need(scales(name), width // reader.group, "rows")
+        rounding = {"GROUP": reader.group, "E4M3": e4m3}
+        return {"operand": View(name=name, dtype="int8") if e4m3 else name, "scales": scales(name)}, rounding
 
-    def _linear(self, operation: Linear) -> Line:
+    def _linear(self, operation: Linear) -> Iterator[Line]:
         tensor = self._tensors[operation.weight]
         self._need(operation.output, tensor.rows, self._rows)
-        if not tensor.format.group:
-            return Matmul(
+        if tensor.format.type == "float" and tensor.format.scaled:
+            yield from self._scaled(operation, tensor)
+        elif not tensor.format.scaled:
+            yield Matmul(
                 of=self._rows,
                 input=_unrounded(operation.input),
                 weight=operation.weight,
@@ -229,11 +253,41 @@ class _Writer:
                 output=operation.output,
                 add=operation.add,
             )
-        cases = [
-            Case(most=most, launches=self._product(operation, tensor, constants))
-            for most, constants in product_tilings(tensor.rows, tensor.cols, tensor.format)
-        ]
-        return Cases(of=self._rows, cases=tuple(cases))
+        else:
+            cases = [
+                Case(most=most, launches=self._product(operation, tensor, constants))
+                for most, constants in product_tilings(tensor.rows, tensor.cols, tensor.format)
+            ]
+            yield Cases(of=self._rows, cases=tuple(cases))
+
+    def _scaled(self, operation: Linear, tensor: Tensor) -> Iterator[Line]:
+        """The library's product of e4m3 numbers, then the scales of their rows."""
+        self._need("products", tensor.rows, self._rows)
+        yield Matmul(
+            of=self._rows,
+            input=operation.input,
+            weight=tensor.name,
+            bias=None,
+            output="products",
+            add=False,
+        )
+        yield Launch(
+            kernel="scale.scale",
+            grid=(Blocks(of=self._rows), -(-tensor.rows // BLOCK)),
+            tensors={
+                "products": "products",
+                "scales": scales(operation.input),
+                "weight_scales": scales(tensor.name),
+                "bias": operation.bias,
+                "output": operation.output,
+            },
+            constants={
+                "ROWS": tensor.rows,
+                "BIAS": operation.bias is not None,
+                "ADD": operation.add,
+                "BLOCK": BLOCK,
+            },
+        )
 
     def _product(self, operation: Linear, tensor: Tensor, constants: dict[str, int]) -> tuple[Launch, ...]:
         rounded = tensor.format.activation == "int8"

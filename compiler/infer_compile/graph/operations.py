@@ -158,7 +158,12 @@ class Linear:
         vectors = sum(bias.elements for bias in self.biases)
         if self.role == "head":
             return Cost(head_elements=elements, flops_per_output=2 * elements, vector_elements=vectors)
-        return Cost(weight_elements=elements, flops_per_token=2 * elements, vector_elements=vectors)
+        return Cost(
+            weight_elements=elements,
+            weight_rows=self.rows,
+            flops_per_token=2 * elements,
+            vector_elements=vectors,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

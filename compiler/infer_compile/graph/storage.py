@@ -1,7 +1,7 @@
 """What is stored in which format: one rule, for the planner who counts and for the lowering that obeys.
 
 Of our own engine, a format belongs to the matrices of the layers. The embedding and all vectors are bf16. The
-head is bf16 with bf16 weights and int8 with rounded ones (its errors reach the logits unaveraged); a tied
+head is bf16 with bf16 and fp8 weights and int8 with integers (its errors reach the logits unaveraged); a tied
 head that is rounded is a tensor of its own, one that is not shares the embedding's table. What other engines
 store is in ``catalog/formats.yaml``; bytes are counted by one rule for all.
 """
@@ -77,6 +77,7 @@ def native_scheme(weights: WeightFormat) -> WeightScheme:
             matrix=matrix,
             expert=matrix,
             head=head.bits_per_weight,
+            row=stored_format("matrix", weights).bits_per_row,
         ),
         products="bf16" if weights.activation == "none" else weights.activation,
         group=weights.group,
@@ -113,6 +114,7 @@ def shared_bytes(totals: Totals, scheme: WeightScheme) -> float:
     matrix = 16.0 if scheme.experts_only and totals.mixtures else scheme.bits.matrix
     return (
         _bytes(totals.weight_elements, matrix)
+        + _bytes(totals.weight_rows, scheme.bits.row)
         + _bytes(totals.head_elements, scheme.bits.head)
         + _bytes(totals.vector_elements, BF16.bits)
     )

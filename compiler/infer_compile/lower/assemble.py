@@ -152,7 +152,12 @@ def _linear(operation: model.Linear, weights: WeightFormat) -> Iterable[concrete
     form = stored_format(operation.role, weights)
     source = operation.input
     if form.activation != "none":
-        yield concrete.Quantize(input=operation.input, output=QUANTIZED, group=form.group)
+        yield concrete.Quantize(
+            input=operation.input,
+            output=QUANTIZED,
+            group=form.scale_group(operation.cols),
+            to=form.activation,
+        )
         source = QUANTIZED
     shared = operation.role == "head" and not stores_head(operation.tied, weights)
     yield concrete.Linear(

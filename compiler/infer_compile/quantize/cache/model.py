@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...runtime.engines.rounding import rounded
 from ...runtime.formats.program import (
     Attend,
     Embed,
@@ -202,7 +203,7 @@ class Model:
                 turned = _norm(_heads(values[operation.buffer], operation), weight, operation.epsilon)
                 values[operation.buffer] = _replaced(values[operation.buffer], operation, turned)
             case Quantize():
-                values[operation.output] = _quantize(values[operation.input], operation.group)
+                values[operation.output] = _rounded(values[operation.input], operation)
             case Linear():
                 bias = None if operation.bias is None else self.weight(operation.bias).flatten()
                 product = torch.nn.functional.linear(
@@ -266,10 +267,6 @@ def _norm(values: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.T
     return values * torch.rsqrt(mean + epsilon) * weight.flatten()
 
 
-def _quantize(values: torch.Tensor, group: int) -> torch.Tensor:
-    """As the reference engine rounds activations; gradients pass as if it did not."""
-    groups = values.unflatten(-1, (-1, group))
-    scale = groups.abs().amax(dim=-1, keepdim=True) / 127
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    rounded = (torch.round(groups * inverse) * scale).flatten(-2)
-    return values + (rounded - values).detach()
+def _rounded(values: torch.Tensor, operation: Quantize) -> torch.Tensor:
+    """As engines round activations; gradients pass as if they did not."""
+    return values + (rounded(values.detach(), operation) - values).detach()

@@ -35,11 +35,11 @@ from ..formats.launches import (
 )
 from ..formats.program import Program
 from ..step import SequenceStep, StepResult
-from .device import check_driver, check_memory, holders, no_kernels
+from .device import check_driver, check_memory, check_numbers, holders, no_kernels
 from .draws import SETTINGS, altered, draw, draws_of
 from .driver import Driver
 from .inputs import NOWHERE, Inputs, inputs_of
-from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul
+from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul, matmul_e4m3
 from .rows import rows_of
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ TORCH: dict[Dtype, torch.dtype] = {
     "f32": torch.float32,
     "f16": torch.float16,
     "bf16": torch.bfloat16,
+    "e4m3": torch.float8_e4m3fn,
     "int8": torch.int8,
     "int32": torch.int32,
 }
@@ -82,6 +83,7 @@ class CudaEngine:
         self._parts = {name: self._part(weights, part) for name, part in self._table.weights.items()}
         self._buffers = self._allocated()
         self._settings = torch.zeros(self._most["outputs"], SETTINGS, dtype=torch.float64, device=device)
+        self._one = torch.ones(1, dtype=torch.float32, device=device)
         self._lent: list[tuple[weakref.ref[NDArray[np.uint8]], torch.Tensor]] = []
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
 
@@ -89,7 +91,8 @@ class CudaEngine:
         """The kernels for this device: compiled ahead of time if they are, else from their source.
 
         Raises InferCompileError: IC524 without a driver, IC525 with one that is too old, IC527 without enough
-        free memory, IC528 without kernels for the device or a compiler, IC529 without a PyTorch for CUDA.
+        free memory, IC528 without kernels for the device or a compiler, IC529 without a PyTorch for CUDA,
+        IC535 where the device does not multiply the weights' numbers.
         """
         if self._device.type != "cuda":
             return SourceKernels(self._dir / KERNELS)
@@ -99,6 +102,7 @@ class CudaEngine:
         free, total = torch.cuda.mem_get_info(index)
         check_memory(self._bytes, free, total, holders(index))
         major, minor = torch.cuda.get_device_capability(index)
+        check_numbers((major, minor), {part.dtype for part in self._table.weights.values()})
         cubins = self._dir / CUBINS.format(10 * major + minor)
         try:
             if (cubins / INDEX).is_file():
@@ -306,13 +310,13 @@ class CudaEngine:
             case Matmul():
                 rows = counts[line.of]
                 weight = self._parts[line.weight]
-                matmul(
-                    self._shaped(line.input, rows, weight.shape[1]),
-                    weight,
-                    None if line.bias is None else self._parts[line.bias].reshape(-1),
-                    self._shaped(line.output, rows, weight.shape[0]),
-                    line.add,
-                )
+                input = self._shaped(line.input, rows, weight.shape[1])
+                output = self._shaped(line.output, rows, weight.shape[0])
+                if weight.dtype is torch.float8_e4m3fn:
+                    matmul_e4m3(input, weight, self._one, output)
+                else:
+                    bias = None if line.bias is None else self._parts[line.bias].reshape(-1)
+                    matmul(input, weight, bias, output, line.add)
 
     def _shaped(self, name: str, rows: int, width: int) -> torch.Tensor:
         return self._buffers[name][: rows * width].view(rows, width)

@@ -33,6 +33,7 @@ from ..formats.program import (
 from ..step import Float32, SequenceStep, StepResult
 from .attention import Attention
 from .pools import ExactDtype, ExactPool, PackedPool
+from .rounding import rounded
 from .rows import Rows, rows_of
 from .sampling import draw
 
@@ -112,7 +113,7 @@ class ReferenceEngine:
                 heads = _heads(values[operation.buffer], operation)
                 heads.copy_(_norm(heads, self._weights[operation.weight], operation.epsilon))
             case Quantize():
-                values[operation.output] = _quantize(values[operation.input], operation.group)
+                values[operation.output] = rounded(values[operation.input], operation)
             case Linear():
                 self._linear(operation, values)
             case Rotary():
@@ -170,14 +171,6 @@ def _norm(values: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.T
     wide = values.double()
     mean = wide.square().mean(dim=-1, keepdim=True)
     return (wide * torch.rsqrt(mean + epsilon) * weight.double().flatten()).float()
-
-
-def _quantize(values: torch.Tensor, group: int) -> torch.Tensor:
-    """Groups rounded to multiples of a 127th of their largest magnitude, in float32 as engines do it."""
-    groups = values.unflatten(-1, (-1, group))
-    scale = groups.abs().amax(dim=-1, keepdim=True) / 127
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    return (torch.round(groups * inverse) * scale).flatten(-2)
 
 
 def _sampled(rows: list[Rows], logits: Float32) -> list[NDArray[np.int32]]:

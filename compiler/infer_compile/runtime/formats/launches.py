@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Count = Literal["rows", "outputs", "sequences", "tiles", "seals"]
 """What differs from step to step."""
-Dtype = Literal["f64", "f32", "f16", "bf16", "int8", "int32"]
-BYTES: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "int8": 1, "int32": 4}
+Dtype = Literal["f64", "f32", "f16", "bf16", "e4m3", "int8", "int32"]
+BYTES: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "e4m3": 1, "int8": 1, "int32": 4}
 
 
 WEIGHTS_MAGIC = b"infer-compile\0\0\1"
@@ -131,7 +131,8 @@ class Cases(_Frozen):
 
 
 class Matmul(_Frozen):
-    """``output = input @ weight.T + bias``, or added to ``output``: bf16 numbers, by the library."""
+    """``output = input @ weight.T + bias``, or added to ``output``, by the library: bf16 numbers, or e4m3
+    ones, whose product takes no bias and is not added."""
 
     kind: Literal["matmul"] = "matmul"
     of: Count

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .kv import CacheLayout
-from .weights import WeightFormat
+from .weights import Rounded, WeightFormat
 
 
 class _Frozen(BaseModel):
@@ -84,13 +84,18 @@ class HeadNorm(_Frozen):
 
 
 class Quantize(_Frozen):
-    """Round ``input`` to int8, symmetric, one float32 scale (max|x| / 127) per row and ``group``, in place of
-    the float values: whoever reads ``output`` sees the rounded numbers."""
+    """Round ``input`` to multiples of one float32 scale per row and ``group``, in place of the float values:
+    whoever reads ``output`` sees the rounded numbers.
+
+    To ``int8``: integers, scale max|x| / 127. To ``fp8``: e4m3 numbers, scale max|x| / 448. To the nearest,
+    ties to even.
+    """
 
     kind: Literal["quantize"] = "quantize"
     input: str
     output: str
     group: int
+    to: Rounded = "int8"
 
 
 class Linear(_Frozen):
