@@ -24,16 +24,14 @@ def store_operand(
     E4M3: tl.constexpr,
 ):
     """Columns ``[first, first + BLOCK)`` of ``row``, zero beyond WIDTH. ``GROUP == 0`` means bf16; a group's
-    scale is a 127th of its largest magnitude. With E4M3 the columns are the row, its scale is a 448th."""
+    scale is a 127th of its largest magnitude. With E4M3 the columns are all of the row."""
     columns = first + tl.arange(0, BLOCK)
     place = row * WIDTH + columns
     if GROUP == 0:
         tl.store(operand + place, to_bf16(values), mask=columns < WIDTH)
     elif E4M3:
-        scale, inverse = step_of(tl.max(tl.abs(values), axis=0), 448.0)
-        rounded = close_fp8(values * inverse, 448.0)
-        tl.store(operand + place, rounded.to(tl.int8, bitcast=True), mask=columns < WIDTH)
-        tl.store(scales + row, scale)
+        inverse = store_scale(scales, row, tl.max(tl.abs(values), axis=0))
+        store_e4m3(operand, row, first, values, inverse, WIDTH, BLOCK)
     else:
         GROUPS: tl.constexpr = BLOCK // GROUP
         grouped = tl.reshape(values, [GROUPS, GROUP])
@@ -42,6 +40,22 @@ def store_operand(
         tl.store(operand + place, rounded.to(tl.int8), mask=columns < WIDTH)
         group = first // GROUP + tl.arange(0, GROUPS)
         tl.store(scales + row * (WIDTH // GROUP) + group, scale, mask=group < WIDTH // GROUP)
+
+
+@triton.jit
+def store_scale(scales, row, largest):
+    """The scale of a whole row of e4m3 numbers, a 448th of its largest magnitude; its inverse comes back."""
+    scale, inverse = step_of(largest, 448.0)
+    tl.store(scales + row, scale)
+    return inverse
+
+
+@triton.jit
+def store_e4m3(operand, row, first, values, inverse, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Columns ``[first, first + BLOCK)`` of ``row``, over the scale."""
+    columns = first + tl.arange(0, BLOCK)
+    rounded = close_fp8(values * inverse, 448.0).to(tl.int8, bitcast=True)
+    tl.store(operand + row * WIDTH + columns, rounded, mask=columns < WIDTH)
 
 
 @triton.jit

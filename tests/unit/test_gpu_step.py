@@ -138,10 +138,9 @@ def test_a_product_of_fp8_is_the_librarys_and_the_scales_are_a_kernels() -> None
     assert {(line.input, line.output, line.bias, line.add) for line in products} == {
         ("quantized", "products", None, False)
     }
-    # A row's scale is of all of the row.
+    # A row's scale is of all of the row: one program makes it.
     rounding = [each for each in table.launches() if each.constants.get("E4M3")]
     assert len(rounding) == 4 and all(each.grid[1:] in ((), (1,)) for each in rounding)
-    assert all(each.constants["BLOCK"] >= each.constants["WIDTH"] for each in rounding)
 
 
 def test_what_one_line_writes_the_next_may_read() -> None:

@@ -34,7 +34,7 @@ from ..runtime.formats.program import (
 from .attention_launches import AttentionLaunches
 from .cuda_constants import Tiling
 from .tiles import FREQUENCIES, WeightParts, same_angles, scales
-from .tilings import BLOCK, CAPTURED, SKINNY, power, product_tilings, usual_tilings, warps_of
+from .tilings import BLOCK, CAPTURED, ROW_BLOCK, SKINNY, power, product_tilings, usual_tilings, warps_of
 
 BF16 = 0
 """The group of an operand that is not rounded to bytes."""
@@ -214,11 +214,12 @@ class _Writer:
         self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation]
     ) -> Launch:
         operand, rounding = self._operand(output, width, rest)
-        # A scale of a whole row is known when all of the row is.
-        block = power(width) if rounding["E4M3"] else BLOCK
+        # The scale of a whole row is known when all of the row is: one program goes over it.
+        whole = bool(rounding["E4M3"])
+        block = min(power(width), ROW_BLOCK) if whole else BLOCK
         return Launch(
             kernel=kernel,
-            grid=(Blocks(of=self._rows), -(-width // block)),
+            grid=(Blocks(of=self._rows), 1 if whole else -(-width // block)),
             tensors={"input": source, **operand},
             constants={"WIDTH": width, "BLOCK": block, **rounding},
             warps=max(4, warps_of(block)),

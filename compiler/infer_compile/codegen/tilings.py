@@ -8,6 +8,8 @@ from .cuda_constants import Tiling, chunk_launch, decode_launch
 
 BLOCK = 1024
 """Columns of one program of kernels that go along rows: whole groups of every format."""
+ROW_BLOCK = 8192
+"""Columns at once of a program that goes over a whole row."""
 CAPTURED = (1, 2, 4, 8, *range(16, 129, 8), *range(144, 257, 16))
 """Rows of steps that are captured as graphs: a step is filled up to the next, by at most a half up to 8, by
 seven rows up to 128."""
