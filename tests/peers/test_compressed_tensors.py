@@ -185,7 +185,7 @@ def test_the_quickstart_model(format: str, tmp_path: Path) -> None:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     apart = (logits(loaded, tokens) - twin)[0]
     if format == "fp8":
-        # Activations in float32 that differ in their last bit may round to two numbers of e4m3: docs/numerics.md.
+        # Activations that differ in their last bit may round to two numbers of e4m3 (docs/numerics.md).
         assert np.abs(apart[0]).max() < 1e-3
         assert np.median(apart.std(-1) / twin[0].std(-1)) < 0.03
     else:
