@@ -322,6 +322,9 @@ def test_a_shape_without_a_kernel_is_refused_by_name() -> None:
         generate(narrow)
     with pytest.raises(InferCompileError, match=r"IC310.*no product with weights in fp8"):
         generate(draw_program(rng, config, weights=FP8))
+    mixture = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2}
+    with pytest.raises(InferCompileError, match=r"IC310.*mixtures of experts"):
+        generate(draw_program(rng, config | mixture))
 
 
 def test_compiler_of_the_host_is_found() -> None:

@@ -103,6 +103,18 @@ def test_fp8_is_for_devices_that_multiply_it() -> None:
     assert plan(spec(), tiny(), cpu()).weights.format != "fp8"
 
 
+def test_mixtures_are_for_gpus() -> None:
+    fields = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 64}
+    mixture = tiny(architectures=["MixtralForCausalLM"], **fields)
+    for weights in ("bf16", "int8", "int4-rtn"):
+        pin = {"engine": "native", "weights": weights}
+        made = plan(spec(target="round-gpu", pin=pin), mixture, gpu())
+        assert lower(mixture, made).weight_bytes == made.weights.bytes
+    fp8 = refused(spec(target="round-gpu", pin={"engine": "native", "weights": "fp8"}), mixture, gpu())
+    assert "not for MixtralForCausalLM" in str(fp8)
+    assert codes(refused(spec(pin={"engine": "native"}), mixture, cpu())) == ["IC208"]
+
+
 def test_the_group_is_the_largest_that_divides_the_model() -> None:
     made = plan(spec(pin={"weights": "int8"}), tiny(), cpu())
     assert made.weights.group == 64 and "64 inputs do not divide by 128" in reason(made, "weights.group")

@@ -28,6 +28,7 @@ from ..runtime.formats.program import (
     Program,
     Quantize,
     Rotary,
+    Route,
     Select,
     Tensor,
 )
@@ -60,6 +61,8 @@ def _refuse(program: Program) -> None:
         problems.append("checks of answers against an exact cache")
     if program.features or program.tells_tokens:
         problems.append("heads that draft, and what they read")
+    if any(isinstance(operation, Route) for operation in program.operations):
+        problems.append("mixtures of experts")
     if program.cache.page_tokens % 16:
         problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
     if program.cache.head_dim % 32:

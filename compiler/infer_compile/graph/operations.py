@@ -11,7 +11,7 @@ from typing import Literal
 
 from .control import Control
 from .cost import Cost
-from .experts import Experts
+from .experts import Experts, Route
 from .features import Activate, Feed, Place
 from .latent import Index, LatentAttend
 from .rotary import Rotation
@@ -281,6 +281,7 @@ Operation = (
     | Index
     | StateMix
     | Control
+    | Route
     | Experts
     | Gate
     | Activate

@@ -16,7 +16,7 @@ from typing import Literal
 from ..catalog.formats import Bits, WeightScheme
 from ..runtime.formats.weights import BF16, WeightFormat, weight_format
 from .cost import Mixture, Totals, expected_experts
-from .experts import Experts
+from .experts import Experts, Route
 from .features import Activate, Feed, Place
 from .graph import Graph
 from .latent import LatentAttend
@@ -36,6 +36,7 @@ Written = (
     | Attend
     | LatentAttend
     | StateMix
+    | Route
     | Experts
     | Gate
     | Activate
@@ -155,7 +156,10 @@ def token_buffers(graph: Graph, weights: WeightFormat) -> dict[str, int]:
     """Float values held for each token of a step: name to elements, as wide as the widest written there."""
     written = _widths(itertools.takewhile(_before_select, graph.operations))
     if weights.activation != "none":
-        written[QUANTIZED] = max(matrix.cols for matrix in graph.matrices)
+        written[QUANTIZED] = max(
+            *(matrix.cols for matrix in graph.matrices),
+            *(width for experts in graph.experts for width in (experts.inputs, experts.gated_width)),
+        )
     return written
 
 
@@ -173,4 +177,6 @@ def _widths(operations: Iterable[Operation]) -> dict[str, int]:
     for operation in operations:
         if isinstance(operation, Written):
             widths[operation.output] = max(operation.width, widths.get(operation.output, 0))
+        if isinstance(operation, Experts):
+            widths[operation.gated] = max(operation.gated_width, widths.get(operation.gated, 0))
     return widths

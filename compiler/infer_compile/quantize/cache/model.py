@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...runtime.engines.mixture import expert_products, routed
 from ...runtime.engines.rounding import rounded
 from ...runtime.formats.program import (
     Attend,
     Embed,
+    ExpertLinear,
     Gate,
     HeadNorm,
     Linear,
@@ -27,6 +29,7 @@ from ...runtime.formats.program import (
     Program,
     Quantize,
     Rotary,
+    Route,
     Select,
     Tensor,
 )
@@ -216,8 +219,17 @@ class Model:
             case Attend():
                 values[operation.output] = _attend(values[operation.input], operation, hook, sequences)
             case Gate():
-                gate, up = values[operation.input].split(operation.width, dim=-1)
-                values[operation.output] = torch.nn.functional.silu(gate) * up
+                both = values[operation.input].unflatten(-1, (-1, 2, operation.width))
+                gated = torch.nn.functional.silu(both[..., 0, :]) * both[..., 1, :]
+                values[operation.output] = gated.flatten(-2)
+            case Route():
+                weight = self.weight(operation.weight)
+                values[operation.output] = routed(values[operation.input], weight, operation)
+            case ExpertLinear():
+                weight, routes = self.weight(operation.weight), values[operation.routes]
+                products = expert_products(values[operation.input], routes, weight, operation)
+                before = values[operation.output] if operation.combine else 0
+                values[operation.output] = before + products
             case Select():
                 values[operation.output] = values[operation.input]
 

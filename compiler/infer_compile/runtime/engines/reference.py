@@ -17,6 +17,7 @@ from ..formats.program import (
     Activate,
     Attend,
     Embed,
+    ExpertLinear,
     Feed,
     Gate,
     HeadNorm,
@@ -27,11 +28,13 @@ from ..formats.program import (
     Program,
     Quantize,
     Rotary,
+    Route,
     Select,
     Tensor,
 )
 from ..step import Float32, SequenceStep, StepResult
 from .attention import Attention
+from .mixture import expert_products, routed
 from .pools import ExactDtype, ExactPool, PackedPool
 from .rounding import rounded
 from .rows import Rows, rows_of
@@ -122,10 +125,18 @@ class ReferenceEngine:
             case Attend():
                 inputs = values[operation.input].cpu().numpy()
                 values[operation.output] = self._tensor(self._attention.run(operation, inputs, rows))
+            case Route():
+                weight = self._weights[operation.weight]
+                values[operation.output] = routed(values[operation.input], weight, operation)
+            case ExpertLinear():
+                weight, routes = self._weights[operation.weight], values[operation.routes]
+                products = expert_products(values[operation.input], routes, weight, operation)
+                before = values[operation.output] if operation.combine else 0
+                values[operation.output] = before + products
             case Gate():
-                both = values[operation.input].double()
-                gate, up = both[:, : operation.width], both[:, operation.width :]
-                values[operation.output] = (torch.nn.functional.silu(gate) * up).float()
+                both = values[operation.input].double().unflatten(-1, (-1, 2, operation.width))
+                gated = torch.nn.functional.silu(both[..., 0, :]) * both[..., 1, :]
+                values[operation.output] = gated.flatten(1).float()
             case Activate():
                 added = torch.nn.functional.silu(values[operation.input].double()).float()
                 values[operation.output] = values[operation.output] + added

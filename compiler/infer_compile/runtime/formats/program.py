@@ -144,8 +144,40 @@ class Attend(_Frozen):
     window: int | None = None
 
 
+class Route(_Frozen):
+    """Choose ``per_token`` experts for each token: those of the largest ``softmax(input @ weight.T)``, of
+    equal ones the first. ``output`` holds their numbers, the best first, then their probabilities, divided by
+    their sum if ``normalized``."""
+
+    kind: Literal["route"] = "route"
+    weight: str
+    input: str
+    output: str
+    per_token: int
+    normalized: bool
+
+
+class ExpertLinear(_Frozen):
+    """Products with the experts that ``routes`` names; ``weight`` holds a matrix of ``rows`` outputs for one
+    expert after the other.
+
+    What a token's choices give lies side by side in ``output``, and all of them read ``input``. If
+    ``combine``, each choice reads its own part of ``input`` instead, and the sum of probability times product
+    over a token's choices is added to ``output``.
+    """
+
+    kind: Literal["expert_linear"] = "expert_linear"
+    weight: str
+    routes: str
+    input: str
+    output: str
+    rows: int
+    per_token: int
+    combine: bool
+
+
 class Gate(_Frozen):
-    """``output = silu(input[:, :width]) * input[:, width:]``."""
+    """``output = silu(first) * second``, of the halves of every ``2 * width`` numbers of ``input``."""
 
     kind: Literal["gate"] = "gate"
     input: str
@@ -170,7 +202,20 @@ class Select(_Frozen):
 
 
 Operation = Annotated[
-    Embed | Feed | Place | Norm | HeadNorm | Quantize | Linear | Rotary | Attend | Gate | Activate | Select,
+    Embed
+    | Feed
+    | Place
+    | Norm
+    | HeadNorm
+    | Quantize
+    | Linear
+    | Rotary
+    | Attend
+    | Route
+    | ExpertLinear
+    | Gate
+    | Activate
+    | Select,
     Field(discriminator="kind"),
 ]
 
