@@ -40,11 +40,22 @@ class Case:
     tied: bool = False
 
 
+MIXTURES: dict[str, dict[str, object]] = {
+    "MixtralForCausalLM": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "Qwen3MoeForCausalLM": {
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": False,
+    },
+}
 CASES = (
     Case("Qwen3ForCausalLM", "int4-rtn", ("bf16", "bf16"), tied=True),
     Case("LlamaForCausalLM", "int4-rtn", ("tq3", "int8")),
     Case("Qwen2ForCausalLM", "bf16", ("fp8", "bf16"), tied=True),
     Case("Qwen2ForCausalLM", "fp8", ("tq3", "bf16")),
+    Case("MixtralForCausalLM", "bf16", ("bf16",)),
+    Case("Qwen3MoeForCausalLM", "int4-rtn", ("tq3",)),
     Case("MistralForCausalLM", "int8", ("ct3",), sink_pages=1, window=25),
 )
 
@@ -84,6 +95,7 @@ def pair(
         "sliding_window": case.window,
         "tie_word_embeddings": case.tied,
         "hidden_act": "silu",
+        **MIXTURES.get(case.family, {}),
     }
     layout = draw_layout(rng, list(case.levels), 1, 64, 16, case.sink_pages, recent_pages=0)
     limits = Limits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from ..runtime.errors import InferCompileError, Problem
@@ -20,6 +21,7 @@ from ..runtime.formats.launches import (
 from ..runtime.formats.program import (
     Attend,
     Embed,
+    ExpertLinear,
     Gate,
     HeadNorm,
     Linear,
@@ -34,7 +36,8 @@ from ..runtime.formats.program import (
 )
 from .attention_launches import AttentionLaunches
 from .cuda_constants import Tiling
-from .tiles import FREQUENCIES, WeightParts, same_angles, scales
+from .expert_launches import ExpertLaunches
+from .tiles import FREQUENCIES, ROWS, WeightParts, same_angles, scales
 from .tilings import BLOCK, CAPTURED, ROW_BLOCK, SKINNY, power, product_tilings, usual_tilings, warps_of
 
 BF16 = 0
@@ -61,8 +64,6 @@ def _refuse(program: Program) -> None:
         problems.append("checks of answers against an exact cache")
     if program.features or program.tells_tokens:
         problems.append("heads that draft, and what they read")
-    if any(isinstance(operation, Route) for operation in program.operations):
-        problems.append("mixtures of experts")
     if program.cache.page_tokens % 16:
         problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
     if program.cache.head_dim % 32:
@@ -72,6 +73,10 @@ def _refuse(program: Program) -> None:
             problems.append(
                 f"{tensor.name} in fp8: {tensor.rows} x {tensor.cols}, no multiples of {E4M3_SIZES}"
             )
+    rounded = {tensor.name: tensor.format.scaled for tensor in program.tensors}
+    for operation in program.operations:
+        if isinstance(operation, ExpertLinear) and rounded[operation.weight] and operation.rows % ROWS:
+            problems.append(f"{operation.weight}: experts of {operation.rows} rows, no multiple of {ROWS}")
     if problems:
         fix = "choose another engine"
         raise InferCompileError(
@@ -97,6 +102,9 @@ class _Writer:
             "sampled": Buffer(dtype="int32", width=1, per="outputs"),
         }
         self._attention = AttentionLaunches(program, tilings, self._buffers)
+        self._experts = ExpertLaunches(program, self._need)
+        self._choices: dict[str, int] = {}
+        """Places of each row in a buffer that choices of experts share."""
         self._rows: Count = "rows"
 
     def table(self) -> StepTable:
@@ -156,6 +164,14 @@ class _Writer:
                     yield from self._attend(operation, rest)
                 case Linear():
                     yield from self._linear(operation)
+                case Route():
+                    yield from self._experts.route(operation)
+                case ExpertLinear():
+                    self._choices[operation.output] = 1 if operation.combine else operation.per_token
+                    form = self._tensors[operation.weight].format
+                    rounded = form.activation == "int8"
+                    source = operation.input if rounded else _unrounded(operation.input)
+                    yield from self._experts.products(operation, source)
                 case HeadNorm() | Rotary():
                     turned = _turned(operations[place - 1 :])
                     yield self._turn(turned)
@@ -176,7 +192,7 @@ class _Writer:
 
     def _norm(self, operation: Norm, rest: Sequence[Operation]) -> Launch:
         width = self._program.buffers[operation.input]
-        keep = operation.output == self._program.hidden
+        keep = operation.output == self._program.hidden or _routed(operation.output, rest)
         if keep:
             self._need(operation.output, width, self._rows)
         operand, rounding = self._operand(operation.output, width, rest)
@@ -201,7 +217,8 @@ class _Writer:
         )
 
     def _gate(self, operation: Gate, rest: Sequence[Operation]) -> Launch:
-        return self._rounding("gate.gate", operation.input, operation.output, operation.width, rest)
+        each = self._choices.get(operation.input, 1)
+        return self._rounding("gate.gate", operation.input, operation.output, operation.width, rest, each)
 
     def _attend(self, operation: Attend, rest: Sequence[Operation]) -> Iterator[Line]:
         output, width = operation.output, self._program.buffers[operation.output]
@@ -214,32 +231,33 @@ class _Writer:
             yield self._rounding("round.round", output, output, width, rest)
 
     def _rounding(
-        self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation]
+        self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation], each: int = 1
     ) -> Launch:
-        operand, rounding = self._operand(output, width, rest)
+        """``each`` rows of ``width`` numbers for every row of the step."""
+        operand, rounding = self._operand(output, width, rest, each)
         # The scale of a whole row is known when all of the row is: one program goes over it.
         whole = bool(rounding["E4M3"])
         block = min(power(width), ROW_BLOCK) if whole else BLOCK
         return Launch(
             kernel=kernel,
-            grid=(Blocks(of=self._rows), 1 if whole else -(-width // block)),
+            grid=(Blocks(of=self._rows, each=each), 1 if whole else -(-width // block)),
             tensors={"input": source, **operand},
             constants={"WIDTH": width, "BLOCK": block, **rounding},
             warps=max(4, warps_of(block)),
         )
 
     def _operand(
-        self, output: str, width: int, rest: Sequence[Operation]
+        self, output: str, width: int, rest: Sequence[Operation], each: int = 1
     ) -> tuple[dict[str, str | View | None], dict[str, int | bool]]:
         """What the next product reads of ``output``: its tensors, and how it is rounded."""
         reader = _reader(output, rest)
-        if isinstance(reader, Linear):
-            self._need(_unrounded(output), width, self._rows, "bf16")
+        if not isinstance(reader, Quantize):
+            self._need(_unrounded(output), each * width, self._rows, "bf16")
             return {"operand": _unrounded(output), "scales": None}, {"GROUP": BF16, "E4M3": False}
         name, e4m3 = reader.output, reader.to == "fp8"
         # One kind of row is shorter than another, and both begin at the same places.
-        self._need(name, width, "rows", "e4m3" if e4m3 else "int8")
-        self._need(scales(name), width // reader.group, "rows")
+        self._need(name, each * width, "rows", "e4m3" if e4m3 else "int8")
+        self._need(scales(name), each * width // reader.group, "rows")
         rounding = {"GROUP": reader.group, "E4M3": e4m3}
         return {"operand": View(name=name, dtype="int8") if e4m3 else name, "scales": scales(name)}, rounding
 
@@ -379,9 +397,17 @@ class _Writer:
         self._buffers[name] = Buffer.model_validate({"dtype": dtype, "width": width, "per": per})
 
 
-def _reader(buffer: str, operations: Sequence[Operation]) -> Linear | Quantize:
-    """The first of ``operations`` that reads ``buffer``: nothing else does before it is written again."""
-    return next(op for op in operations if isinstance(op, Linear | Quantize) and op.input == buffer)
+def _reader(buffer: str, operations: Sequence[Operation]) -> Linear | ExpertLinear | Quantize:
+    """The first product of ``operations`` that reads ``buffer``, or what rounds it for that. But for a router
+    nothing else reads it before it is written again."""
+    products = (op for op in operations if isinstance(op, Linear | ExpertLinear | Quantize))
+    return next(op for op in products if op.input == buffer)
+
+
+def _routed(buffer: str, operations: Sequence[Operation]) -> bool:
+    """Whether a router reads ``buffer`` before it is written again."""
+    fresh = itertools.takewhile(lambda op: not isinstance(op, Norm) or op.output != buffer, operations)
+    return any(isinstance(op, Route) and op.input == buffer for op in fresh)
 
 
 def _unrounded(buffer: str) -> str:

@@ -55,6 +55,14 @@ def warps_of(block: int) -> int:
     return min(16, max(1, block // 1024))
 
 
+def expert_tilings(experts: int, choices: int) -> tuple[tuple[int | None, dict[str, int]], ...]:
+    """For up to so many input rows, how products with ``experts`` are cut, of which each row has ``choices``:
+    in tiles that are half full where choices fall evenly."""
+    few = {"TILE": SKINNY, "BLOCK_N": 32, "warps": 4, "stages": 4}
+    many = {"TILE": 64, "BLOCK_N": 64, "warps": 4, "stages": 3}
+    return (32 * experts // choices, few), (None, many)
+
+
 def product_tilings(
     rows: int, cols: int, form: WeightFormat
 ) -> tuple[tuple[int | None, dict[str, int]], ...]:

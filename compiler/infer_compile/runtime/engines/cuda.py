@@ -323,7 +323,7 @@ class CudaEngine:
 
     def _launch(self, launch: Launch, counts: Mapping[Count, int]) -> None:
         grid = tuple(
-            -(-counts[size.of] // size.size) if isinstance(size, Blocks) else size for size in launch.grid
+            size.programs(counts[size.of]) if isinstance(size, Blocks) else size for size in launch.grid
         )
         if 0 in grid:
             return

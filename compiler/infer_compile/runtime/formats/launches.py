@@ -51,10 +51,18 @@ class Part(_Frozen):
 
 
 class Blocks(_Frozen):
-    """As many programs as cover what there is ``of`` in a step, ``size`` each."""
+    """As many programs as cover ``each`` times what there is ``of`` in a step, ``size`` at a time, and
+    ``more``; at most one for each of these."""
 
     of: Count
     size: int = 1
+    each: int = 1
+    more: int = 0
+
+    def programs(self, count: int) -> int:
+        """For ``count`` of it."""
+        whole = count * self.each
+        return min(whole, -(-whole // self.size) + self.more)
 
 
 class View(_Frozen):
