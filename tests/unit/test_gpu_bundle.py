@@ -165,10 +165,10 @@ def test_what_the_kernels_do_not_run_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu_bundle.without_compiler(monkeypatch.setattr)
-    spec = gpu_bundle.write(tmp_path, "rtx-4090")
-    spec.write_text(spec.read_text() + "serving: {shadow: {fraction: 0.5}}\n")
+    spec = gpu_bundle.write(tmp_path, "rtx-4090", intermediate_size=200)
+    spec.write_text(spec.read_text().replace("{format: int4-rtn, group: 64}", "fp8"))
     done = run("build", spec, "-o", tmp_path / "out")
-    assert done.exit_code == 1 and "IC315" in done.stderr and "exact cache" in done.stderr
+    assert done.exit_code == 1 and "IC315" in done.stderr and "no multiples of" in done.stderr
     assert not (tmp_path / "out.partial").exists()
 
 
