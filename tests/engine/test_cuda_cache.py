@@ -110,11 +110,12 @@ def test_sinks_are_seen_as_if_what_was_evicted_had_never_been(level: LevelName) 
     hold(*case.run(0, tiling))
 
 
-@pytest.mark.parametrize("window", [30, 70, 110])
+@pytest.mark.parametrize("window", [2, 30, 70, 110])
 def test_windows_of_what_is_left(window: int) -> None:
-    """They end in, or before, what was kept; some reach into the sinks."""
-    case = Case(Shape(("tq3",), sink_pages=2), [Past(150, 1, evicted=64), Past(160, 3, evicted=96)], seed=2)
-    hold(*case.run(0, Tiling(4, 16, 1, 2), window, TURN))
+    """They end among the new tokens of a tree, in what was kept, or in the sinks."""
+    pasts = [Past(150, 1, evicted=64), Past(160, 6, tree=True, evicted=96)]
+    case = Case(Shape(("tq3",), sink_pages=2), pasts, seed=2)
+    hold(*case.run(0, Tiling(8, 16, 1, 2, tree=True), window, TURN))
 
 
 def test_a_chunk_that_goes_on_behind_a_gap() -> None:
