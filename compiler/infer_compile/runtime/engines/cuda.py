@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from ..errors import InferCompileError, Problem
 from ..formats.launches import (
     BYTES,
+    SETTINGS,
     WEIGHTS_MAGIC,
     Blocks,
     Buffer,
     Cases,
     Count,
-    Dtype,
     Launch,
     Line,
     Matmul,
@@ -36,24 +36,17 @@ from ..formats.program import Program
 from ..step import SequenceStep, StepResult
 from ..stopwatch import Stopwatch
 from .device import check_driver, check_memory, holders, lacking_memory, need_compiler
-from .draws import SETTINGS, altered, draw, draws_of
+from .draws import UNSETTLED, altered, draw, draw_among_largest, draws_of
 from .driver import Driver, failed
-from .inputs import NOWHERE, Inputs, inputs_of
+from .inputs import Inputs, inputs_of
 from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul
 from .rows import rows_of
+from .transfer import TORCH, Transfer
 
 _log = logging.getLogger(__name__)
 PROGRAM, STEP, WEIGHTS, KERNELS = "program.json", "step.json", "weights.bin", "kernels"
 CUBINS = "sm_{}"
 """The folder of kernels for a compute capability."""
-TORCH: dict[Dtype, torch.dtype] = {
-    "f64": torch.float64,
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int8": torch.int8,
-    "int32": torch.int32,
-}
 
 
 class CudaEngine:
@@ -78,17 +71,19 @@ class CudaEngine:
         if bytes(weights[: len(header)]) != header:
             raise self._broken("weights.bin was written for another program.json")
         self._device = torch.device(device)
+        # Of the program once, and not in each step: it looks through all its operations for it.
+        self._tells_tokens = self.program.tells_tokens
         watch = Stopwatch()
         self._kernels = self._opened(watch)
         try:
             self._parts = {name: self._part(weights, part) for name, part in self._table.weights.items()}
             watch.lap("weights")
             self._buffers = self._allocated()
+            self._transfer = Transfer(self._table, self._most, self._device)
         except torch.OutOfMemoryError as failure:
             raise lacking_memory(self._bytes, *self._memory(), holders(self._index)) from failure
         watch.lap("buffers")
         _log.info(watch.line("device"))
-        self._settings = torch.zeros(self._most["outputs"], SETTINGS, dtype=torch.float64, device=device)
         self._lent: list[tuple[weakref.ref[NDArray[np.uint8]], torch.Tensor]] = []
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
         # What steps need for a while lies in one pool of memory: no two graphs run at a time.
@@ -169,12 +164,14 @@ class CudaEngine:
             "outputs": limits.max_outputs,
             "sequences": limits.max_sequences,
             "tiles": limits.max_batch_tokens,
-            "seals": limits.packed_pages,
+            "seals": self.program.pool_pages[1],
         }
 
     def _allocated(self) -> dict[str, torch.Tensor]:
         found = {}
         for name, buffer in self._table.buffers.items():
+            if name in self._table.inputs:
+                continue
             shape = (self._count(buffer) * buffer.width,)
             found[name] = torch.zeros(shape, dtype=TORCH[buffer.dtype], device=self._device)
         return found
@@ -187,28 +184,31 @@ class CudaEngine:
         worth nothing."""
         rows = rows_of(self.program, batch)
         draws = draws_of(rows, self.program.vocabulary)
-        inputs = inputs_of(self.program.cache, rows, self._table.tiles)
+        inputs = inputs_of(self.program, rows, self._table.tiles, draws.settings)
         outputs = inputs.counts["outputs"]
-        counts = self._captured(inputs)
-        drawn = not draws.greedy
+        told = inputs.counts["rows"] if self._tells_tokens else outputs
+        captured = self._captured(inputs)
+        counts = captured or inputs.counts
+        drawn = not draws.greedy and not draws.altered
         lent = self._returned()
-        self._fill(inputs, counts or inputs.counts, batch)
-        self._settings[:outputs] = torch.from_numpy(draws.settings).to(self._device)
-        if counts is None:
-            tokens = self._forward(inputs.counts, inputs.tile, drawn and not draws.altered)
-        else:
-            tokens = self._replay(counts, inputs.tile, drawn and not draws.altered)
+        self._transfer.send(inputs, counts)
+        tokens = (self._replay if captured else self._forward)(counts, inputs.tile, drawn)
+        scores, settings = self._logits(outputs), self._settings(counts)[:outputs]
         if draws.altered:
-            tokens = draw(altered(self._logits(outputs), draws.steps), self._settings[:outputs])
+            scores = altered(scores, draws.steps)
+            tokens = draw_among_largest(scores, settings)
         for host, device in lent:
             host[:] = device.cpu().numpy()
         self._check_finite()
         sampled = _host(tokens[:outputs]).astype(np.int32)
+        unsettled = np.flatnonzero(sampled == UNSETTLED)
+        if unsettled.size:
+            sampled[unsettled] = _host(draw(scores[unsettled], settings[unsettled]))
         ends = np.cumsum([sequence.outputs for sequence in batch])[:-1]
         return StepResult(
             tokens=np.split(sampled, ends),
             logits=_host(self._logits(outputs)) if logits else None,
-            hidden=_host(self._rows(self._table.hidden, outputs)) if hidden else None,
+            hidden=_host(self._rows(self._table.hidden, told)) if hidden else None,
         )
 
     def pool(self, name: str) -> NDArray[np.uint8]:
@@ -251,6 +251,9 @@ class CudaEngine:
     def _logits(self, outputs: int) -> torch.Tensor:
         return self._rows("logits", outputs)
 
+    def _settings(self, counts: Mapping[Count, int]) -> torch.Tensor:
+        return self._transfer.views(counts)["settings"].view(-1, SETTINGS)
+
     def _check_finite(self) -> None:
         if self._buffers["broken"].item():
             raise InferCompileError(
@@ -270,24 +273,6 @@ class CudaEngine:
         if size is None or inputs.tile == self._table.tiles[-1]:
             return None
         return {name: min(size, most) for name, most in self._most.items()}
-
-    def _fill(self, inputs: Inputs, counts: Mapping[Count, int], batch: Sequence[SequenceStep]) -> None:
-        """Copies the inputs; what is there beyond them up to ``counts`` is nobody's."""
-        for name, array in inputs.arrays.items():
-            buffer = self._table.buffers[name]
-            if buffer.per is None:
-                raise ValueError(f"{name} is counted in nothing")
-            whole = np.full(counts[buffer.per] * buffer.width, _filler(name), np.int32)
-            whole[: array.size] = array.reshape(-1)
-            self._buffers[name][: whole.size].copy_(torch.from_numpy(whole))
-        for form in ("exact", "packed") if self.program.cache.compressed else ("exact",):
-            name = f"{form}_table"
-            width = self._table.buffers[name].width
-            table = np.full((counts["sequences"], width), NOWHERE, np.int32)
-            for row, sequence in enumerate(batch):
-                pages = getattr(sequence, form)[:width]
-                table[row, : len(pages)] = pages
-            self._buffers[name][: table.size].copy_(torch.from_numpy(table.reshape(-1)))
 
     def _replay(self, counts: Mapping[Count, int], tile: int, drawn: bool) -> torch.Tensor:
         """The step as a graph. The first of its kind runs without one, and so loads what it launches; the
@@ -309,6 +294,7 @@ class CudaEngine:
 
     def _forward(self, counts: Mapping[Count, int], tile: int, drawn: bool) -> torch.Tensor:
         """From embedding to tokens, on what the buffers hold."""
+        self._buffers |= self._transfer.views(counts)
         self._buffers["broken"].zero_()
         for line in self._table.lines:
             self._run(line, counts, tile)
@@ -319,7 +305,7 @@ class CudaEngine:
         sampled = self._rows("sampled", outputs)[:, 0]
         scores = self._logits(outputs)
         # Of equal numbers argmax takes the first.
-        sampled.copy_(draw(scores, self._settings[:outputs]) if drawn else scores.argmax(-1))
+        sampled.copy_(draw_among_largest(scores, self._settings(counts)) if drawn else scores.argmax(-1))
         return sampled
 
     def _run(self, line: Line, counts: Mapping[Count, int], tile: int) -> None:
@@ -371,8 +357,3 @@ def _host(tensor: torch.Tensor) -> NDArray[Any]:
     """A copy in the processor's memory: the next step writes where the tensor lies."""
     copied: NDArray[Any] = tensor.to("cpu", copy=True).numpy()
     return copied
-
-
-def _filler(name: str) -> int:
-    """What stands in rows that are nobody's: a token that exists, no place to write to, nothing to do."""
-    return NOWHERE if name in ("slots", "tiles", "jobs") else 0
