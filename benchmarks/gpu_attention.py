@@ -32,6 +32,7 @@ import torch
 
 from cuda_kernels import FLOPS_PER_SLOT
 from gpu_apart import apart
+from gpu_cache import COPIED
 from gpu_peers import NUMBER_BYTES, PEERS, Absent, vllm
 from gpu_record import CACHE_KERNELS, record
 from gpu_subjects import Case, Heads, Subject, level_subject, needed_bytes, prepared
@@ -56,7 +57,7 @@ Row = dict[str, Any]
 
 def main() -> int:
     given = arguments().parse_args()
-    heads = Heads(given.kv_heads, given.head_dim)
+    heads = Heads(given.kv_heads, given.head_dim, given.page_tokens, given.copied)
     if given.prepare:
         for level in given.levels:
             for group in given.groups:
@@ -98,6 +99,8 @@ def arguments() -> argparse.ArgumentParser:
     words.add_argument("--contexts", type=_numbers, default=(32768, 4096, 131072))
     words.add_argument("--kv-heads", type=int, default=8)
     words.add_argument("--head-dim", type=int, default=128)
+    words.add_argument("--page-tokens", type=int, default=32)
+    words.add_argument("--copied", type=int, default=COPIED, help="pages of different contents")
     words.add_argument("--rounds", type=int, default=21)
     words.add_argument("--minutes", type=float, default=8.5, help="no subject begins later, and all end")
     words.add_argument("--each", type=float, default=150.0, help="seconds that a subject may take")
@@ -147,7 +150,17 @@ def words_of(given: argparse.Namespace, name: str, seconds: float) -> list[objec
     """What the process of one subject is told."""
     words: list[object] = ["--alone", "--minutes", (seconds - 5) / 60]
     words += ["--levels", "" if name in PEERS else name, "--peers", name if name in PEERS else ""]
-    for key in ("work", "vllm", "kv_heads", "head_dim", "rounds", "target", "device"):
+    for key in (
+        "work",
+        "vllm",
+        "kv_heads",
+        "head_dim",
+        "page_tokens",
+        "copied",
+        "rounds",
+        "target",
+        "device",
+    ):
         if (value := getattr(given, key)) is not None:
             words += [f"--{key.replace('_', '-')}", value]
     for key in ("groups", "batches", "contexts"):

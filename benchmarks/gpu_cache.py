@@ -20,21 +20,21 @@ from infer_compile.runtime.formats.kv import SIDES, CacheLayout
 from infer_compile.runtime.formats.program import Limits
 from infer_compile.runtime.step import SequenceStep
 
-SOURCES = 17
+COPIED = 17
 """Pages of different contents; the first is a sink of the default windows, and never sealed."""
 AT_ONCE = 512 << 20
 """Bytes of pages copied at once."""
 
 
-def limits_of(layout: CacheLayout, batch: int, context: int, chunk: int = 1) -> Limits:
+def limits_of(layout: CacheLayout, batch: int, context: int, chunk: int = 1, copied: int = COPIED) -> Limits:
     """Room for ``batch`` sequences of ``context`` tokens, and for the pages that are copied."""
-    rows = max(batch, SOURCES * layout.page_tokens, chunk)
+    rows = max(batch, copied * layout.page_tokens, chunk)
     return Limits(
-        max_context=max(context, SOURCES * layout.page_tokens),
+        max_context=max(context, copied * layout.page_tokens),
         max_sequences=batch,
         max_batch_tokens=rows,
-        exact_pages=max(SOURCES, batch * layout.exact_pages(context, chunk)),
-        packed_pages=max(SOURCES, batch * layout.pages(context)) if layout.compressed else 0,
+        exact_pages=max(copied, batch * layout.exact_pages(context, chunk)),
+        packed_pages=max(copied, batch * layout.pages(context)) if layout.compressed else 0,
     )
 
 
@@ -46,13 +46,14 @@ class Places:
     limits: Limits
     batch: int
     context: int
+    copied: int = COPIED
 
     @cached_property
     def sources(self) -> np.ndarray:
         """Of each page of each sequence, the page that it is a copy of: ``[batch, pages]``."""
         sinks = self.layout.sink_pages
         page, sequence = np.arange(self.layout.pages(self.context)), np.arange(self.batch)[:, None]
-        return sinks + (page + 3 * sequence) % (SOURCES - sinks)
+        return sinks + (page + 3 * sequence) % (self.copied - sinks)
 
     @cached_property
     def orders(self) -> tuple[np.ndarray, np.ndarray]:
@@ -88,9 +89,9 @@ class Places:
 
     def first(self) -> SequenceStep:
         """The step that writes the pages that are copied, and seals them."""
-        count = SOURCES * self.layout.page_tokens
-        pages = np.arange(SOURCES, dtype=np.int32)
-        packed = pages if self.layout.compressed else np.full(SOURCES, -1, np.int32)
+        count = self.copied * self.layout.page_tokens
+        pages = np.arange(self.copied, dtype=np.int32)
+        packed = pages if self.layout.compressed else np.full(self.copied, -1, np.int32)
         return SequenceStep(np.zeros(count, np.int32), 0, count, 0, pages, packed, 0)
 
     def copies(self, steps: Sequence[SequenceStep]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -108,12 +109,12 @@ def spread(engine: CudaEngine, places: Places, steps: Sequence[SequenceStep]) ->
     for form, targets, sources in places.copies(steps):
         pool = engine.buffer(f"{form}_pool")
         pages = pool.view(-1, sizes[form] // pool.element_size())
-        spread_pages(pages, targets, sources)
+        spread_pages(pages, places.copied, targets, sources)
 
 
-def spread_pages(pages: torch.Tensor, targets: np.ndarray, sources: np.ndarray) -> None:
-    """``pages[targets] = pages[sources]`` of pages ``[n, size]``, whichever overwrites which."""
-    originals = pages[:SOURCES].clone()
+def spread_pages(pages: torch.Tensor, copied: int, targets: np.ndarray, sources: np.ndarray) -> None:
+    """``pages[targets] = pages[sources]`` of pages ``[n, size]``, of which the first are ``copied``."""
+    originals = pages[:copied].clone()
     each = max(1, AT_ONCE // (pages.shape[1] * pages.element_size()))
     for first in range(0, len(targets), each):
         own = slice(first, first + each)
@@ -123,16 +124,16 @@ def spread_pages(pages: torch.Tensor, targets: np.ndarray, sources: np.ndarray) 
 
 @dataclass(frozen=True)
 class Contents:
-    """Keys and values of the pages that are copied, ``[SOURCES, kv_heads, 2, page_tokens, head_dim]``
+    """Keys and values of the pages that are copied, ``[copied, kv_heads, 2, page_tokens, head_dim]``
     float32, as bf16 holds them; and as they decode."""
 
     exact: torch.Tensor
     packed: torch.Tensor
 
     @classmethod
-    def drawn(cls, layout: CacheLayout, tables: Tables, device: str) -> Contents:
+    def drawn(cls, layout: CacheLayout, tables: Tables, device: str, copied: int) -> Contents:
         """Normal numbers, and what the slow form of the codec makes of them."""
-        shape = (SOURCES, layout.kv_heads, len(SIDES), layout.page_tokens, layout.head_dim)
+        shape = (copied, layout.kv_heads, len(SIDES), layout.page_tokens, layout.head_dim)
         generator = torch.Generator().manual_seed(1)
         exact = torch.randn(shape, generator=generator).to(torch.bfloat16).float()
         packed = exact.clone()
@@ -141,7 +142,7 @@ class Contents:
                 codec = PackedPool(layout, 1, tables).codecs[0][side]
                 vectors = exact[:, :, index].transpose(0, 1).flatten(1, 2).contiguous().numpy()
                 decoded = torch.from_numpy(np.ascontiguousarray(codec.decode(codec.encode(vectors))))
-                own = decoded.unflatten(1, (SOURCES, layout.page_tokens))
+                own = decoded.unflatten(1, (copied, layout.page_tokens))
                 packed[:, :, index] = own.transpose(0, 1)
         return cls(exact.to(device), packed.to(device))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from gpu_cache import Places, limits_of, spread
+from gpu_cache import COPIED, Places, limits_of, spread
 from gpu_engine import folder_of, opened, prepare
 from gpu_subjects import attends, launches_of, read_bytes
 from gpu_timer import Timer
@@ -26,30 +26,48 @@ from synthetic_cache import layout_of
 
 Part = Literal["products", "attention", "rest"]
 PARTS: tuple[Part, ...] = ("products", "attention", "rest")
-ANSWER = 32
-"""Tokens decoded by the clock: with the default pages, one page of each sequence is sealed."""
 GROUP = 128
-SHAPES: Mapping[str, dict[str, int]] = MappingProxyType(
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a model; its cache's pages, how many of them differ, and tokens decoded by the clock, in which one
+    page of each sequence is sealed."""
+
+    sizes: Mapping[str, int]
+    page_tokens: int = 32
+    copied: int = COPIED
+    answer: int = 32
+
+
+SHAPES: Mapping[str, Shape] = MappingProxyType(
     {
         # meta-llama/Llama-3.1-8B, its config.json.
-        "8b": {
-            "vocab_size": 128256,
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-        },
-        "tiny": {
-            "vocab_size": 64,
-            "hidden_size": 128,
-            "intermediate_size": 128,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 64,
-        },
+        "8b": Shape(
+            {
+                "vocab_size": 128256,
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+            }
+        ),
+        "tiny": Shape(
+            {
+                "vocab_size": 64,
+                "hidden_size": 128,
+                "intermediate_size": 128,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "head_dim": 64,
+            },
+            page_tokens=16,
+            copied=2,
+            answer=2,
+        ),
     }
 )
 
@@ -74,7 +92,7 @@ class Setup:
 
 
 def config_of(shape: str) -> dict[str, object]:
-    return SHAPES[shape] | {
+    return dict(SHAPES[shape].sizes) | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "max_position_embeddings": 131072,
@@ -86,12 +104,16 @@ def config_of(shape: str) -> dict[str, object]:
 
 
 def program_of(shape: str, setup: Setup, chunk: int) -> Program:
-    sizes = SHAPES[shape]
+    own, sizes = SHAPES[shape], SHAPES[shape].sizes
     layout = layout_of(
-        LEVELS[setup.level], sizes["num_hidden_layers"], sizes["num_key_value_heads"], sizes["head_dim"]
+        LEVELS[setup.level],
+        sizes["num_hidden_layers"],
+        sizes["num_key_value_heads"],
+        sizes["head_dim"],
+        own.page_tokens,
     )
     form = weight_format("bf16") if setup.weights == "bf16" else weight_format(setup.weights, GROUP)
-    limits = limits_of(layout, setup.batch, setup.depth + ANSWER, chunk)
+    limits = limits_of(layout, setup.batch, setup.depth + own.answer, chunk, own.copied)
     return assemble(build(config_of(shape), "synthetic"), form, layout, limits)
 
 
@@ -110,18 +132,23 @@ class Model:
     """The engine of ``setup`` on ``device``, its pools filled up to ``setup.depth`` and a bit more."""
 
     def __init__(self, work: Path, shape: str, setup: Setup, device: str, ahead: bool, chunk: int) -> None:
-        self.setup, self.chunk = setup, chunk
+        self.setup, self.chunk, self.answer = setup, chunk, SHAPES[shape].answer
         self.program = program_of(shape, setup, chunk)
         self.table: StepTable = step_table(self.program)
         place = place_of(work, shape, setup)
         self.engine: CudaEngine = opened(place, self.program, self.table, device, ahead)
-        self.places = Places(self.program.cache, self.program.limits, setup.batch, setup.depth + ANSWER)
+        context = setup.depth + self.answer
+        self.places = Places(
+            self.program.cache, self.program.limits, setup.batch, context, SHAPES[shape].copied
+        )
         self.engine.step([self.places.first()])
         spread(self.engine, self.places, self.places.steps(setup.depth))
 
     def decoded(self, timer: Timer) -> float:
-        """Seconds of a step by the clock of the processor, with all that is around it: ANSWER tokens."""
-        batches = [self.places.steps(self.setup.depth + place, accepted=1) for place in range(ANSWER - 1)]
+        """Seconds of a step by the clock of the processor, with all that is around it."""
+        batches = [
+            self.places.steps(self.setup.depth + place, accepted=1) for place in range(self.answer - 1)
+        ]
         # Once as launches, once captured, once as a graph.
         for _ in range(3):
             self.engine.step(batches[0])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpu_cache import SOURCES, Contents, Places, limits_of, spread_pages
+from gpu_cache import Contents, Places, limits_of, spread_pages
 from gpu_subjects import Case, Heads, Subject, queries_of, reference
 from synthetic_cache import layout_of
 
@@ -49,10 +49,10 @@ class _Same:
 
     def __init__(self, heads: Heads, case: Case, device: str) -> None:
         self.heads, self.case, self.device = heads, case, device
-        self.layout = layout_of("bf16", 1, heads.count, heads.size)
-        limits = limits_of(self.layout, case.batch, case.context)
-        self.places = Places(self.layout, limits, case.batch, case.context)
-        self.contents = Contents.drawn(self.layout, {}, device)
+        self.layout = layout_of("bf16", 1, heads.count, heads.size, heads.page_tokens)
+        limits = limits_of(self.layout, case.batch, case.context, copied=heads.copied)
+        self.places = Places(self.layout, limits, case.batch, case.context, heads.copied)
+        self.contents = Contents.drawn(self.layout, {}, device, heads.copied)
         self.queries = queries_of(case, heads, device)
         self.table = np.stack([step.exact for step in self.places.steps(case.context - 1)])
 
@@ -69,11 +69,11 @@ class _Same:
         return reference(self.queries, cache, self.heads)
 
     def paged(self, pages: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-        """``pages`` filled with the ``originals`` [SOURCES, ...] that they are copies of."""
-        pages[:SOURCES] = originals
+        """``pages`` filled with the ``originals`` [copied, ...] that they are copies of."""
+        pages[: len(originals)] = originals
         sources = self.places.sources[:, : self.table.shape[1]]
         flat = pages.view(len(pages), -1)
-        spread_pages(flat, self.table.reshape(-1), sources.reshape(-1))
+        spread_pages(flat, len(originals), self.table.reshape(-1), sources.reshape(-1))
         return pages
 
 
@@ -172,7 +172,7 @@ def vllm(heads: Heads, case: Case, device: str, source: Path | None = None) -> S
         midpoints,
         **stored,
     )
-    same.paged(pages, pages[:SOURCES].clone())
+    same.paged(pages, pages[: heads.copied].clone())
     queries = same.queries.to(torch.bfloat16)
     table = torch.from_numpy(same.table.astype(np.int32)).to(device)
     lengths = torch.full((case.batch,), case.context, dtype=torch.int32, device=device)
@@ -270,7 +270,10 @@ def _stand_ins() -> dict[str, Mapping[str, object]]:
     triton, language = _imported("triton"), _imported("triton.language")
     packages = ("vllm", "vllm.v1", "vllm.v1.attention", "vllm.v1.attention.ops", "vllm.turboquant")
     platform = SimpleNamespace(
-        is_cuda_alike=lambda: True, is_cuda=lambda: True, is_rocm=lambda: False, is_xpu=lambda: False
+        is_cuda_alike=torch.cuda.is_available,
+        is_cuda=torch.cuda.is_available,
+        is_rocm=lambda: False,
+        is_xpu=lambda: False,
     )
     logging = _imported("logging")
     return {

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpu_cache import Contents, Places, limits_of, spread
+from gpu_cache import COPIED, Contents, Places, limits_of, spread
 from gpu_engine import folder_of, opened, prepare, tables_of
 from infer_compile.codegen.cubins import Compiled, disassemble
 from infer_compile.codegen.gpu_engine import CUBINS
@@ -46,10 +46,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Key-value heads and their size."""
+    """Key-value heads and their size; tokens of a page, and how many pages differ."""
 
     count: int = 8
     size: int = 128
+    page_tokens: int = 32
+    copied: int = COPIED
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,9 @@ def program_of(level: LevelName, heads: Heads, case: Case) -> Program:
         "tie_word_embeddings": True,
         "hidden_act": "silu",
     }
-    layout = layout_of(level, 1, heads.count, heads.size)
-    return assemble(build(config, "attention"), BF16, layout, limits_of(layout, case.batch, case.context))
+    layout = layout_of(level, 1, heads.count, heads.size, heads.page_tokens)
+    limits = limits_of(layout, case.batch, case.context, copied=heads.copied)
+    return assemble(build(config, "attention"), BF16, layout, limits)
 
 
 def table_of(program: Program) -> StepTable:
@@ -142,8 +145,8 @@ def level_subject(
     place = place_of(work, level, heads, case.group)
     engine = opened(place, program, table, device, ahead)
     attend = next(op for layer in program.layers for op in layer if isinstance(op, Attend))
-    places = Places(layout, program.limits, case.batch, case.context)
-    contents = Contents.drawn(layout, tables_of(program), device)
+    places = Places(layout, program.limits, case.batch, case.context, heads.copied)
+    contents = Contents.drawn(layout, tables_of(program), device, heads.copied)
 
     inputs = engine.buffer(attend.input).view(-1, program.buffers[attend.input])
     source = contents.rows()
