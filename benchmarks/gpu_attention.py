@@ -55,8 +55,8 @@ GOALS = (
 Row = dict[str, Any]
 
 
-def main() -> int:
-    given = arguments().parse_args()
+def main(words: Sequence[str] | None = None) -> int:
+    given = arguments().parse_args(words)
     heads = Heads(given.kv_heads, given.head_dim, given.page_tokens, given.copied)
     if given.prepare:
         for level in given.levels:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +16,13 @@ T = TypeVar("T")
 PROMPT = 512
 
 
-def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--began", type=float, required=True, help="time.time() when the process was started")
-    words.add_argument("--engine", type=Path, required=True)
-    words.add_argument("--device", default="cuda")
-    words.add_argument("--json", type=Path, required=True)
-    given = words.parse_args()
+def main(words: Sequence[str] | None = None) -> None:
+    told = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    told.add_argument("--began", type=float, required=True, help="time.time() when the process was started")
+    told.add_argument("--engine", type=Path, required=True)
+    told.add_argument("--device", default="cuda")
+    told.add_argument("--json", type=Path, required=True)
+    given = told.parse_args(words)
     entered = time.time()
     # What these take is part of what is measured.
     from infer_compile.runtime.engines.cuda import CudaEngine, Parts
