@@ -16,7 +16,6 @@ from gpu_engine import folder_of, opened, prepare, tables_of
 from infer_compile.codegen.cubins import Compiled, disassemble
 from infer_compile.codegen.gpu_engine import CUBINS
 from infer_compile.codegen.launches import step_table
-from infer_compile.codegen.tilings import usual_tilings
 from infer_compile.graph.build import build
 from infer_compile.lower.assemble import assemble
 from infer_compile.runtime.engines.kernels import INDEX
@@ -91,10 +90,14 @@ def program_of(level: LevelName, heads: Heads, case: Case) -> Program:
 
 
 def table_of(program: Program) -> StepTable:
-    """The attention of its step, in the engine's tiling for single tokens."""
-    table = step_table(program, usual_tilings(program)[:1])
-    lines = tuple(line for line in table.lines if any(map(attends, launches_of(line))))
+    """The attention of its step, and of its tilings that for single tokens."""
+    table = step_table(program)
+    lines = tuple(_first(line) for line in table.lines if any(map(attends, launches_of(line))))
     return table.model_copy(update={"lines": lines, "head": ()})
+
+
+def _first(line: Line) -> Line:
+    return line.model_copy(update={"cases": line.cases[:1]}) if isinstance(line, Cases) else line
 
 
 def launches_of(line: Line) -> Iterator[Launch]:

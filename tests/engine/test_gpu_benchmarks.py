@@ -1,4 +1,4 @@
-"""What measures on a GPU, run without one: the interpreter computes, and a clock stands in for the device's."""
+"""What measures on a GPU, run without one: the interpreter computes, a clock stands in for the device's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +27,7 @@ import gpu_start  # noqa: E402
 from gpu_apart import apart  # noqa: E402
 from gpu_peers import Absent, vllm  # noqa: E402
 from gpu_subjects import Case, Heads, level_subject  # noqa: E402
+from gpu_timer import Timer  # noqa: E402
 from infer_compile.catalog.cuda_kernels import KernelRuns  # noqa: E402
 
 RUNS = ROOT / "compiler" / "infer_compile" / "catalog" / "cuda_kernels.yaml"
@@ -151,3 +155,54 @@ def test_what_fails_apart_is_told(tmp_path: Path) -> None:
     script.write_text("import sys, time\nif 'slow' in sys.argv: time.sleep(9)\nsys.exit('no such device')\n")
     assert apart(str(script), [], tmp_path / "out.json", 20) == ({}, "no such device")
     assert apart(str(script), ["slow"], tmp_path / "out.json", 1) == ({}, "took longer than 1 s")
+
+
+class FakeCuda:
+    """What a timer asks of torch.cuda; a device's clock that goes a millisecond at each event."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.clock = 0.0
+
+    def event(self, enable_timing: bool) -> SimpleNamespace:
+        assert enable_timing
+        own = SimpleNamespace(at=None)
+
+        def record() -> None:
+            self.clock += 1.0
+            own.at = self.clock
+
+        own.record, own.elapsed_time = record, lambda end: end.at - own.at
+        return own
+
+    def stream(self) -> SimpleNamespace:
+        return SimpleNamespace(wait_stream=lambda other: self.said.append("wait"))
+
+    @contextmanager
+    def entered(self, what: object) -> Iterator[None]:
+        self.said.append("capture" if hasattr(what, "replay") else "aside")
+        yield
+        self.said.append("end")
+
+    def put_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        graph = SimpleNamespace(replay=lambda: self.said.append("replay"))
+        for name, put in {
+            "Event": self.event,
+            "Stream": self.stream,
+            "current_stream": self.stream,
+            "synchronize": lambda *_: self.said.append("synchronize"),
+            "CUDAGraph": lambda: graph,
+            "graph": self.entered,
+            "stream": self.entered,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, put)
+
+
+def test_a_graph_is_warm_before_it_is_captured_and_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer, cuda = Timer("cpu", 3), FakeCuda()
+    monkeypatch.setattr(Timer, "cuda", True)
+    cuda.put_in(monkeypatch)
+    assert timer.replayed(lambda: cuda.said.append("work")) == pytest.approx(1e-3)
+    warm, _, rest = " ".join(cuda.said).partition("synchronize ")
+    assert warm.split() == ["wait", "aside", *["work"] * 3, "end", "wait"]
+    assert rest.split() == ["capture", "work", "end", "replay", "synchronize", *["replay"] * 3, "synchronize"]
