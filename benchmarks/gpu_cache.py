@@ -74,7 +74,7 @@ class Places:
         ranks = rank if layout.compressed else page
         exact[held] = self.orders[0][sequence * each + ranks[held]]
         if layout.compressed:
-            sealed = (page >= layout.sink_pages) & (page <= own)
+            sealed = page >= layout.sink_pages
             packed[sealed] = self.orders[1][sequence * (len(self.orders[1]) // self.batch) + page[sealed]]
         return exact, packed
 

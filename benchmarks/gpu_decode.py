@@ -30,10 +30,10 @@ from typing import Any
 import torch
 
 from gpu_apart import apart
-from gpu_engine import random_parts, tables_of
+from gpu_engine import laid, random_parts, tables_of
 from gpu_model import SHAPES, Model, Setup, config_of, place_of, prepared, program_of
 from gpu_timer import Timer
-from infer_compile.codegen.gpu_engine import PROGRAM, STEP, WEIGHTS
+from infer_compile.codegen.gpu_engine import WEIGHTS
 from infer_compile.codegen.launches import step_table
 from infer_compile.runtime.formats.launches import WEIGHTS_MAGIC
 
@@ -185,12 +185,10 @@ def setup_fields(setup: Setup) -> dict[str, object]:
 
 def stored(given: argparse.Namespace, setup: Setup) -> Path:
     """The folder of an engine with its weights in a file, and its kernels as they were prepared."""
-    place = place_of(given.work, given.shape, setup)
     program = program_of(given.shape, setup, 1)
     table = step_table(program)
-    place.mkdir(parents=True, exist_ok=True)
-    (place / PROGRAM).write_text(program.to_json())
-    (place / STEP).write_text(table.to_json())
+    place = place_of(given.work, given.shape, setup)
+    place = laid(place, program, table, given.device, not given.source)
     part_of = random_parts(program, given.device, tables_of(program))
     with (place / WEIGHTS).open("wb") as file:
         file.write(WEIGHTS_MAGIC + bytes.fromhex(program.digest))
@@ -198,6 +196,7 @@ def stored(given: argparse.Namespace, setup: Setup) -> Path:
             file.seek(part.offset)
             file.write(part_of(name, part).reshape(-1).view(torch.uint8).cpu().numpy())
         file.truncate(table.weights_bytes)
+    Timer(given.device, 1).free()
     return place
 
 

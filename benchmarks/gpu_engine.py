@@ -51,13 +51,19 @@ def opened(
     place: Path, program: Program, table: StepTable, device: str, ahead: bool, tables: Tables | None = None
 ) -> CudaEngine:
     """The engine of ``program``; its kernels compiled ``ahead`` of time, or from their source at start."""
+    place = laid(place, program, table, device, ahead)
+    return CudaEngine(place, device, random_parts(program, device, tables or tables_of(program)))
+
+
+def laid(place: Path, program: Program, table: StepTable, device: str, ahead: bool) -> Path:
+    """Where all of that engine lies but its weights."""
     capability = None
     if torch.device(device).type == "cuda":
         major, minor = torch.cuda.get_device_capability(torch.device(device))
         capability = 10 * major + minor
     place = place if ahead else place.with_name(place.name + "-source")
     prepare(place, program, table, capability if ahead else None)
-    return CudaEngine(place, device, random_parts(program, device, tables or tables_of(program)))
+    return place
 
 
 def tables_of(program: Program) -> Tables:
