@@ -35,7 +35,7 @@ from gpu_apart import apart
 from gpu_cache import COPIED
 from gpu_peers import NUMBER_BYTES, PEERS, Absent, vllm
 from gpu_record import CACHE_KERNELS, record
-from gpu_subjects import Case, Heads, Subject, level_subject, needed_bytes, prepared
+from gpu_subjects import BESIDE, Case, Heads, Subject, level_subject, needed_bytes, prepared
 from gpu_timer import Timer
 from infer_compile.catalog.target import load_target
 from infer_compile.runtime.formats.kv import LEVELS
@@ -252,7 +252,7 @@ def needs(heads: Heads, name: str, case: Case) -> int:
     if name in LEVELS:
         return needed_bytes(LEVELS[name], heads, case)
     numbers = 2 * case.batch * case.context * heads.count * heads.size
-    return int(numbers * NUMBER_BYTES[name]) + (5 << 30)
+    return int(numbers * NUMBER_BYTES[name]) + BESIDE
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -27,6 +27,8 @@ from synthetic_cache import layout_of
 
 WRITING = ("append", "seal")
 """Kernels that write the cache, by their files; they are not timed, as those of peers are not."""
+BESIDE = 10 << 30
+"""Bytes of what is held beside the cache: what one sequence of 128K tokens is checked with, in float32."""
 FACTORS = "attend."
 """What buffers between kernels of attention are called."""
 
@@ -136,7 +138,7 @@ def needed_bytes(level: LevelName, heads: Heads, case: Case) -> int:
     program = program_of(level, heads, case)
     layout, limits = program.cache, program.limits
     pools = limits.exact_pages * layout.exact_page_bytes + limits.packed_pages * layout.packed_page_bytes
-    return pools + (4 << 30)
+    return pools + BESIDE
 
 
 def level_subject(

@@ -3,6 +3,7 @@ that what uses a timer can be tried where there is no GPU."""
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -101,6 +102,7 @@ class Timer:
         """Bytes of free memory of the device; None for a processor."""
         if not self.cuda:
             return None
+        gc.collect()
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self.device)
         return int(free)

