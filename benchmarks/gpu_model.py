@@ -103,6 +103,11 @@ def config_of(shape: str) -> dict[str, object]:
     }
 
 
+def context_of(shape: str, setup: Setup, chunk: int) -> int:
+    """Tokens of the longest sequence that is measured."""
+    return max(setup.depth + SHAPES[shape].answer, chunk)
+
+
 def program_of(shape: str, setup: Setup, chunk: int) -> Program:
     own, sizes = SHAPES[shape], SHAPES[shape].sizes
     layout = layout_of(
@@ -113,7 +118,7 @@ def program_of(shape: str, setup: Setup, chunk: int) -> Program:
         own.page_tokens,
     )
     form = weight_format("bf16") if setup.weights == "bf16" else weight_format(setup.weights, GROUP)
-    limits = limits_of(layout, setup.batch, setup.depth + own.answer, chunk, own.copied)
+    limits = limits_of(layout, setup.batch, context_of(shape, setup, chunk), chunk, own.copied)
     return assemble(build(config_of(shape), "synthetic"), form, layout, limits)
 
 
@@ -137,7 +142,7 @@ class Model:
         self.table: StepTable = step_table(self.program)
         place = place_of(work, shape, setup)
         self.engine: CudaEngine = opened(place, self.program, self.table, device, ahead)
-        context = setup.depth + self.answer
+        context = context_of(shape, setup, chunk)
         self.places = Places(
             self.program.cache, self.program.limits, setup.batch, context, SHAPES[shape].copied
         )

@@ -121,7 +121,7 @@ def test_decoding_by_its_parts(tmp_path: Path) -> None:
         "--alone",
         "setups",
     ]
-    status = gpu_decode.main([*words, "--setups", "bf16/bf16/1/20", "--chunk", "2", "--json", str(out)])
+    status = gpu_decode.main([*words, "--setups", "bf16/bf16/1/20", "--chunk", "36", "--json", str(out)])
     found = json.loads(out.read_text())
     (row,) = found["rows"]
     assert status == 0
@@ -130,7 +130,7 @@ def test_decoding_by_its_parts(tmp_path: Path) -> None:
     assert row["cache_bytes"] == 21 * 256
     parts = [row[name] for name in ("products", "attention", "rest")]
     assert all(part > 0 for part in parts) and sum(parts) < 2 * row["graph"]
-    assert row["chunk"]["tokens"] == 2 and row["tokens_per_second"] == pytest.approx(1 / row["step"])
+    assert row["chunk"]["tokens"] == 36 and row["tokens_per_second"] == pytest.approx(1 / row["step"])
     text = gpu_decode.table({**found, "rows": [row, {"name": "x", "failed": "it broke"}]})
     assert "bf16/bf16/1/20" in text and "failed: it broke" in text
 
