@@ -19,6 +19,7 @@ from pathlib import Path
 from infer_compile.catalog.cuda_kernels import load_kernel_runs, sources_digest
 from infer_compile.catalog.target import Target, load_target
 from infer_compile.codegen import cuda_constants as constants
+from infer_compile.codegen import cuda_decode, nvrtc
 from infer_compile.codegen.cubins import ARCHITECTURES, Compiled, Variant, compile_kernel, disassemble
 from infer_compile.codegen.cuda_constants import Launch, Tiling
 from infer_compile.lower.signs import signs
@@ -36,14 +37,18 @@ HEAD = """\
 # CUDA kernels of the cache
 
 Append, seal, query, attend and merge ([kernels/cuda](../kernels/cuda/README.md)), compiled ahead of time by
-Triton {triton} for every architecture, without a GPU: `python benchmarks/cuda_kernels.py` writes this page.
+Triton {triton}, and decode, which is what attend computes for single tokens, in CUDA C++ by NVRTC {nvrtc};
+for every architecture, without a GPU: `python benchmarks/cuda_kernels.py` writes this page.
 Their results are held to the slow form by Triton's interpreter (`tests/engine/test_cuda_cache.py`: every
-level, heads of 64 to 256, groups of 1 to 16, pages of 16 to 128, chains, trees, windows, ragged batches).
+level, heads of 64 to 256, groups of 1 to 16, pages of 16 to 128, chains, trees, windows, ragged batches),
+and what the compilers made of them by an interpreter of PTX (`tests/engine/test_decode.py`,
+`test_ptx_kernels.py`).
 
 {verified}
 
 In decoding at levels without calibration nothing spills: a thread's stack is empty. *Slots* are the
-instructions issued per number of the cache in the loop over packed pages (of `bf16`, over its exact pages),
+instructions issued per number of the cache in the loop over packed pages (of `bf16`, over its exact pages;
+of decode with what it does only where the largest score rises),
 in lanes; what an H200 has left for each number if attention is to run at the speed of its memory
 ({bandwidth:.1f} TB/s against {slots:.1f}e12 instructions of lanes a second, from targets/h200-sxm.yaml)
 stands beside it. Where slots exceed that, arithmetic says that issuing instructions takes so much longer than
@@ -89,7 +94,12 @@ def main() -> None:
 def rows() -> Iterator[Row]:
     tq3 = LEVELS["tq3"]
     yield _attend("attend bf16, decode", LEVELS["bf16"], ARCHITECTURES)
-    yield _attend("attend tq3, decode", tq3, ARCHITECTURES)
+    yield _decode("decode tq3", tq3, ARCHITECTURES)
+    for level in ("tq2", "tq4"):
+        yield _decode(f"decode {level}", LEVELS[level], FEW)
+    yield _decode("decode tq3, heads of 64", tq3, (90,), head_dim=64)
+    yield _decode("decode tq3, groups of 16", tq3, (90,), group=16)
+    yield _attend("attend tq3, decode", tq3, FEW)
     for level in ("fp8", "int8", "tq4"):
         yield _attend(f"attend {level}, decode", LEVELS[level], FEW)
     yield _attend("attend ct3, calibrated", LEVELS["ct3"], (90,))
@@ -130,6 +140,15 @@ def _attend(
     variant = Variant("attend", own, launch.warps, launch.stages, launch.registers)
     # A round passes the keys and values of a block.
     return Row(name, variant, architectures, 2 * launch.block * head_dim, level)
+
+
+def _decode(
+    name: str, level: LevelName, architectures: tuple[int, ...], head_dim: int = 128, group: int = 4
+) -> Row:
+    own = constants.attend_constants(_layout(level, head_dim), 0, group, _tiling(head_dim, group, 1))
+    variant = Variant("decode", own, cuda_decode.WARPS)
+    # In a round of the loop each warp passes two blocks of its own.
+    return Row(name, variant, architectures, cuda_decode.WARPS * 2 * 2 * cuda_decode.BLOCK * head_dim, level)
 
 
 def _layout(level: LevelName, head_dim: int) -> CacheLayout:
@@ -201,6 +220,7 @@ def _head() -> str:
     )
     return HEAD.format(
         triton=version("triton"),
+        nvrtc=nvrtc.version(),
         verified=verified,
         bandwidth=_h200().bandwidth_gbs / 1e3,
         slots=_slots_per_second() / 1e12,

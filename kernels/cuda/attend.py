@@ -8,7 +8,10 @@ softmax weights.
 
 Factors of queries (query.py) are integers, and sums of their products with integers of codes of up to 4 bits
 are exact in float32: scores are those of the slow form. Softmax weights are rounded to float16 (bfloat16
-where values are bfloat16), which is finer than the bytes of the slow form."""
+where values are bfloat16), which is finer than the bytes of the slow form.
+
+Slots and positions are counted as if what a sequence evicted had never been, as its page tables are. Sinks
+are seen so by queries that turn_back.py turned back over the gap."""
 
 from typing import Any, NamedTuple
 
@@ -17,25 +20,34 @@ import triton.language as tl
 
 from .bf16 import product, to_bf16
 from .pages import Pages, page_of, read_keys, read_scales, read_values
+from .turn_back import SHIFT
 
+EVERY = tl.constexpr(1 << 24)
+"""More pages than a sequence has."""
 LOG2E = tl.constexpr(1.4426950408889634)
+SEQUENCE = tl.constexpr(4)
+"""Numbers that tell of a sequence."""
 FP8_UNIT = tl.constexpr(256.0)
 """What ``open_fp8`` leaves out."""
 
 
 class Rows(NamedTuple):
     """The rows of a tile, each a query head of a token: which are ``real``, and of each the ``slot`` and the
-    ``position`` of its token; new tokens begin at slot ``start``. In a tree ``positions`` [count] are those
-    of the new tokens, and a bit of ``sees`` tells of each of them whether the row's token sees it. Without
-    any bit the new tokens are a chain."""
+    ``position`` of its token; new tokens begin at slot ``start``, and each sees ``recent`` pages before its
+    own exactly. In a tree ``positions`` [count], less ``gap``, are those of the new tokens, and a bit of
+    ``sees`` and ``later`` tells of each of the first and of the second 32 whether the row's token sees it.
+    Without any bit the new tokens are a chain."""
 
     real: Any
     slot: Any
     position: Any
     start: Any
     count: Any
+    recent: Any
+    gap: Any
     positions: Any
     sees: Any
+    later: Any
 
 
 class Target(NamedTuple):
@@ -62,6 +74,7 @@ def attend(
     sequences,
     positions,
     sees,
+    turned,
     sums,
     logs,
     query_stride,
@@ -79,6 +92,8 @@ def attend(
     SINK: tl.constexpr,
     RECENT: tl.constexpr,
     TREE: tl.constexpr,
+    EVICTS: tl.constexpr,
+    CHECKED: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -99,39 +114,52 @@ def attend(
     if sequence < 0:
         return
     first_token = tl.load(tiles + 2 * tile + 1)
-    first_row = tl.load(sequences + 3 * sequence)
-    start = tl.load(sequences + 3 * sequence + 1)
-    count = tl.load(sequences + 3 * sequence + 2)
+    own = sequences + SEQUENCE * sequence
+    first_row = tl.load(own)
+    start = tl.load(own + 1)
+    count = tl.load(own + 2)
+    recent = RECENT
+    gap = 0
+    if CHECKED:
+        told = tl.load(own + 3)
+        # Of what compresses nothing the complement: all its pages are recent.
+        recent = tl.where(told < 0, EVERY, RECENT)
+        gap = tl.maximum(told, ~told)
+    elif EVICTS:
+        gap = tl.load(own + 3)
+    start -= gap
 
     index = tl.arange(0, ROWS)
     token = first_token + index // GROUP
     real = (index < TOKENS * GROUP) & (token < count)
     row = (first_row + token).to(tl.int64)
     if TREE:
-        position = tl.load(positions + row, mask=real, other=0)
-        seen = tl.load(sees + row, mask=real, other=0)
+        position = tl.load(positions + row, mask=real, other=0) - gap
+        seen = tl.load(sees + 2 * row, mask=real, other=0)
+        later = tl.load(sees + 2 * row + 1, mask=real, other=0)
         last = (start + count - 1) // PAGE
     else:
         position = start + token
         seen = token
+        later = token
         last = (start + tl.minimum(first_token + TOKENS, count) - 1) // PAGE
-    rows = Rows(real, start + token, position, start, count, positions + first_row, seen)
+    rows = Rows(real, start + token, position, start, count, recent, gap, positions + first_row, seen, later)
     lowest = tl.min(tl.where(real, position, 2147483647), axis=0)
     highest = tl.max(tl.where(real, position, 0), axis=0)
     # Pages before this one are behind every row's window.
     behind = tl.maximum(lowest - window + 1, 0) // PAGE
     whose = _whose(first_row, first_token, head, ROWS, GROUP, KV_HEADS)
     query = queries + row * query_stride + (head * GROUP + index % GROUP) * D
-    target = Target(sums, logs, sequences + 3 * sequence, first_token, head, split)
+    target = Target(sums, logs, own, first_token, head, split)
 
     if split < EXACT_SPLITS:
         first_sink = tl.minimum(behind, SINK)
         sinks = tl.maximum(tl.minimum(SINK, last + 1) - first_sink, 0)
-        recent = tl.maximum(tl.maximum(lowest // PAGE - RECENT, SINK), behind)
-        count = sinks + tl.maximum(last + 1 - recent, 0)
+        near = tl.maximum(tl.maximum(lowest // PAGE - recent, SINK), behind)
+        count = sinks + tl.maximum(last + 1 - near, 0)
         table = exact_table + sequence * table_stride
         pages = Pages(
-            exact_pool, table, exact_page, exact_place + head * (PAGE * D), first_sink, sinks, recent, count
+            exact_pool, table, exact_page, exact_place + head * (PAGE * D), first_sink, sinks, near, count
         )
         share = _share(split, EXACT_SPLITS, count, PAGE, BLOCK)
         _sweep(
@@ -140,17 +168,18 @@ def attend(
             rows,
             query,
             query,
+            turned + whose * (D + SHIFT),
             scale,
             window,
             target,
             True,
+            EVICTS,
             GROUP,
             KV_HEADS,
             D,
             SPLITS,
             PAGE,
             SINK,
-            RECENT,
             TREE,
             BLOCK,
             1,
@@ -161,7 +190,7 @@ def attend(
         )
     elif SPLITS > EXACT_SPLITS:
         first = tl.maximum(behind, SINK)
-        count = tl.maximum(highest // PAGE - RECENT - first, 0)
+        count = tl.maximum(highest // PAGE - recent - first, 0)
         table = packed_table + sequence * table_stride
         pages = Pages(packed_pool, table, packed_page, packed_place + head * HEAD, 0, 0, first, count)
         share = _share(split - EXACT_SPLITS, SPLITS - EXACT_SPLITS, count, PAGE, BLOCK)
@@ -171,9 +200,11 @@ def attend(
             rows,
             query if KEYS[0][2] == "bf16" else factors + whose * D,
             steps + whose * SEGMENTS,
+            query,
             scale,
             window,
             target,
+            False,
             False,
             GROUP,
             KV_HEADS,
@@ -181,7 +212,6 @@ def attend(
             SPLITS,
             PAGE,
             SINK,
-            RECENT,
             TREE,
             BLOCK,
             SEGMENTS,
@@ -215,17 +245,18 @@ def _sweep(
     rows,
     query,
     steps,
+    turned,
     scale,
     window,
     target,
     EXACT: tl.constexpr,
+    EVICTS: tl.constexpr,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     SPLITS: tl.constexpr,
     PAGE: tl.constexpr,
     SINK: tl.constexpr,
-    RECENT: tl.constexpr,
     TREE: tl.constexpr,
     BLOCK: tl.constexpr,
     SEGMENTS: tl.constexpr,
@@ -235,7 +266,7 @@ def _sweep(
     VALUE_SCALES: tl.constexpr,
 ):
     """Attention over one share of ``pages``: the sums over its weights, and the logarithm of the weights'
-    sum."""
+    sum. Where ``EVICTS`` its sinks are seen by queries ``turned``."""
     height: tl.constexpr = rows.real.shape[0]
     operands = ()
     for i in tl.static_range(len(KEYS)):
@@ -260,9 +291,11 @@ def _sweep(
         for i in tl.static_range(len(KEYS)):
             found = product(operands[i], read_keys(pages, first, PAGE, BLOCK, KEYS[i]))
             scores += found * factors[KEYS[i][5]][:, None]
+        if EVICTS:
+            scores = _see_sinks(scores, pages, rows, turned, factors[0], first, D, PAGE, BLOCK, KEYS)
         if KEY_SCALES >= 0:
             scores *= read_scales(pages, first, PAGE, BLOCK, KEY_SCALES)[None, :]
-        scores = _hide(scores, pages, rows, first, window, EXACT, PAGE, SINK, RECENT, TREE)
+        scores = _hide(scores, pages, rows, first, window, EXACT, PAGE, SINK, TREE)
 
         higher = tl.maximum(most, tl.max(scores, axis=1))
         # A row that has seen nothing yet has no maximum to take away.
@@ -299,6 +332,30 @@ def _sweep(
 
 
 @triton.jit
+def _see_sinks(
+    scores,
+    pages,
+    rows,
+    turned,
+    factor,
+    first,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """``scores`` of a block of exact pages, those of sinks by queries ``turned``, and what these lack."""
+    if first < pages.sinks * PAGE:
+        found = tl.zeros((rows.real.shape[0], BLOCK), tl.float32)
+        for i in tl.static_range(len(KEYS)):
+            found += product(_load(turned, rows.real, KEYS[i]), read_keys(pages, first, PAGE, BLOCK, KEYS[i]))
+        found += tl.load(turned + D, mask=rows.real, other=0.0)[:, None]
+        sinks = first + tl.arange(0, BLOCK) < pages.sinks * PAGE
+        scores = tl.where(sinks[None, :], found * factor[:, None], scores)
+    return scores
+
+
+@triton.jit
 def _hide(
     scores,
     pages,
@@ -308,7 +365,6 @@ def _hide(
     EXACT: tl.constexpr,
     PAGE: tl.constexpr,
     SINK: tl.constexpr,
-    RECENT: tl.constexpr,
     TREE: tl.constexpr,
 ):
     """Scores of tokens from ``first`` on of the list; minus infinity where a row does not see the token
@@ -317,16 +373,17 @@ def _hide(
     page = page_of(pages, listed, PAGE)
     slot = page * PAGE + listed % PAGE
     position = slot
-    near = (rows.position // PAGE - RECENT)[:, None]
+    near = (rows.position // PAGE - rows.recent)[:, None]
     visible = (listed < pages.count * PAGE)[None, :]
     if EXACT:
         visible &= (page < SINK)[None, :] | (page[None, :] >= near)
         if TREE:
             own = slot - rows.start
             new = (own >= 0) & (own < rows.count)
-            position = tl.where(new, tl.load(rows.positions + own, mask=new, other=0), slot)
-            bit = (rows.sees[:, None] >> tl.minimum(tl.maximum(own, 0), 31)[None, :]) & 1
-            chain = (rows.sees == 0)[:, None]
+            position = tl.where(new, tl.load(rows.positions + own, mask=new, other=0) - rows.gap, slot)
+            word = tl.where((own < 32)[None, :], rows.sees[:, None], rows.later[:, None])
+            bit = (word >> (own & 31)[None, :]) & 1
+            chain = ((rows.sees | rows.later) == 0)[:, None]
             seen = tl.where(chain, slot[None, :] <= rows.slot[:, None], bit != 0)
             visible &= (own < 0)[None, :] | (new[None, :] & seen)
         else:

@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from infer_compile.codegen.nvrtc import installed  # noqa: E402
 from infer_compile.codegen.toolchain import find  # noqa: E402
 from infer_compile.runtime.engines.driver import Driver  # noqa: E402
 from infer_compile.runtime.engines.kernels import INDEX, CubinKernels  # noqa: E402
@@ -95,6 +96,7 @@ def table(*launches: Launch) -> StepTable:
             "program": "",
             "captured": (),
             "tiles": (1,),
+            "inputs": (),
             "hidden": "x",
             "weights_bytes": 0,
             "weights": {},
@@ -110,7 +112,9 @@ def opened(folder: Path, library: Path, *entries: str) -> tuple[CubinKernels, li
     steps = table(*launches)
     names = ("input", "scale", "rows", "output")
     kernels = {
-        steps.variant(each): Cubin(file="a.cubin", entry=entry, arguments=names, shared=60000)
+        steps.variant(each): Cubin(
+            file="a.cubin", entry=entry, arguments=names, warps=each.warps, shared=60000
+        )
         for each, entry in zip(launches, entries, strict=True)
     }
     (folder / "a.cubin").write_bytes(b"ELF of it")
@@ -151,7 +155,15 @@ def test_no_driver_is_an_error_with_a_code() -> None:
         Driver("libthat-is-not-there.so.1")
 
 
-COMPILED = ("gather.gather", "norm.norm", "turn.turn", "linear.linear", "append.append", "merge.merge")
+COMPILED = (
+    "attend.attend",
+    "gather.gather",
+    "norm.norm",
+    "turn.turn",
+    "linear.linear",
+    "append.append",
+    "merge.merge",
+)
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -170,6 +182,8 @@ print(json.dumps(found))
 def test_kernels_are_compiled_without_a_gpu(tmp_path: Path) -> None:
     """Of a step for compute capability 8.0, one launch of every kernel that is quick to compile."""
     pytest.importorskip("triton", reason="pip install triton")
+    if not installed():
+        pytest.skip("pip install nvidia-cuda-nvrtc")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(UNIT), *COMPILED]
@@ -177,5 +191,6 @@ def test_kernels_are_compiled_without_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.keys() == set(COMPILED)
+    assert found["attend.attend"][0] == "decode"
     assert found["gather.gather"][:2] == ["gather", ["chosen", "table", "output"]]
     assert "bias" not in found["linear.linear"][1] and found["linear.linear"][2] > 0

@@ -58,7 +58,17 @@ def chunk_launch() -> Launch:
     return Launch(block=32, warps=4, stages=2)
 
 
-def attend_constants(layout: CacheLayout, layer: int, group: int, tiling: Tiling) -> Constants:
+def attend_constants(
+    layout: CacheLayout,
+    layer: int,
+    group: int,
+    tiling: Tiling,
+    *,
+    evicts: bool = False,
+    checked: bool = False,
+) -> Constants:
+    """For sequences that may go on without their oldest tokens if it ``evicts``, and, if ``checked``, may
+    compress nothing."""
     pages, exact = head_pages(layout, layer), exact_pages(layout)
     keys, values = pages["keys"], pages["values"]
     return {
@@ -66,10 +76,12 @@ def attend_constants(layout: CacheLayout, layer: int, group: int, tiling: Tiling
         "KV_HEADS": layout.kv_heads,
         "D": layout.head_dim,
         "PAGE": layout.page_tokens,
-        "SINK": layout.sink_pages if layout.compressed else 0,
+        "SINK": layout.sink_pages if layout.compressed or evicts else 0,
         # Without a packed form every page is recent.
         "RECENT": layout.recent_pages if layout.compressed else 1 << 24,
         "TREE": tiling.tree,
+        "EVICTS": evicts,
+        "CHECKED": checked and layout.compressed,
         "TOKENS": tiling.tokens,
         "ROWS": max(LEAST_ROWS, _power(tiling.tokens * group)),
         "BLOCK": tiling.block,
@@ -120,6 +132,16 @@ def query_constants(layout: CacheLayout, layer: int, group: int) -> Constants:
         "TRANSFORM": keys.plane.transform,
         "KEYS": keys.pieces,
         "WIDTHS": exact_pages(layout)["keys"].pieces,
+    }
+
+
+def turn_back_constants(layout: CacheLayout, layer: int, group: int, rotated: bool) -> Constants:
+    return {
+        "GROUP": group,
+        "D": layout.head_dim,
+        "BLOCK": _power(layout.head_dim // 2),
+        "ROTATED": rotated,
+        "MEANS": layout.layers[layer].keys.calibrated,
     }
 
 

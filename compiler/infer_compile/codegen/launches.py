@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..runtime.errors import InferCompileError, Problem
-from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Count, Launch, Line, Matmul, StepTable
+from ..runtime.formats.launches import (
+    SETTINGS,
+    Blocks,
+    Buffer,
+    Case,
+    Cases,
+    Count,
+    Launch,
+    Line,
+    Matmul,
+    StepTable,
+)
 from ..runtime.formats.program import (
     Attend,
     Embed,
@@ -22,7 +33,7 @@ from ..runtime.formats.program import (
 )
 from .attention_launches import AttentionLaunches
 from .cuda_constants import Tiling
-from .tiles import FREQUENCIES, WeightParts, same_angles, scales
+from .tiles import FREQUENCIES, WeightParts, place_of, scales
 from .tilings import BLOCK, CAPTURED, SKINNY, power, product_tilings, usual_tilings, warps_of
 
 BF16 = 0
@@ -41,8 +52,6 @@ def step_table(program: Program, tilings: tuple[Tiling, ...] | None = None) -> S
 
 def _refuse(program: Program) -> None:
     problems = []
-    if program.limits.overflow == "evict":
-        problems.append("sequences that go on without their oldest tokens")
     if program.limits.checked_tokens:
         problems.append("checks of answers against an exact cache")
     if program.features or program.tells_tokens:
@@ -73,9 +82,10 @@ class _Writer:
             "tokens": Buffer(dtype="int32", width=1, per="rows"),
             "positions": Buffer(dtype="int32", width=1, per="rows"),
             "chosen": Buffer(dtype="int32", width=1, per="outputs"),
+            "settings": Buffer(dtype="f64", width=SETTINGS, per="outputs"),
             "sampled": Buffer(dtype="int32", width=1, per="outputs"),
         }
-        self._attention = AttentionLaunches(program, tilings, self._buffers)
+        self._attention = AttentionLaunches(program, tilings, self._weights.rotations, self._buffers)
         self._rows: Count = "rows"
 
     def table(self) -> StepTable:
@@ -88,6 +98,7 @@ class _Writer:
             program=program.digest,
             captured=tuple(rows for rows in CAPTURED if rows <= program.limits.max_outputs),
             tiles=tuple(tiling.tokens for tiling in self._tilings),
+            inputs=("tokens", "positions", "chosen", "settings", *self._attention.inputs),
             hidden=program.hidden,
             weights_bytes=self._weights.bytes,
             weights=self._weights.parts,
@@ -97,23 +108,25 @@ class _Writer:
         )
 
     def _angles(self) -> Iterator[Line]:
-        """Cosines and sines of every kind of rotation."""
+        """Cosines and sines of every kind of rotation: by positions, and back over what was evicted."""
         for index, rotary in enumerate(self._weights.rotations):
-            half = rotary.head_dim // 2
-            for name in ("cosine", "sine"):
-                self._need(f"{name}.{index}", half, "rows")
-            yield Launch(
-                kernel="angles.angles",
-                grid=(Blocks(of="rows"),),
-                tensors={
-                    "positions": "positions",
-                    "frequencies": FREQUENCIES.format(index),
-                    "cosine": f"cosine.{index}",
-                    "sine": f"sine.{index}",
-                },
-                constants={"SCALE": rotary.scale, "HALF": half, "BLOCK": power(half)},
-                warps=1,
-            )
+            yield self._turns("positions", index, rotary.scale, "")
+            if self._program.limits.overflow == "evict":
+                # What is turned was scaled before.
+                yield self._turns("gaps", index, 1.0, "back.")
+
+    def _turns(self, positions: str, index: int, scale: float, prefix: str) -> Launch:
+        half = self._weights.rotations[index].head_dim // 2
+        names = {name: f"{prefix}{name}.{index}" for name in ("cosine", "sine")}
+        for name in names.values():
+            self._need(name, half, "rows")
+        return Launch(
+            kernel="angles.angles",
+            grid=(Blocks(of="rows"),),
+            tensors={"positions": positions, "frequencies": FREQUENCIES.format(index), **names},
+            constants={"SCALE": scale, "HALF": half, "BLOCK": power(half)},
+            warps=1,
+        )
 
     def _part(self, operations: Sequence[Operation]) -> Iterator[Line]:
         """The lines of neighbouring operations."""
@@ -289,8 +302,7 @@ class _Writer:
         last = max(op.first_head + op.heads for op in operations)
         angles = None
         if rotary is not None:
-            every = enumerate(self._weights.rotations)
-            angles = next(index for index, other in every if same_angles(rotary, other))
+            angles = place_of(rotary, self._weights.rotations)
         return Launch(
             kernel="turn.turn",
             grid=(Blocks(of=self._rows), last - first),

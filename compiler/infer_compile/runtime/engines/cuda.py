@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from ..errors import InferCompileError, Problem
 from ..formats.launches import (
     BYTES,
+    SETTINGS,
     WEIGHTS_MAGIC,
     Blocks,
     Buffer,
     Cases,
     Count,
-    Dtype,
     Launch,
     Line,
     Matmul,
@@ -36,24 +36,17 @@ from ..formats.launches import (
 from ..formats.program import Program
 from ..step import SequenceStep, StepResult
 from .device import check_driver, check_memory, holders, no_kernels
-from .draws import SETTINGS, altered, draw, draws_of
+from .draws import UNSETTLED, altered, draw, draw_among_largest, draws_of
 from .driver import Driver
-from .inputs import NOWHERE, Inputs, inputs_of
+from .inputs import Inputs, inputs_of
 from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul
 from .rows import rows_of
+from .transfer import TORCH, Transfer
 
 _log = logging.getLogger(__name__)
 PROGRAM, STEP, WEIGHTS, KERNELS = "program.json", "step.json", "weights.bin", "kernels"
 CUBINS = "sm_{}"
 """The folder of kernels for a compute capability."""
-TORCH: dict[Dtype, torch.dtype] = {
-    "f64": torch.float64,
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int8": torch.int8,
-    "int32": torch.int32,
-}
 
 
 Parts = Callable[[str, Part], torch.Tensor]
@@ -81,7 +74,7 @@ class CudaEngine:
         self._kernels = self._opened()
         self._parts = {name: parts(name, part) for name, part in self._table.weights.items()}
         self._buffers = self._allocated()
-        self._settings = torch.zeros(self._most["outputs"], SETTINGS, dtype=torch.float64, device=device)
+        self._transfer = Transfer(self._table, self._most, self._device)
         self._lent: list[tuple[weakref.ref[NDArray[np.uint8]], torch.Tensor]] = []
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
 
@@ -158,6 +151,8 @@ class CudaEngine:
     def _allocated(self) -> dict[str, torch.Tensor]:
         found = {}
         for name, buffer in self._table.buffers.items():
+            if name in self._table.inputs:
+                continue
             shape = (self._count(buffer) * buffer.width,)
             found[name] = torch.zeros(shape, dtype=TORCH[buffer.dtype], device=self._device)
         return found
@@ -170,23 +165,25 @@ class CudaEngine:
         worth nothing."""
         rows = rows_of(self.program, batch)
         draws = draws_of(rows, self.program.vocabulary)
-        inputs = inputs_of(self.program.cache, rows, self._table.tiles)
+        inputs = inputs_of(self.program, rows, self._table.tiles, draws.settings)
         outputs = inputs.counts["outputs"]
-        counts = self._captured(inputs)
-        drawn = not draws.greedy
+        captured = self._captured(inputs)
+        counts = captured or inputs.counts
+        drawn = not draws.greedy and not draws.altered
         lent = self._returned()
-        self._fill(inputs, counts or inputs.counts, batch)
-        self._settings[:outputs] = torch.from_numpy(draws.settings).to(self._device)
-        if counts is None:
-            tokens = self._forward(inputs.counts, inputs.tile, drawn and not draws.altered)
-        else:
-            tokens = self._replay(counts, inputs.tile, drawn and not draws.altered)
+        self._transfer.send(inputs, counts)
+        tokens = (self._replay if captured else self._forward)(counts, inputs.tile, drawn)
+        scores, settings = self._logits(outputs), self._settings(counts)[:outputs]
         if draws.altered:
-            tokens = draw(altered(self._logits(outputs), draws.steps), self._settings[:outputs])
+            scores = altered(scores, draws.steps)
+            tokens = draw_among_largest(scores, settings)
         for host, device in lent:
             host[:] = device.cpu().numpy()
         self._check_finite()
         sampled = _host(tokens[:outputs]).astype(np.int32)
+        unsettled = np.flatnonzero(sampled == UNSETTLED)
+        if unsettled.size:
+            sampled[unsettled] = _host(draw(scores[unsettled], settings[unsettled]))
         ends = np.cumsum([sequence.outputs for sequence in batch])[:-1]
         return StepResult(
             tokens=np.split(sampled, ends),
@@ -257,6 +254,9 @@ class CudaEngine:
     def _logits(self, outputs: int) -> torch.Tensor:
         return self._rows("logits", outputs)
 
+    def _settings(self, counts: Mapping[Count, int]) -> torch.Tensor:
+        return self._transfer.views(counts)["settings"].view(-1, SETTINGS)
+
     def _check_finite(self) -> None:
         if self._buffers["broken"].item():
             raise InferCompileError(
@@ -276,24 +276,6 @@ class CudaEngine:
         if size is None or inputs.tile == self._table.tiles[-1]:
             return None
         return {name: min(size, most) for name, most in self._most.items()}
-
-    def _fill(self, inputs: Inputs, counts: Mapping[Count, int], batch: Sequence[SequenceStep]) -> None:
-        """Copies the inputs; what is there beyond them up to ``counts`` is nobody's."""
-        for name, array in inputs.arrays.items():
-            buffer = self._table.buffers[name]
-            if buffer.per is None:
-                raise ValueError(f"{name} is counted in nothing")
-            whole = np.full(counts[buffer.per] * buffer.width, _filler(name), np.int32)
-            whole[: array.size] = array.reshape(-1)
-            self._buffers[name][: whole.size].copy_(torch.from_numpy(whole))
-        for form in ("exact", "packed") if self.program.cache.compressed else ("exact",):
-            name = f"{form}_table"
-            width = self._table.buffers[name].width
-            table = np.full((counts["sequences"], width), NOWHERE, np.int32)
-            for row, sequence in enumerate(batch):
-                pages = getattr(sequence, form)[:width]
-                table[row, : len(pages)] = pages
-            self._buffers[name][: table.size].copy_(torch.from_numpy(table.reshape(-1)))
 
     def _replay(self, counts: Mapping[Count, int], tile: int, drawn: bool) -> torch.Tensor:
         """The step as a graph. The first of its kind runs without one, and so loads what it launches; the
@@ -315,6 +297,7 @@ class CudaEngine:
 
     def _forward(self, counts: Mapping[Count, int], tile: int, drawn: bool) -> torch.Tensor:
         """From embedding to tokens, on what the buffers hold."""
+        self._buffers |= self._transfer.views(counts)
         self._buffers["broken"].zero_()
         for line in self._table.lines:
             self._run(line, counts, tile)
@@ -325,7 +308,7 @@ class CudaEngine:
         sampled = self._rows("sampled", outputs)[:, 0]
         scores = self._logits(outputs)
         # Of equal numbers argmax takes the first.
-        sampled.copy_(draw(scores, self._settings[:outputs]) if drawn else scores.argmax(-1))
+        sampled.copy_(draw_among_largest(scores, self._settings(counts)) if drawn else scores.argmax(-1))
         return sampled
 
     def _run(self, line: Line, counts: Mapping[Count, int], tile: int) -> None:
@@ -377,8 +360,3 @@ def _host(tensor: torch.Tensor) -> NDArray[Any]:
     """A copy in the processor's memory: the next step writes where the tensor lies."""
     copied: NDArray[Any] = tensor.to("cpu", copy=True).numpy()
     return copied
-
-
-def _filler(name: str) -> int:
-    """What stands in rows that are nobody's: a token that exists, no place to write to, nothing to do."""
-    return NOWHERE if name in ("slots", "tiles", "jobs") else 0

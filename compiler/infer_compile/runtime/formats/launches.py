@@ -20,6 +20,10 @@ Count = Literal["rows", "outputs", "sequences", "tiles", "seals"]
 """What differs from step to step."""
 Dtype = Literal["f64", "f32", "f16", "bf16", "int8", "int32"]
 BYTES: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "int8": 1, "int32": 4}
+ALIGNMENT = 16
+"""Bytes that every pointer of a launch is a multiple of."""
+SETTINGS = 5
+"""Numbers that a row of logits is drawn with: temperature, top_k, top_p, min_p, and the uniform number."""
 
 
 WEIGHTS_MAGIC = b"infer-compile\0\0\1"
@@ -98,11 +102,13 @@ class Launch(_Frozen):
 
 class Cubin(_Frozen):
     """A kernel compiled for one architecture: the function ``entry`` of ``file``. A launch hands over its
-    ``arguments`` in this order, and asks for ``shared`` bytes of shared memory."""
+    ``arguments`` in this order, to blocks of so many ``warps``, and asks for ``shared`` bytes of shared
+    memory."""
 
     file: str
     entry: str
     arguments: tuple[str, ...]
+    warps: int
     shared: int
 
 
@@ -157,6 +163,8 @@ class StepTable(_Frozen):
     tiles: tuple[int, ...]
     """Tokens of a tile, ascending: a step takes the first that holds the new tokens of each sequence, else
     the last. Those of several tokens know of trees."""
+    inputs: tuple[str, ...]
+    """The buffers that the caller fills: what the step is. They reach the device in one transfer."""
     hidden: str
     weights_bytes: int
     weights: dict[str, Part]
