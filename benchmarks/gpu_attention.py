@@ -34,9 +34,10 @@ from cuda_kernels import FLOPS_PER_SLOT
 from gpu_apart import apart
 from gpu_cache import COPIED
 from gpu_peers import NUMBER_BYTES, PEERS, Absent, vllm
-from gpu_record import CACHE_KERNELS, record
+from gpu_record import EVERY, record
 from gpu_subjects import BESIDE, Case, Heads, Subject, level_subject, needed_bytes, prepared
 from gpu_timer import Timer
+from infer_compile.catalog.cuda_kernels import Kernel
 from infer_compile.catalog.target import load_target
 from infer_compile.runtime.formats.kv import LEVELS
 
@@ -44,6 +45,8 @@ TOLERANCE = 0.02
 """Of a head's output the root mean square difference, over that of all outputs. Queries are rounded to 127
 steps and softmax weights to 8 or 11 bits, which makes a third of it."""
 OURS = ("tq3", "bf16", "fp8", "int8", "tq4", "ct3")
+TRITON = "triton"
+"""Behind a level and a colon: its kernels as Triton compiles them at start, decode.cu by none of them."""
 GOALS = (
     (32, 32768, "flashinfer-bf16", 3.0),
     (32, 32768, "flashinfer-fp8", 1.7),
@@ -59,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
     given = arguments().parse_args(words)
     heads = Heads(given.kv_heads, given.head_dim, given.page_tokens, given.copied)
     if given.prepare:
-        for level in given.levels:
+        for level in (each for each in given.levels if ":" not in each):
             for group in given.groups:
                 prepared(given.work, LEVELS[level], heads, group, given.prepare)
                 print(f"{level}, groups of {group}: compiled for {given.prepare / 10}", flush=True)
@@ -71,8 +74,8 @@ def main(words: Sequence[str] | None = None) -> int:
         given.json.write_text(json.dumps(found, indent=1) + "\n")
     if not given.alone or given.device == "cpu":
         print(table(found))
-    if given.record and recordable(rows):
-        record(given.record, CACHE_KERNELS, found["capability"], source_of(found))
+    if given.record and (kernels := verified(rows)):
+        record(given.record, kernels, found["capability"], source_of(found))
     return 1 if any(map(wrong, rows)) else 0
 
 
@@ -80,18 +83,18 @@ def wrong(row: Row) -> bool:
     return row.get("error", 0.0) > TOLERANCE or "failed" in row
 
 
-def recordable(rows: Sequence[Row]) -> bool:
-    """Whether every kernel of ours ran and was right: the exact and the packed form of pages."""
-    ours = [row for row in rows if row["subject"] in LEVELS]
-    ran = {row["subject"] for row in ours if "seconds" in row}
-    return "bf16" in ran and len(ran) > 1 and not any(map(wrong, ours))
+def verified(rows: Sequence[Row]) -> tuple[Kernel, ...]:
+    """The kernels that ran in rows that were right; none if any was wrong."""
+    ours = [row for row in rows if row.get("kernels") or row["subject"].partition(":")[0] in LEVELS]
+    ran = {kernel for row in ours if "seconds" in row for kernel in row["kernels"]}
+    return () if any(map(wrong, ours)) else tuple(kernel for kernel in EVERY if kernel in ran)
 
 
 def arguments() -> argparse.ArgumentParser:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--work", type=Path, required=True, help="a folder for compiled kernels; kept")
     words.add_argument("--prepare", type=int, metavar="CC", help="compile for 90 (9.0), measure nothing")
-    words.add_argument("--levels", type=_names, default=OURS, help="of our cache")
+    words.add_argument("--levels", type=_names, default=(*OURS, f"tq3:{TRITON}"), help="of our cache")
     words.add_argument("--peers", type=_names, default=tuple(PEERS))
     words.add_argument("--vllm", type=Path, help="the folder vllm of its source, where it is not installed")
     words.add_argument("--groups", type=_numbers, default=(4, 8))
@@ -222,7 +225,7 @@ def measure(
     subject.run()
     expected = subject.expected()
     error = difference(subject.output(), expected)
-    row: Row = {"error": error, "bytes": subject.bytes, "slots": subject.slots}
+    row: Row = {"error": error, "bytes": subject.bytes, "slots": subject.slots, "kernels": subject.kernels}
     if not error <= TOLERANCE:
         return row | {"error": error if error == error else 1e9}
     seconds = timer.replayed(subject.run)
@@ -240,8 +243,10 @@ def measure(
 
 
 def subject_of(given: argparse.Namespace, heads: Heads, name: str, case: Case) -> Subject:
-    if name in LEVELS:
-        return level_subject(LEVELS[name], heads, case, given.device, given.work, not given.source)
+    level, _, compiler = name.partition(":")
+    if level in LEVELS:
+        ahead = not given.source and compiler != TRITON
+        return level_subject(LEVELS[level], heads, case, given.device, given.work, ahead)
     if name == "vllm-3bit":
         return vllm(heads, case, given.device, given.vllm)
     return PEERS[name](heads, case, given.device)
@@ -249,8 +254,8 @@ def subject_of(given: argparse.Namespace, heads: Heads, name: str, case: Case) -
 
 def needs(heads: Heads, name: str, case: Case) -> int:
     """Bytes of memory."""
-    if name in LEVELS:
-        return needed_bytes(LEVELS[name], heads, case)
+    if (level := name.partition(":")[0]) in LEVELS:
+        return needed_bytes(LEVELS[level], heads, case)
     numbers = 2 * case.batch * case.context * heads.count * heads.size
     return int(numbers * NUMBER_BYTES[name]) + BESIDE
 

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu_cache import COPIED, Contents, Places, limits_of, spread
 from gpu_engine import folder_of, opened, prepare, tables_of
+from infer_compile.codegen import cuda_decode
 from infer_compile.codegen.cubins import Compiled, disassemble
 from infer_compile.codegen.gpu_engine import CUBINS
 from infer_compile.codegen.launches import step_table
@@ -66,6 +67,8 @@ class Subject:
     """Of the cache, read once."""
     slots: float | None = None
     """Instructions of lanes issued per number of the cache, where the kernel is at hand."""
+    kernels: tuple[str, ...] = ()
+    """Ours that ran for it."""
 
 
 def program_of(level: LevelName, heads: Heads, case: Case) -> Program:
@@ -174,6 +177,17 @@ def level_subject(
         expected=lambda: reference(queries, lambda i: contents.cache(places, i), heads),
         bytes=case.batch * read_bytes(layout, case.context),
         slots=slots_of(place, table, device, work) if ahead else None,
+        kernels=kernels_of(table, ahead and torch.device(device).type == "cuda"),
+    )
+
+
+def kernels_of(table: StepTable, ahead: bool) -> tuple[str, ...]:
+    """What is launched, by the files in kernels/cuda."""
+    return tuple(
+        "decode"
+        if ahead and launch.kernel == "attend.attend" and cuda_decode.serves(launch.constants)
+        else launch.kernel.partition(".")[0]
+        for launch in table.launches()
     )
 
 
@@ -206,7 +220,8 @@ def read_bytes(layout: CacheLayout, context: int) -> int:
 
 
 def slots_of(place: Path, table: StepTable, device: str, work: Path) -> float | None:
-    """Instructions of lanes per number in the loop of ``attend``, counted in its cubin."""
+    """Instructions of lanes per number in the loop of ``attend``, or of what stands for it, counted in its
+    cubin."""
     from cuda_kernels import WARP, longest_loop
 
     if torch.device(device).type != "cuda":
@@ -220,5 +235,8 @@ def slots_of(place: Path, table: StepTable, device: str, work: Path) -> float | 
     cubin = held.kernels[table.variant(launch)]
     code = (folder / cubin.file).read_bytes()
     text = disassemble(Compiled(held.capability, cubin.entry, 0, cubin.shared, 0, code, ""), work)
-    numbers = 2 * launch.constants["BLOCK"] * launch.constants["D"]
-    return longest_loop(text) * launch.warps * WARP / numbers
+    # Keys and values of a block; of decode each warp passes two of its own.
+    blocks = launch.constants["BLOCK"]
+    if cubin.entry == cuda_decode.ENTRY:
+        blocks = 2 * cuda_decode.WARPS * cuda_decode.BLOCK
+    return longest_loop(text) * cubin.warps * WARP / (2 * blocks * launch.constants["D"])

@@ -198,13 +198,15 @@ class CudaEngine:
         it is called: the inputs lie there, and nothing is handed back. For measurements; raises as ``step``
         does."""
         rows = rows_of(self.program, batch)
-        inputs = inputs_of(self.program.cache, rows, self._table.tiles)
+        draws = draws_of(rows, self.program.vocabulary)
+        inputs = inputs_of(self.program, rows, self._table.tiles, draws.settings)
         counts = self._captured(inputs) or inputs.counts
-        self._fill(inputs, counts, batch)
+        self._transfer.send(inputs, counts)
 
         def run() -> None:
             if lines is None:
                 self._forward(counts, inputs.tile, drawn=False)
+            self._buffers |= self._transfer.views(counts)
             for line in lines or ():
                 self._run(line, counts, inputs.tile)
 
