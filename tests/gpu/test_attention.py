@@ -21,7 +21,7 @@ from gpu_timer import Timer  # noqa: E402
 from infer_compile.runtime.formats.kv import LEVELS  # noqa: E402
 
 
-@pytest.mark.parametrize(("group", "ahead"), [(4, True), (8, False)], ids=["ahead", "at start"])
+@pytest.mark.parametrize(("group", "ahead"), [(4, True), (8, True), (8, False)])
 @pytest.mark.parametrize("level", OURS)
 def test_a_step_and_its_graph(level: str, group: int, ahead: bool, tmp_path: Path) -> None:
     subject = level_subject(LEVELS[level], Heads(), Case(group, 5, 3000), "cuda", tmp_path, ahead)

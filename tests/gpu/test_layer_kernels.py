@@ -1,8 +1,9 @@
 """Products, norms, gates, rotations and the draw on a device: all that the interpreter is asked."""
 
-import pytest
+from on_device import arrays_on_the_device, pytest  # noqa: F401  # before what imports triton
+
+# isort: split
 import test_cuda_kernels
-from on_device import arrays_on_the_device  # noqa: F401
 from test_cuda_draws import *  # noqa: F403
 from test_cuda_kernels import *  # noqa: F403
 
