@@ -46,7 +46,7 @@ and what the compilers made of them by an interpreter of PTX (`tests/engine/test
 
 {verified}
 
-In decoding at levels without calibration nothing spills: a thread's stack is empty. *Slots* are the
+Nothing spills: a thread's stack is empty. *Slots* are the
 instructions issued per number of the cache in the loop over packed pages (of `bf16`, over its exact pages;
 of decode with what it does only where the largest score rises),
 in lanes; what an H200 has left for each number if attention is to run at the speed of its memory
@@ -112,19 +112,22 @@ def rows() -> Iterator[Row]:
     yield Row("append", Variant("append", constants.append_constants(layout, 0)), FEW)
     for level in ("tq3", "int8"):
         sealed = constants.seal_constants(_layout(LEVELS[level], 128), 0, FP8_MOST)
-        yield Row(f"seal {level}", Variant("seal", sealed), FEW if level == "tq3" else (90,))
+        variant = Variant("seal", sealed, warps=constants.SEAL_WARPS)
+        yield Row(f"seal {level}", variant, FEW if level == "tq3" else (90,))
     yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4)), FEW)
     merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1))
     yield Row("merge tq3", Variant("merge", merged), FEW)
 
 
 def _tiling(head_dim: int, group: int, tokens: int) -> Tiling:
-    launch = _launch(head_dim, group, tokens)
+    launch = _launch(head_dim, group, tokens, False)
     return Tiling(tokens, launch.block, exact_splits=1, packed_splits=8, tree=tokens == 8)
 
 
-def _launch(head_dim: int, group: int, tokens: int) -> Launch:
-    return constants.decode_launch(head_dim, tokens * group) if tokens <= 8 else constants.chunk_launch()
+def _launch(head_dim: int, group: int, tokens: int, calibrated: bool) -> Launch:
+    if tokens > 8:
+        return constants.chunk_launch()
+    return constants.decode_launch(head_dim, tokens * group, calibrated)
 
 
 def _attend(
@@ -135,7 +138,8 @@ def _attend(
     group: int = 4,
     tokens: int = 1,
 ) -> Row:
-    launch, layout = _launch(head_dim, group, tokens), _layout(level, head_dim)
+    layout = _layout(level, head_dim)
+    launch = _launch(head_dim, group, tokens, layout.layers[0].keys.calibrated)
     own = constants.attend_constants(layout, 0, group, _tiling(head_dim, group, tokens))
     variant = Variant("attend", own, launch.warps, launch.stages, launch.registers)
     # A round passes the keys and values of a block.
@@ -147,8 +151,8 @@ def _decode(
 ) -> Row:
     own = constants.attend_constants(_layout(level, head_dim), 0, group, _tiling(head_dim, group, 1))
     variant = Variant("decode", own, cuda_decode.WARPS)
-    # In a round of the loop each warp passes two blocks of its own.
-    return Row(name, variant, architectures, cuda_decode.WARPS * 2 * 2 * cuda_decode.BLOCK * head_dim, level)
+    # In a round each warp passes a block of its own.
+    return Row(name, variant, architectures, cuda_decode.WARPS * 2 * cuda_decode.BLOCK * head_dim, level)
 
 
 def _layout(level: LevelName, head_dim: int) -> CacheLayout:
@@ -167,14 +171,16 @@ def _layout(level: LevelName, head_dim: int) -> CacheLayout:
 def _line(row: Row, compiled: Compiled, cache: Path) -> str:
     slots = bound = ""
     if row.level is not None:
-        count = longest_loop(disassemble(compiled, cache))
+        # Only packed pages are multiplied as integers.
+        product = "IMMA" if row.variant.kernel == "decode" else "MMA"
+        count = longest_loop(disassemble(compiled, cache), product)
         slots = f"{count * row.variant.warps * WARP / row.numbers:.1f}"
         bound = f"{_bound(row.level, row.variant.constants['D']):.1f}"
     cells = (row.name, f"sm_{compiled.capability}", compiled.registers, compiled.stack, compiled.shared)
     return "| " + " | ".join(str(cell) for cell in (*cells, slots, bound)) + " |"
 
 
-def longest_loop(disassembly: str) -> int:
+def longest_loop(disassembly: str, product: str = "MMA") -> int:
     """Instructions between a label and the jump back to it, of the longest loop that multiplies matrices."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
@@ -188,7 +194,7 @@ def longest_loop(disassembly: str) -> int:
         jump = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", text)
         begin = labels.get(jump[1], end + 1) if jump else end + 1
         body = instructions[begin : end + 1]
-        if any("MMA" in line for line in body):
+        if any(product in line for line in body):
             longest = max(longest, len(body))
     return longest
 

@@ -27,6 +27,7 @@ def main(words: Sequence[str] | None = None) -> None:
     # What these take is part of what is measured.
     from infer_compile.runtime.engines.cuda import CudaEngine, Parts
     from infer_compile.runtime.engines.kernels import Kernels
+    from infer_compile.runtime.stopwatch import Stopwatch
 
     spent = {"python": entered - given.began, "imports": time.time() - entered}
 
@@ -39,8 +40,8 @@ def main(words: Sequence[str] | None = None) -> None:
     class Watched(CudaEngine):
         """The engine, its start taken apart."""
 
-        def _opened(self) -> Kernels:
-            return timed("device and kernels", super()._opened)
+        def _opened(self, watch: Stopwatch) -> Kernels:
+            return timed("device and kernels", lambda: super(Watched, self)._opened(watch))
 
         def _stored(self) -> Parts:
             read = super()._stored()

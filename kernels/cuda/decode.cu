@@ -1,11 +1,10 @@
 // What attend.py computes, for tiles of one token and codes of 2 to 4 bits, at most 16 query heads to a key-value head: README.md
 // tells what the arguments are. constants.h is written by codegen/cuda_decode.py.
 //
-// Warps take the blocks of a share in turn. Integers of codes go from memory through registers to the tensor cores as bytes: a
-// byte permute looks four up at once, with nibbles for selectors, and words of a strip lie so that what a lane reads is what it
-// holds of a product's operand; nothing is exchanged and nothing goes through shared memory. Keys and values are right operands.
-// Of tokens, lane t of the four that hold a row has scores of 8t to 8t + 7 of a block, and these are the indices that its words
-// of values tell of.
+// Warps take the pages of a share in turn; copies of the next ones are on their way meanwhile. Codes become bytes that integer
+// tensor cores multiply: a byte permute looks four up at once, with nibbles for selectors, and words of a strip lie so that what a
+// lane reads is what it holds of a product's operand: nothing is exchanged. Keys and values are right operands. Of tokens, lane t
+// of the four that hold a row has scores of 8t to 8t + 7 of a block, and these are the indices that its words of values tell of.
 //
 // Softmax weights, times the scales of values, are rounded to bytes: the largest of a block becomes 255.
 #include "constants.h"
@@ -107,11 +106,11 @@ __device__ __forceinline__ void load(const u32* from, u32* to) {
   }
 }
 
-// What a lane reads of the keys of a block, and of the scales of both.
+// What a lane reads of the keys of a block in the page `head`, of which `inside` tokens lie before it.
 struct Keys {
-  u32 words[CHUNKS][KEY_BITS], scales[4], value_scales[4];
+  u32 words[CHUNKS][KEY_BITS];
 
-  __device__ __forceinline__ void read(const u32* head, int inside, Lane lane) {
+  __device__ __forceinline__ Keys(const u32* head, int inside, Lane lane) {
     constexpr int WIDTH = D / 8, PLANE = PAGE / 4 * WIDTH;
     const u32* from = head + KEY_PLACE + (inside / 4 + lane.row) * FOUR_ROWS<KEY_BITS, WIDTH> + CHUNKS * lane.part;
 #pragma unroll
@@ -121,33 +120,39 @@ struct Keys {
 #pragma unroll
       for (int c = 0; c < CHUNKS; ++c) words[c][i] = found[c];
     }
-    if constexpr (KEY_SCALES >= 0) load<4>(head + (KEY_SCALES + inside) / 2 + 4 * lane.part, scales);
-    if constexpr (VALUE_SCALES >= 0) load<4>(head + (VALUE_SCALES + inside) / 2 + 4 * lane.part, value_scales);
   }
 };
 
 struct Values {
   u32 words[CHUNKS][VALUE_BITS];
 
-  __device__ __forceinline__ void read(const u32* head, int inside, Lane lane) {
+  __device__ __forceinline__ Values(const u32* head, int inside, Lane lane) {
     constexpr int WIDTH = PAGE / 8, PLANE = D / 4 * WIDTH;
     const u32* from = head + VALUE_PLACE + lane.row * FOUR_ROWS<VALUE_BITS, WIDTH> + inside / 8 + lane.part;
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c)
 #pragma unroll
-      for (int i = 0; i < VALUE_BITS; ++i) words[c][i] = from[8 * c * FOUR_ROWS<VALUE_BITS, WIDTH> + i * NEXT_WORD<VALUE_BITS, WIDTH, PLANE>];
+      for (int i = 0; i < VALUE_BITS; ++i)
+        words[c][i] = from[8 * c * FOUR_ROWS<VALUE_BITS, WIDTH> + i * NEXT_WORD<VALUE_BITS, WIDTH, PLANE>];
   }
 };
 
+// Eight float16.
+__device__ __forceinline__ void open_halves(const u32* from, float (&to)[8]) {
+  u32 words[4];
+  load<4>(from, words);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) from_halves(words[i], to[2 * i], to[2 * i + 1]);
+}
+
 // Scales of this lane's eight tokens, or ones.
 template <int PLACE>
-__device__ __forceinline__ void open_scales(const u32 (&words)[4], float (&scales)[8]) {
+__device__ __forceinline__ void read_scales(const u32* head, int inside, Lane lane, float (&scales)[8]) {
+  if constexpr (PLACE >= 0) {
+    open_halves(head + (PLACE + inside) / 2 + 4 * lane.part, scales);
+  } else {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (PLACE >= 0)
-      from_halves(words[i], scales[2 * i], scales[2 * i + 1]);
-    else
-      scales[2 * i] = scales[2 * i + 1] = 1.0f;
+    for (float& scale : scales) scale = 1.0f;
   }
 }
 
@@ -176,10 +181,8 @@ struct Factors {
           words[c][h] = words[c][2 + h] = lane.zero;
           continue;
         }
-        u32 halves[4] = {};
-        if (row < GROUP) load<4>(reinterpret_cast<const u32*>(factors + row * D + 8 * (CHUNKS * lane.part + c)), halves);
-        float numbers[8];
-        open_scales<0>(halves, numbers);
+        float numbers[8] = {};
+        if (row < GROUP) open_halves(reinterpret_cast<const u32*>(factors + row * D + 8 * (CHUNKS * lane.part + c)), numbers);
         words[c][h] = bytes(numbers, 1.0f), words[c][2 + h] = bytes(numbers + 4, 1.0f);
       }
     }
@@ -192,9 +195,9 @@ struct Factors {
   }
 };
 
-// Adds a block; its first `hidden` tokens are not seen.
-__device__ __forceinline__ void add_block(Sums& sums, const Factors& factors, const Keys& keys, const Values& values, int hidden,
-                                          Lane lane) {
+// Adds a block of the page `head`, of which `inside` tokens lie before it; the first `hidden` of its own are not seen.
+__device__ __forceinline__ void add_block(Sums& sums, const Factors& factors, const u32* head, int inside, int hidden, Lane lane) {
+  const Keys keys(head, inside, lane);
   float scores[HALVES][8];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -213,8 +216,8 @@ __device__ __forceinline__ void add_block(Sums& sums, const Factors& factors, co
   }
 
   float key_scales[8], value_scales[8];
-  open_scales<KEY_SCALES>(keys.scales, key_scales);
-  open_scales<VALUE_SCALES>(keys.value_scales, value_scales);
+  read_scales<KEY_SCALES>(head, inside, lane, key_scales);
+  read_scales<VALUE_SCALES>(head, inside, lane, value_scales);
   u32 weights[4] = {0, lane.zero, 0, lane.zero};
   float units[HALVES];
 #pragma unroll
@@ -247,6 +250,7 @@ __device__ __forceinline__ void add_block(Sums& sums, const Factors& factors, co
     weights[h] = bytes(score, inverted), weights[2 + h] = bytes(score + 4, inverted);
   }
 
+  const Values values(head, inside, lane);
   Sums32 starts = {MAGIC_BITS, MAGIC_BITS, MAGIC_BITS, MAGIC_BITS};
   if constexpr (LIFT<VALUE_BITS> != 0) {
     constexpr u32 BACK = 0x01010101u * u8(-LIFT<VALUE_BITS>);
@@ -268,53 +272,56 @@ __device__ __forceinline__ void add_block(Sums& sums, const Factors& factors, co
     }
 }
 
-// Blocks of packed pages from `block` to `end`, every WARPS-th, of which some token is seen: those from `lowest` on.
-__device__ void add_packed(Sums& sums, const Factors& factors, const u32* pool, const int* table, int page_words, int block,
-                           int end, int lowest, Lane lane) {
-  constexpr int PER_PAGE = PAGE / BLOCK;
-  const auto head = [&](int b) { return pool + i64(table[b / PER_PAGE]) * page_words; };
-  const auto inside = [](int b) { return b % PER_PAGE * BLOCK; };
-  // Keys of the next block are on their way while one is added.
-  const auto add = [&](const Keys& keys, Keys& coming) {
-    Values values;
-    values.read(head(block), inside(block), lane);
-    const int next = block + WARPS;
-    if (next < end) coming.read(head(next), inside(next), lane);
-    add_block(sums, factors, keys, values, lowest - block * BLOCK, lane);
-    block = next;
+// One head of a few pages, on the way from memory or here, for one warp.
+struct Ring {
+  u32 pages[STAGES][HEAD];
+};
+
+// Packed pages from `page` to `end`, every WARPS-th; tokens from `lowest` on are seen.
+__device__ void add_packed(Sums& sums, const Factors& factors, Ring& ring, const u32* pool, const int* table, int page_words,
+                           int page, int end, int lowest, Lane lane) {
+  int coming = page, place = coming < end ? table[coming] : 0;
+  const int own = 4 * (4 * lane.row + lane.part);
+  const auto call = [&](int stage) {
+    if (coming < end) {
+      const u32* from = pool + i64(place) * page_words + own;
+      u32* to = ring.pages[stage] + own;
+#pragma unroll
+      for (int i = 0; i < HEAD; i += 4 * WARP)
+        if (i + 4 * WARP <= HEAD || i + own < HEAD) copy_ahead(to + i, from + i);
+      coming += WARPS;
+      // Where the page lies that is called for next time.
+      if (coming < end) place = table[coming];
+    }
+    end_copies();
   };
-  Keys even, odd;
-  if (block < end) even.read(head(block), inside(block), lane);
-  while (block < end) {
-    add(even, odd);
-    if (block < end) add(odd, even);
+  for (int stage = 0; stage < STAGES - 1; ++stage) call(stage);
+  for (int stage = 0, free = STAGES - 1; page < end; page += WARPS) {
+    await_copies<STAGES - 2>();
+    __syncwarp();  // what all lanes copied is here, and all have read the page before
+    call(free);
+    for (int inside = 0; inside < PAGE; inside += BLOCK) {
+      const int hidden = lowest - (page * PAGE + inside);
+      if (hidden < BLOCK) add_block(sums, factors, ring.pages[stage], inside, hidden, lane);
+    }
+    free = stage, stage = stage + 1 < STAGES ? stage + 1 : 0;
   }
 }
 
-// Queries in bfloat16 as left operands, for keys read 16 bytes at a time.
+// Queries in bfloat16, for all warps. Rows begin in banks of their own.
 struct Queries {
-  u32 words[CHUNKS][2][4];
+  u32 words[ROWS][D / 2 + 4];
 
-  __device__ Queries(const Query* queries, Lane lane) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = lane.row + 8 * h;
-#pragma unroll
-      for (int c = 0; c < CHUNKS; ++c) {
-        u32 found[4] = {};
-        if (row < GROUP) read(queries + row * D + 32 * c + 8 * lane.part, found);
-        words[c][0][h] = found[0], words[c][0][2 + h] = found[1];
-        words[c][1][h] = found[2], words[c][1][2 + h] = found[3];
-      }
+  __device__ void fill(const Query* queries) {
+    for (int i = threadIdx.x; i < ROWS * D / 2; i += WARPS * WARP) {
+      const int row = i / (D / 2), word = i % (D / 2);
+      words[row][word] = row < GROUP ? two(queries + row * D + 2 * word) : 0;
     }
   }
 
  private:
-  static __device__ __forceinline__ void read(const u16* from, u32 (&to)[4]) { load<4>(reinterpret_cast<const u32*>(from), to); }
-  static __device__ __forceinline__ void read(const float* from, u32 (&to)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = to_bf16(from[2 * i], from[2 * i + 1]);
-  }
+  static __device__ u32 two(const u16* from) { return from[0] | u32(from[1]) << 16; }
+  static __device__ u32 two(const float* from) { return to_bf16(from[0], from[1]); }
 };
 
 // Adds a block of exact tokens: those from `lowest` to `slot` are seen, `first` is the block's first. Of its values, a lane's sums
@@ -322,15 +329,20 @@ struct Queries {
 __device__ __forceinline__ void add_exact_block(Sums& sums, const Queries& queries, const u32* keys, const u32* values, float scale,
                                                 int first, int lowest, int slot, Lane lane) {
   float scores[2][4] = {};
+#pragma unroll 1  // sums and what is on its way take the registers
+  for (int c = 0; c < CHUNKS; ++c) {
+    const int word = 16 * c + 4 * lane.part;
+    u32 low[4], high[4] = {}, own[2][4];
+    load<4>(queries.words[lane.row] + word, low);
+    if constexpr (HALVES == 2) load<4>(queries.words[lane.row + 8] + word, high);
 #pragma unroll
-  for (int j = 0; j < 2; ++j)
+    for (int j = 0; j < 2; ++j) load<4>(keys + (8 * j + lane.row) * (D / 2) + word, own[j]);
 #pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) {
-      u32 own[4];
-      load<4>(keys + (8 * j + lane.row) * (D / 2) + 16 * c + 4 * lane.part, own);
-      multiply_bf16(scores[j], queries.words[c][0], own[0], own[1]);
-      multiply_bf16(scores[j], queries.words[c][1], own[2], own[3]);
+    for (int j = 0; j < 2; ++j) {
+      multiply_bf16(scores[j], {low[0], high[0], low[1], high[1]}, own[j][0], own[j][1]);
+      multiply_bf16(scores[j], {low[2], high[2], low[3], high[3]}, own[j][2], own[j][3]);
     }
+  }
   u32 weights[4] = {};
 #pragma unroll
   for (int h = 0; h < HALVES; ++h) {
@@ -372,13 +384,13 @@ __device__ __forceinline__ void add_exact_block(Sums& sums, const Queries& queri
 }
 
 // The sums of all warps.
-struct Shared {
+struct Warps {
   float out[WARPS][ROWS][D], most[WARPS][ROWS], total[WARPS][ROWS];
 };
 
 // Puts the warps' sums together and stores them. A lane's sums are SPAN neighbouring columns at a time.
 template <int SPAN>
-__device__ void finish(const Sums& sums, Shared& all, float* out, float* logs, int warp, Lane lane) {
+__device__ void finish(const Sums& sums, Warps& all, float* out, float* logs, int warp, Lane lane) {
 #pragma unroll
   for (int h = 0; h < HALVES; ++h) {
     const int row = lane.row + 8 * h;
@@ -420,7 +432,11 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT)
   float* out = sums + (whose * SPLITS + split) * D;
   float* own_logs = logs + whose * SPLITS + split;
 
-  __shared__ Shared all;
+  __shared__ union {
+    Queries queries;
+    Ring rings[WARPS];
+    Warps warps;
+  } shared;
   Sums own;
   if (split < EXACT_SPLITS) {
     // Sinks and then recent pages, counted along.
@@ -429,22 +445,25 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT)
     const int recent = max(max(last - recent_pages, SINK), behind);
     const int blocks = (sinks + max(last + 1 - recent, 0)) * PER_PAGE, each = (blocks + EXACT_SPLITS - 1) / EXACT_SPLITS;
     const int end = min((split + 1) * each, blocks);
-    const Queries query(queries + row * query_stride + head * GROUP * D, lane);
+    shared.queries.fill(queries + row * query_stride + head * GROUP * D);
+    __syncthreads();
     for (int block = split * each + warp; block < end; block += WARPS) {
       const int listed = block / PER_PAGE, page = listed < sinks ? first_sink + listed : recent + listed - sinks;
       const int inside = block % PER_PAGE * EXACT_BLOCK;
       const u32* from = exact_pool + i64(exact_table[sequence * table_stride + page]) * exact_page + exact_place +
                         head * (PAGE * D) + inside * (D / 2);
-      add_exact_block(own, query, from, from + PAGE * (D / 2), scale * LOG2E, page * PAGE + inside, lowest, slot, lane);
+      add_exact_block(own, shared.queries, from, from + PAGE * (D / 2), scale * LOG2E, page * PAGE + inside, lowest, slot, lane);
     }
-    finish<16>(own, all, out, own_logs, warp, lane);
+    __syncthreads();
+    finish<16>(own, shared.warps, out, own_logs, warp, lane);
   } else {
-    constexpr int PER_PAGE = PAGE / BLOCK, SHARES = SPLITS - EXACT_SPLITS;
-    const int first = max(SINK * PER_PAGE, max(lowest, 0) / BLOCK), end = (last - recent_pages) * PER_PAGE;
-    const int each = (max(end - first, 0) + SHARES - 1) / SHARES, begin = first + (split - EXACT_SPLITS) * each;
+    constexpr int SHARES = SPLITS - EXACT_SPLITS;
+    const int first = max(behind, SINK), end = last - recent_pages, each = (max(end - first, 0) + SHARES - 1) / SHARES;
+    const int begin = first + (split - EXACT_SPLITS) * each;
     const Factors query(factors + whose * D, steps + whose, lane);
-    add_packed(own, query, packed_pool + packed_place + head * HEAD, packed_table + sequence * table_stride, packed_page,
-               begin + warp, min(begin + each, end), lowest, lane);
-    finish<8>(own, all, out, own_logs, warp, lane);
+    add_packed(own, query, shared.rings[warp], packed_pool + packed_place + head * HEAD, packed_table + sequence * table_stride,
+               packed_page, begin + warp, min(begin + each, end), lowest, lane);
+    __syncthreads();
+    finish<8>(own, shared.warps, out, own_logs, warp, lane);
   }
 }

@@ -93,3 +93,14 @@ __device__ __forceinline__ float row_sum(float x) {
   x += exchanged(x, 1);
   return x + exchanged(x, 2);
 }
+
+// 16 bytes to shared memory, without waiting for them; copies are counted in groups.
+__device__ __forceinline__ void copy_ahead(u32* to, const u32* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(u32(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+}
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+// Until all groups of this lane but the last PENDING are here.
+template <int PENDING>
+__device__ __forceinline__ void await_copies() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(PENDING) : "memory");
+}

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import subprocess
 import sys
-from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 import triton.language as tl
-from ptx import Module
+from ptx import Inside, Module
 
 from infer_compile.codegen.cuda_constants import Launch, chunk_launch, decode_launch
 from infer_compile.codegen.cuda_sources import kernel
+from infer_compile.runtime.formats import launches
 
 CACHE = ("append", "seal", "query", "attend", "merge")
 _TYPES = {
@@ -37,6 +36,17 @@ _WARP = 32
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What a compiler made: PTX with one entry, which asks for ``shared`` bytes of dynamic shared memory, and
+    the names of its arguments in their order."""
+
+    entry: str
+    ptx: str
+    shared: int
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A function of a module of kernels/cuda, for compute capability ``capability``. ``types`` are those of
     its arguments; the kernels of the cache have theirs from the compiler."""
@@ -48,19 +58,17 @@ class Request:
     launch: Launch
     capability: int
 
-    def compile(self, folder: Path) -> tuple[str, str, int]:
-        """The entry's name, its PTX, and the bytes of its dynamic shared memory. Needs Triton without its
-        interpreter."""
+    def compile(self, folder: Path) -> Answer:
+        """Needs Triton without its interpreter."""
         from triton.compiler import ASTSource
 
         from infer_compile.codegen.cubins import Variant, compile_kernel, run_compiler
 
-        constants = dict(self.constants)
+        constants, handed = dict(self.constants), tuple(self.types)
         if self.module in CACHE:
             options = self.launch.warps, self.launch.stages, self.launch.registers
-            variant = Variant(self.module, constants, *options)
-            compiled = compile_kernel(variant, self.capability, folder)
-            return compiled.entry, compiled.ptx, compiled.shared
+            compiled = compile_kernel(Variant(self.module, constants, *options), self.capability, folder)
+            return Answer(compiled.entry, compiled.ptx, compiled.shared, handed)
         function = getattr(kernel(self.module), self.function)
         names = function.arg_names
         source = ASTSource(
@@ -75,7 +83,33 @@ class Request:
         )
         wanted = {"num_warps": self.launch.warps, "num_stages": self.launch.stages}
         found = run_compiler(self.function, source, self.capability, wanted)
-        return found.metadata.name, found.asm["ptx"], found.metadata.shared
+        return Answer(found.metadata.name, found.asm["ptx"], found.metadata.shared, handed)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """A launch of a step's table, which lies in a file, compiled as it is for a bundle."""
+
+    table: Path
+    launch: launches.Launch
+    capability: int
+
+    def compile(self, folder: Path) -> Answer:
+        """As ``Request.compile``."""
+        from infer_compile.codegen import gpu_cubins
+        from infer_compile.codegen.cubins import run_compiler
+
+        made = []
+
+        def kept(*given: Any) -> Any:
+            made.append(run_compiler(*given))
+            return made[-1]
+
+        # A bundle needs no PTX, so that it is not kept there.
+        gpu_cubins.run_compiler = kept
+        table = launches.StepTable.from_json(self.table.read_text())
+        _, cubin = gpu_cubins.compile_launch(table, self.launch, self.capability, "")
+        return Answer(cubin.entry, made[0].asm["ptx"], cubin.shared, cubin.arguments)
 
 
 class Compiler:
@@ -86,13 +120,12 @@ class Compiler:
         environment |= {"TRITON_CACHE_DIR": str(folder / "triton"), "PYTHONWARNINGS": "ignore"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
+            [sys.executable, "-c", "import compiled; compiled.serve()", str(folder)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
-        self._modules: dict[str, tuple[str, Module, int]] = {}
+        self._modules: dict[bytes, tuple[Answer, Module]] = {}
 
     def __enter__(self) -> Compiler:
         return self
@@ -102,19 +135,33 @@ class Compiler:
     ) -> None:
         self._process.communicate()
 
-    def compile(self, request: Request) -> tuple[str, Module, int]:
-        line = repr(astuple(request))
-        if line not in self._modules:
+    def compile(self, request: Request | StepRequest) -> tuple[Answer, Module]:
+        key = pickle.dumps(request)
+        if key not in self._modules:
             if self._process.stdin is None or self._process.stdout is None:
                 raise ValueError("the process has no pipes")
-            self._process.stdin.write(line + "\n")
+            self._process.stdin.write(key)
             self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-            if not answer:
-                raise ValueError(f"{request.function} could not be compiled")
-            entry, ptx, shared = json.loads(answer)
-            self._modules[line] = entry, Module(ptx), shared
-        return self._modules[line]
+            try:
+                answer = pickle.load(self._process.stdout)
+            except EOFError:
+                raise ValueError(f"{request} could not be compiled") from None
+            self._modules[key] = answer, Module(answer.ptx)
+        return self._modules[key]
+
+
+def serve() -> None:
+    """What ``Compiler`` talks to."""
+    output = sys.stdout.buffer
+    # Compilers print.
+    sys.stdout = sys.stderr
+    while True:
+        try:
+            request: Request | StepRequest = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        output.write(pickle.dumps(request.compile(Path(sys.argv[1]))))
+        output.flush()
 
 
 @dataclass
@@ -139,10 +186,7 @@ class Kernels:
         types = {name: _type(each) for name, each in handed.items()}
         launch = _launch(function, constants)
         request = Request(module, function, types, constants, launch, self.capability)
-        entry, compiled, shared = self.compiler.compile(request)
-        # Behind the kernel's own arguments Triton has two pointers to memory that ours do not ask for.
-        values = [*(_numbers(each) for each in handed.values()), None, None]
-        counts = compiled.run(entry, grid, (_WARP * launch.warps,), values, shared)
+        counts = run(*self.compiler.compile(request), grid, launch.warps, handed)
         self.counts[function] = self.counts.get(function, Counter()) + counts
 
 
@@ -180,16 +224,34 @@ def _type(value: Any) -> str:
     return "fp32" if isinstance(value, float) else "i32"
 
 
-def _numbers(value: Any) -> Any:
-    """Tensors as arrays of the same memory."""
+def run(
+    answer: Answer, module: Module, grid: Sequence[int], warps: int, arguments: Mapping[str, Any]
+) -> Counter[str]:
+    """Instructions that warps issued; ``arguments`` are tensors and numbers."""
+    # Behind the kernel's own arguments Triton has two pointers to memory that ours do not ask for.
+    values = [*(_handed(arguments[name]) for name in answer.arguments), None, None]
+    return module.run(answer.entry, grid, (_WARP * warps,), values, answer.shared)
+
+
+def _handed(value: Any) -> Any:
+    """A tensor is a place in what was allocated for it."""
     if not isinstance(value, torch.Tensor):
         return value
-    held = value.view(torch.int16) if value.dtype == torch.bfloat16 else value
-    return np.asarray(held)
+    storage = value.untyped_storage()
+    whole = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    return Inside(whole, value.data_ptr() - storage.data_ptr())
 
 
-if __name__ == "__main__":
-    for line in sys.stdin:
-        *given, launch, capability = literal_eval(line)
-        request = Request(*given, Launch(*launch), capability)
-        print(json.dumps(request.compile(Path(sys.argv[1]))), flush=True)
+@dataclass
+class StepKernels:
+    """What launches a step's kernels in an engine, in place of the driver."""
+
+    compiler: Compiler
+    table: Path
+    capability: int
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def launch(self, launch: launches.Launch, grid: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
+        found = self.compiler.compile(StepRequest(self.table, launch, self.capability))
+        counts = run(*found, grid, launch.warps, arguments)
+        self.counts[launch.kernel] = self.counts.get(launch.kernel, Counter()) + counts

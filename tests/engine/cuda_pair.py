@@ -40,6 +40,7 @@ class Case:
     tied: bool = False
     overflow: Overflow = "stop"
     context: int = 96
+    checked: int = 0
 
 
 CASES = (
@@ -94,6 +95,7 @@ def pair(
         exact_pages=20,
         packed_pages=20 if layout.compressed else 0,
         overflow=case.overflow,
+        checked_tokens=case.checked,
     )
     program = assemble(build(config, "drawn"), weight_format(case.weights, 32), layout, limits)
     model = write_model(rng, config, program, folder)

@@ -56,6 +56,33 @@ def test_a_stream_goes_on_without_its_oldest_tokens(tmp_path: Path) -> None:
     assert np.all(errors_of(*reversed(rows)) < ROW_ERROR)
 
 
+def test_an_answer_is_checked_against_an_exact_cache(tmp_path: Path) -> None:
+    """In the pages behind those of the sequences, of which none holds anything compressed; beside a sequence
+    that compresses."""
+    both = pair(Case("LlamaForCausalLM", "bf16", ("tq3",), checked=48), tmp_path, CUTS)
+    exact, _ = both.program.pool_pages
+    place = Driver(both.reference).open(48)
+    tokens = np.random.default_rng(3).integers(0, both.program.vocabulary, 34).tolist()
+    pages = np.arange(exact - 3, exact, dtype=np.int32)
+    for start, count in ((0, 16), (16, 16), (32, 1), (33, 1)):
+        new = tokens[start : start + count]
+        served = place.feed(new, outputs=1)
+        whole = replace(served, exact=pages, packed=None)
+        rows = [one.step([served, whole], logits=True).logits for one in (both.engine, both.reference)]
+        packed, exactly = errors_of(*rows)
+        assert packed < ROW_ERROR and exactly < ROW_ERROR / 4
+    before = both.engine.pool("packed").copy()
+    both.engine.step([whole])
+    assert np.array_equal(both.engine.pool("packed"), before)
+    assert errors_of(rows[0][:1], rows[0][1:]) > 4 * exactly
+
+
+def test_a_sequence_that_compresses_nothing_is_refused_where_no_answer_is_checked(small: Pair) -> None:
+    step = Driver(small.reference).open(16).feed([1])
+    with pytest.raises(InferCompileError, match=r"IC521(.|\n)*checks no answers"):
+        small.engine.step([replace(step, packed=None)])
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return pair(replace(CASES[1], levels=("tq3",)), tmp_path_factory.mktemp("small"), CUTS)

@@ -85,7 +85,17 @@ def test_norms_are_rounded_for_their_reader(group: int) -> None:
     expected = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5) * weight.double()
     output, operand, scales = _operands(count, width, group)
     kernel("norm").norm[(count,)](
-        values, weight, output, operand, scales, EPSILON=1e-5, WIDTH=width, BLOCK=256, GROUP=group, KEEP=True
+        values,
+        weight,
+        output,
+        operand,
+        scales,
+        EPSILON=1e-5,
+        WIDTH=width,
+        BLOCK=256,
+        GROUP=group,
+        KEEP=True,
+        ROUND=True,
     )
     torch.testing.assert_close(output.double(), expected, atol=1e-6, rtol=1e-6)
     _check_operand(output, operand, scales, group)

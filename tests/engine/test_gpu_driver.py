@@ -33,6 +33,7 @@ unsigned seen_sizes[7];
 uint64_t seen_pointers[4];
 float seen_float;
 int seen_int, seen_limit;
+int cuInit(unsigned flags) { return flags ? 1 : 100; }
 int cuDriverGetVersion(int* version) { *version = 12080; return 0; }
 int cuGetErrorString(int status, const char** text) { *text = "it broke"; return 0; }
 int cuModuleLoadData(void** module, const char* image) {
@@ -135,6 +136,11 @@ def test_arguments_come_in_the_kernels_order(tmp_path: Path, library: Path) -> N
     assert ctypes.c_int.in_dll(seen, "seen_int").value == -5
     assert ctypes.c_int.in_dll(seen, "seen_limit").value == 60000
     assert Driver(str(library)).version() == (12, 8)
+
+
+def test_a_driver_without_a_device_says_so(library: Path) -> None:
+    with pytest.raises(InferCompileError, match=r"IC526(.|\n)*cuInit: it broke"):
+        Driver(str(library)).start()
 
 
 def test_what_the_driver_says_is_told(tmp_path: Path, library: Path) -> None:

@@ -196,7 +196,6 @@ def test_tiles_hold_every_weight_once() -> None:
     ("change", "says"),
     [
         ({"page_tokens": 24}, "pages of 24 tokens"),
-        ({"checked_tokens": 512}, "an exact cache"),
     ],
 )
 def test_what_has_no_kernel_is_refused_by_name(change: dict[str, object], says: str) -> None:

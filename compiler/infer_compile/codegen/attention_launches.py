@@ -40,7 +40,13 @@ class AttentionLaunches:
         self._buffers = buffers
         self._calibrated = {table.name for table in program.cache.tables()}
         limits, layout = program.limits, program.cache
+        exact, packed = program.pool_pages
         self._pages = layout.pages(limits.max_context)
+        buffers["broken"] = Buffer(dtype="int32", width=1)
+        self.inputs: tuple[str, ...] = ()
+        """Of the buffers those that tell of a step."""
+        if not layout.layers:
+            return
         told = {
             "slots": Buffer(dtype="int32", width=1, per="rows"),
             "sees": Buffer(dtype="int32", width=2, per="rows"),
@@ -53,12 +59,10 @@ class AttentionLaunches:
         if layout.compressed:
             told["packed_table"] = told["exact_table"]
             told["jobs"] = Buffer(dtype="int32", width=2, per="seals")
-            buffers["packed_pool"] = _pool(limits.packed_pages * layout.packed_page_bytes)
+            buffers["packed_pool"] = _pool(packed * layout.packed_page_bytes)
         self.inputs = tuple(told)
-        """Of the buffers those that tell of a step."""
         buffers.update(told)
-        buffers["broken"] = Buffer(dtype="int32", width=1)
-        buffers["exact_pool"] = _pool(limits.exact_pages * layout.exact_page_bytes)
+        buffers["exact_pool"] = _pool(exact * layout.exact_page_bytes)
 
     def lines(self, operation: Attend, output: str) -> Iterator[Line]:
         """Of one layer, into the buffer ``output``."""
@@ -143,6 +147,7 @@ class AttentionLaunches:
             },
             numbers=self._places(layer),
             constants=constants.seal_constants(layout, layer, FP8_MOST),
+            warps=constants.SEAL_WARPS,
         )
 
     def _query(self, operation: Attend) -> Launch:
@@ -199,7 +204,9 @@ class AttentionLaunches:
         )
         options = constants.chunk_launch()
         if tiling is not self._tilings[-1]:
-            options = constants.decode_launch(layout.head_dim, tiling.tokens * group)
+            stored = layout.layers[layer]
+            calibrated = stored.keys.calibrated or stored.values.calibrated
+            options = constants.decode_launch(layout.head_dim, tiling.tokens * group, calibrated)
         return Launch(
             kernel="attend.attend",
             grid=(Blocks(of="tiles"), operation.kv_heads, own["SPLITS"]),

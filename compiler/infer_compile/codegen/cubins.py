@@ -144,14 +144,18 @@ def _by_triton(variant: Variant, capability: int) -> Any:
 
 
 def run_compiler(name: str, source: Any, capability: int, options: Mapping[str, int]) -> Any:
-    """What Triton makes of ``source`` with its ``options``. Raises InferCompileError IC314 if it fails."""
+    """What Triton makes of ``source`` with its ``options``, without the places of its lines, which would be
+    paths of this machine. Raises InferCompileError IC314 if it fails."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler.errors import CompilationError
 
     given = {**options, "enable_fp_fusion": True}
+    compilation = triton.knobs.compilation
     try:
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
+        with compilation.scope():
+            compilation.disable_line_info = True
+            return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
     except (CompilationError, RuntimeError) as error:
         raise InferCompileError(
             Problem(
@@ -183,6 +187,12 @@ def _found(pattern: str, text: str) -> str:
     if match is None:
         raise ValueError(f"no {pattern} in what the assembler says")
     return match[1]
+
+
+def compiler_version() -> str:
+    """Of triton. Raises InferCompileError IC313 as ``need_compiler``."""
+    need_compiler()
+    return version("triton")
 
 
 def need_compiler() -> None:

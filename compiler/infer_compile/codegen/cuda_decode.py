@@ -12,7 +12,7 @@ from ..catalog.resources import folder
 from ..runtime.formats.codebook import integers
 from ..runtime.formats.launches import Dtype
 from .cuda_constants import Constants
-from .cuda_pages import Piece
+from .cuda_pages import WORD, Piece
 from .nvrtc import Nvrtc
 
 ENTRY = "decode"
@@ -28,6 +28,10 @@ BLOCK = 32
 MOST_GROUP = 16
 COLUMNS = (64, 128)
 WARPS = 2
+SHARED = 40 << 10
+"""Bytes of shared memory for pages on their way: what a block may have unasked is 48 KiB."""
+LEAST_STAGES, MOST_STAGES = 2, 5
+"""Pages of a warp that are here or on their way."""
 
 
 def serves(constants: Constants) -> bool:
@@ -40,6 +44,7 @@ def serves(constants: Constants) -> bool:
         and constants["GROUP"] <= MOST_GROUP
         and constants["D"] in COLUMNS
         and constants["PAGE"] % BLOCK == 0
+        and _stages(constants) >= LEAST_STAGES
         and all(_one_strip(constants[side], constants["D"]) for side in ("KEYS", "VALUES"))
     )
 
@@ -69,12 +74,17 @@ def header(constants: Constants, queries: Dtype) -> str:
     for side in ("KEY", "VALUE"):
         ((_, _, _, bits, _, _, (strip,), _),) = constants[f"{side}S"]
         numbers |= {f"{side}_BITS": bits, f"{side}_PLACE": strip[2]}
-    # Eight warps of a multiprocessor have 255 registers each.
-    numbers |= {"WARPS": WARPS, "RESIDENT": 8 // WARPS, "LIFT4": -int(integers(4)[0])}
+    wide = constants["GROUP"] > MOST_GROUP // 2
+    numbers |= {"WARPS": WARPS, "RESIDENT": (8 if wide else 12) // WARPS, "STAGES": _stages(constants)}
+    numbers["LIFT4"] = -int(integers(4)[0])
     lines = [f"constexpr int {name} = {int(number)};" for name, number in numbers.items()]
     lines += [f"constexpr unsigned long long {name} = {word:#018x};" for name, word in _tables().items()]
     lines.append(f"using Query = {'float' if queries == 'f32' else 'unsigned short'};")
     return "\n".join(lines) + "\n"
+
+
+def _stages(constants: Constants) -> int:
+    return min(MOST_STAGES, SHARED // (WARPS * WORD * int(constants["HEAD"])))
 
 
 def _tables() -> Mapping[str, int]:

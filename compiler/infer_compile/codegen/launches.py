@@ -18,13 +18,16 @@ from ..runtime.formats.launches import (
     StepTable,
 )
 from ..runtime.formats.program import (
+    Activate,
     Attend,
     Embed,
+    Feed,
     Gate,
     HeadNorm,
     Linear,
     Norm,
     Operation,
+    Place,
     Program,
     Quantize,
     Rotary,
@@ -36,6 +39,8 @@ from .cuda_constants import Tiling
 from .tiles import FREQUENCIES, WeightParts, place_of, scales
 from .tilings import BLOCK, CAPTURED, SKINNY, power, product_tilings, usual_tilings, warps_of
 
+FED = "fed"
+"""The buffer of what is given with each token."""
 BF16 = 0
 """The group of an operand that is not rounded to bytes."""
 
@@ -52,10 +57,6 @@ def step_table(program: Program, tilings: tuple[Tiling, ...] | None = None) -> S
 
 def _refuse(program: Program) -> None:
     problems = []
-    if program.limits.checked_tokens:
-        problems.append("checks of answers against an exact cache")
-    if program.features or program.tells_tokens:
-        problems.append("heads that draft, and what they read")
     if program.cache.page_tokens % 16:
         problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
     if program.cache.head_dim % 32:
@@ -86,7 +87,11 @@ class _Writer:
             "sampled": Buffer(dtype="int32", width=1, per="outputs"),
         }
         self._attention = AttentionLaunches(program, tilings, self._weights.rotations, self._buffers)
+        if program.features:
+            self._buffers[FED] = Buffer(dtype="f32", width=program.features, per="rows")
         self._rows: Count = "rows"
+        self._shared = {op.output for op in program.operations if isinstance(op, Linear) and op.first}
+        """Buffers that several products write side by side."""
 
     def table(self) -> StepTable:
         program = self._program
@@ -94,11 +99,12 @@ class _Writer:
         for layer in program.layers:
             lines += self._part(layer)
         head = list(self._part(program.epilogue))
+        fed = (FED,) if program.features else ()
         return StepTable(
             program=program.digest,
             captured=tuple(rows for rows in CAPTURED if rows <= program.limits.max_outputs),
             tiles=tuple(tiling.tokens for tiling in self._tilings),
-            inputs=("tokens", "positions", "chosen", "settings", *self._attention.inputs),
+            inputs=("tokens", "positions", "chosen", "settings", *self._attention.inputs, *fed),
             hidden=program.hidden,
             weights_bytes=self._weights.bytes,
             weights=self._weights.parts,
@@ -132,8 +138,11 @@ class _Writer:
         """The lines of neighbouring operations."""
         place = 0
         while place < len(operations):
-            operation, rest = operations[place], operations[place + 1 :]
+            before, operation, rest = operations[:place], operations[place], operations[place + 1 :]
             place += 1
+            if isinstance(operation, Linear | Quantize) and not _rounded(operation.input, before):
+                width = self._program.buffers[operation.input]
+                yield self._rounding("round.round", operation.input, operation.input, width, (operation,))
             match operation:
                 case Embed():
                     yield self._gather("tokens", operation.table, operation.output)
@@ -146,6 +155,19 @@ class _Writer:
                     yield self._gate(operation, rest)
                 case Attend():
                     yield from self._attend(operation, rest)
+                case Feed():
+                    features, width = self._program.features, self._program.buffers[operation.output]
+                    yield self._place(FED, features, operation.first, operation.output, 0, width)
+                case Place():
+                    width = self._program.buffers[operation.input]
+                    yield self._place(operation.input, width, 0, operation.output, operation.first, width)
+                case Activate():
+                    yield self._activate(operation)
+                case Linear() if operation.output in self._shared:
+                    own = operation.model_copy(update={"output": f"{operation.output}.part", "first": 0})
+                    yield self._linear(own)
+                    width = self._tensors[operation.weight].rows
+                    yield self._place(own.output, width, 0, operation.output, operation.first, width)
                 case Linear():
                     yield self._linear(operation)
                 case HeadNorm() | Rotary():
@@ -166,12 +188,43 @@ class _Writer:
             constants={"WIDTH": width, "BLOCK": BLOCK},
         )
 
-    def _norm(self, operation: Norm, rest: Sequence[Operation]) -> Launch:
+    def _place(self, source: str, stride: int, first: int, output: str, place: int, width: int) -> Launch:
+        """``width`` columns of ``source`` from ``first`` on to those of ``output`` from ``place`` on."""
+        whole = self._program.buffers[output]
+        self._need(output, whole, self._rows)
+        return Launch(
+            kernel="place.place",
+            grid=(Blocks(of=self._rows), -(-width // BLOCK)),
+            tensors={"input": source, "output": output},
+            constants={
+                "STRIDE": stride,
+                "FIRST": first,
+                "OUTPUT_STRIDE": whole,
+                "OUTPUT_FIRST": place,
+                "WIDTH": width,
+                "BLOCK": BLOCK,
+            },
+        )
+
+    def _activate(self, operation: Activate) -> Launch:
         width = self._program.buffers[operation.input]
-        keep = operation.output == self._program.hidden
+        return Launch(
+            kernel="activate.activate",
+            grid=(Blocks(of=self._rows), -(-width // BLOCK)),
+            tensors={"input": operation.input, "output": operation.output},
+            constants={"WIDTH": width, "BLOCK": BLOCK},
+        )
+
+    def _norm(self, operation: Norm, rest: Sequence[Operation]) -> Launch:
+        width, readers = self._program.buffers[operation.input], _readers(operation.output, rest)
+        products = [reader for reader in readers if isinstance(reader, Linear | Quantize)]
+        # Who is no product, or comes later, reads it as it is.
+        keep = operation.output == self._program.hidden or len(products) < max(1, len(readers))
         if keep:
             self._need(operation.output, width, self._rows)
-        operand, group = self._operand(operation.output, width, rest)
+        operand, group = {"operand": None, "scales": None}, BF16
+        if products:
+            operand, group = self._operand(operation.output, width, rest)
         block = power(width)
         return Launch(
             kernel="norm.norm",
@@ -188,6 +241,7 @@ class _Writer:
                 "BLOCK": block,
                 "GROUP": group,
                 "KEEP": keep,
+                "ROUND": bool(products),
             },
             warps=warps_of(block),
         )
@@ -334,8 +388,40 @@ class _Writer:
 
 
 def _reader(buffer: str, operations: Sequence[Operation]) -> Linear | Quantize:
-    """The first of ``operations`` that reads ``buffer``: nothing else does before it is written again."""
-    return next(op for op in operations if isinstance(op, Linear | Quantize) and op.input == buffer)
+    """The first product of ``operations`` that reads what ``buffer`` holds before them."""
+    return next(op for op in _readers(buffer, operations) if isinstance(op, Linear | Quantize))
+
+
+def _readers(buffer: str, operations: Sequence[Operation]) -> list[Operation]:
+    """Of ``operations`` those that read what ``buffer`` holds before them."""
+    found: list[Operation] = []
+    for operation in operations:
+        adds = isinstance(operation, Activate) or (isinstance(operation, Linear) and operation.add)
+        if _source(operation) == buffer or (adds and _output(operation) == buffer):
+            found.append(operation)
+        if _output(operation) == buffer:
+            break
+    return found
+
+
+def _rounded(buffer: str, operations: Sequence[Operation]) -> bool:
+    """Whether what ``buffer`` holds behind ``operations`` was written rounded for the product that reads
+    it."""
+    last = next((op for op in reversed(operations) if _output(op) == buffer), None)
+    return isinstance(last, Norm | Gate | Attend | Quantize)
+
+
+def _source(operation: Operation) -> str | None:
+    match operation:
+        case HeadNorm() | Rotary():
+            return operation.buffer
+        case Embed() | Feed():
+            return None
+    return operation.input
+
+
+def _output(operation: Operation) -> str:
+    return operation.buffer if isinstance(operation, HeadNorm | Rotary) else operation.output
 
 
 def _unrounded(buffer: str) -> str:

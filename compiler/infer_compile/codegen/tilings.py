@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..runtime.formats.program import Attend, Program
 from ..runtime.formats.weights import WeightFormat
-from .cuda_constants import Tiling, chunk_launch, decode_launch
+from .cuda_constants import LEAST_ROWS, Tiling, chunk_launch, decode_launch
 
 BLOCK = 1024
 """Columns of one program of kernels that go along rows: whole groups of every format."""
@@ -32,7 +32,9 @@ LEAST_TILES = 4
 
 def usual_tilings(program: Program) -> tuple[Tiling, ...]:
     """Of attention, by the new tokens of a sequence: one, a few that may be a tree, a chunk of a prompt."""
-    attend = next(op for layer in program.layers for op in layer if isinstance(op, Attend))
+    attend = next((op for layer in program.layers for op in layer if isinstance(op, Attend)), None)
+    if attend is None:
+        return Tiling(1, LEAST_ROWS, 1, 0), Tiling(CHUNK, LEAST_ROWS, 1, 0)
     group = attend.heads // attend.kv_heads
 
     def few(tokens: int) -> Tiling:

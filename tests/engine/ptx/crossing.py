@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .mask import WARP
 from .matrices import load_matrices, product, store_matrices
 from .memory import Flags, refuse
 from .numbers import KINDS, Array
 from .operands import Address, Pair, Read, Vector
 from .statements import Statement
 from .text import Unknown
-from .warps import WARP, Execute, Warps
+from .warps import Execute, Warps
 
 _WORD, _PREDICATE, _COUNT = KINDS["b32"], KINDS["pred"], KINDS["u32"]
 _EVERYBODY = np.array(0xFFFFFFFF, np.uint32)

@@ -18,14 +18,14 @@ def _divided(first: Array, second: Array) -> Array:
     # C rounds to zero; what division by zero yields is not defined.
     divisor = np.where(second == 0, 1, second).astype(object)
     quotient = abs(first.astype(object)) // abs(divisor)
-    return _wrapped(np.where((first < 0) != (second < 0), -quotient, quotient), first.dtype)
+    return wrapped(np.where((first < 0) != (second < 0), -quotient, quotient), first.dtype)
 
 
 def _rest(first: Array, second: Array) -> Array:
     return np.asarray(first - _divided(first, second) * second)
 
 
-def _wrapped(values: Array, dtype: np.dtype[Any]) -> Array:
+def wrapped(values: Array, dtype: np.dtype[Any]) -> Array:
     """Integers of any size, their lower bits."""
     mask = (1 << 8 * dtype.itemsize) - 1
     return np.asarray(np.asarray(values) & mask).astype(unsigned(dtype.itemsize)).view(dtype)
@@ -41,7 +41,7 @@ def high(first: Array, second: Array) -> Array:
     """The upper half of ``wide``."""
     bits = 8 * first.dtype.itemsize
     if bits == 64:
-        return _wrapped((first.astype(object) * second.astype(object)) >> 64, first.dtype)
+        return wrapped((first.astype(object) * second.astype(object)) >> 64, first.dtype)
     return (wide(first, second) >> bits).astype(first.dtype)
 
 
@@ -191,7 +191,7 @@ FORMULAS: dict[tuple[str, str], tuple[str, Formula]] = {
     ("mul", "hi"): (INTEGERS, high),
     ("mad", "lo"): (INTEGERS, lambda a, b, c: a * b + c),
     ("mad", "hi"): (INTEGERS, lambda a, b, c: high(a, b) + c),
-    ("fma", "rn"): (FLOATS.replace("f64 ", ""), fused),
+    ("fma", "rn"): (FLOATS, fused),
     ("div", ""): (INTEGERS, _divided),
     ("rem", ""): (INTEGERS, _rest),
     ("div", "rn"): ("f32 f64", _divided),

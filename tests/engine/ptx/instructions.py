@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import arithmetic, crossing, transfers
+from . import arithmetic, carries, crossing, transfers
 from .numbers import KINDS
 from .operands import Names, Negated, Read, Register
 from .statements import Statement
@@ -40,6 +40,8 @@ def instruction(line: Line, kernel: Kernel, names: Names) -> Instruction:
 
 
 def _built(statement: Statement) -> tuple[Execute, Read | None]:
+    if carries.carries(statement):
+        return carries.add(statement), None
     builder = _BUILDERS.get(statement.head)
     if builder is not None:
         return builder(statement), None

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .mask import WARP
 from .memory import Places
 from .numbers import FLOAT64, KINDS, Array, Kind
 from .operands import Read
 from .text import Unknown
-from .warps import WARP, Warps
+from .warps import Warps
 
 _LANES = np.arange(WARP)
 _GROUP, _INSIDE = _LANES // 4, _LANES % 4
@@ -76,23 +77,30 @@ def _sums(kind: Kind) -> Fragment:
     return Fragment(kind, (16, 8), rows, np.broadcast_to(columns, rows.shape))
 
 
-_MMA = re.compile(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.(f32|f16|s32)\.(\w+)\.(\w+)\.(f32|f16|s32)")
+_MMA = re.compile(
+    r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col(\.satfinite)?\.(f32|f16|s32)\.(\w+)\.(\w+)\.(f32|f16|s32)"
+)
 _DEPTHS = {"bf16": (8, 16), "f16": (8, 16), "s8": (16, 32), "u8": (16, 32), "e4m3": (32,), "e5m2": (32,)}
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
     """``mma``: products are exact and summed, with what they are added to, in float64, which is rounded
-    once. Hardware keeps fewer digits of a sum, and cuts them off. Integers wrap."""
+    once. Hardware keeps fewer digits of a sum, and cuts them off. Sums of integers wrap, or are held to the
+    ends of int32 if it ``saturates``."""
 
     first: Fragment
     second: Fragment
     sums: Fragment
+    saturates: bool
 
     def run(self, first: Sequence[Array], second: Sequence[Array], third: Sequence[Array]) -> list[Array]:
         total = self.first.gather(first) @ self.second.gather(second) + self.sums.gather(third)
         if self.sums.kind.floats:
             return self.sums.scatter(total.astype(self.sums.kind.number))
+        if self.saturates:
+            limits = np.iinfo(self.sums.kind.number)
+            total = np.clip(total, limits.min, limits.max)
         return self.sums.scatter(total.astype(np.int64).astype(self.sums.kind.number))
 
 
@@ -100,12 +108,15 @@ def product(opcode: str) -> Product:
     found = _MMA.fullmatch(opcode)
     if found is None:
         raise Unknown(opcode)
-    depth, result, first, second, addend = int(found[1]), *found.groups()[1:]
+    depth, saturates, result, first, second, addend = int(found[1]), *found.groups()[1:]
     floats = KINDS[result].floats
     known = depth in _DEPTHS.get(first, ()) and KINDS[first].floats == KINDS[second].floats == floats
+    known &= not (floats and saturates)
     if not known or result != addend or depth not in _DEPTHS.get(second, ()):
         raise Unknown(opcode)
-    return Product(_first(KINDS[first], depth), _second(KINDS[second], depth), _sums(KINDS[result]))
+    return Product(
+        _first(KINDS[first], depth), _second(KINDS[second], depth), _sums(KINDS[result]), bool(saturates)
+    )
 
 
 def _rows(warps: Warps, addresses: Read, count: int) -> tuple[Places, NDArray[np.bool_]]:

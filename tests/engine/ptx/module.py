@@ -16,7 +16,16 @@ from .operands import Names, register
 from .text import Kernel, Unknown, Variable, parse
 from .warps import Dim, Instruction, Warps
 
-Argument = Array | np.generic | int | float | bytes | None
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """A pointer to byte ``offset`` of an array."""
+
+    array: Array
+    offset: int
+
+
+Argument = Array | Inside | np.generic | int | float | bytes | None
 _TOGETHER = 1024
 """Threads that run in lockstep."""
 
@@ -135,15 +144,11 @@ def _bytes(variable: Variable, argument: Argument, arrays: list[Array]) -> bytes
     """An argument as it lies among the parameters; an array joins ``arrays``, once."""
     kind = KINDS[variable.kind]
     if isinstance(argument, np.ndarray):
-        if kind.size != 8 or not argument.flags.c_contiguous:
+        argument = Inside(argument, 0)
+    if isinstance(argument, Inside):
+        if kind.size != 8 or not argument.array.flags.c_contiguous:
             raise ValueError(f"{variable.name}: an array has to be contiguous, and its parameter a pointer")
-        for index, other in enumerate(arrays):
-            if np.may_share_memory(argument, other):
-                if argument.ctypes.data != other.ctypes.data or argument.nbytes != other.nbytes:
-                    raise ValueError(f"{variable.name}: arrays overlap")
-                return Global.address(index).to_bytes(8, "little")
-        arrays.append(argument)
-        return Global.address(len(arrays) - 1).to_bytes(8, "little")
+        return (_address(argument.array, arrays) + argument.offset).to_bytes(8, "little")
     if isinstance(argument, bytes):
         if len(argument) != _size(variable):
             raise ValueError(f"{variable.name} has {_size(variable)} bytes, not {len(argument)}")
@@ -152,6 +157,16 @@ def _bytes(variable: Variable, argument: Argument, arrays: list[Array]) -> bytes
     if isinstance(argument, float | np.floating) and kind.size == 4:
         number = np.dtype(np.float32)
     return np.array(0 if argument is None else argument).astype(number).tobytes()
+
+
+def _address(array: Array, arrays: list[Array]) -> int:
+    for index, other in enumerate(arrays):
+        if np.may_share_memory(array, other):
+            if array.ctypes.data != other.ctypes.data or array.nbytes != other.nbytes:
+                raise ValueError("arrays overlap")
+            return Global.address(index)
+    arrays.append(array)
+    return Global.address(len(arrays) - 1)
 
 
 def _initial(variable: Variable) -> Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import ml_dtypes
@@ -82,10 +84,21 @@ def _odd(rounded: Array, rest: Array) -> Array:
     return np.where(inexact, np.nextafter(rounded, np.where(rest > 0, np.inf, -np.inf)), rounded)
 
 
+def _fused_wide(first: float, second: float, third: float) -> float:
+    if math.isfinite(first) and math.isfinite(second) and math.isfinite(third):
+        return float(Fraction(first) * Fraction(second) + Fraction(third))
+    return first * second + third
+
+
+_FUSED = np.frompyfunc(_fused_wide, 3, 1)
+
+
 def fused(first: Array, second: Array, third: Array) -> Array:
-    """first * second + third, rounded once: exact for numbers of up to 32 bits, whose products float64
-    holds."""
+    """first * second + third, rounded once."""
     number = first.dtype
+    if number == FLOAT64:
+        return np.asarray(_FUSED(first, second, third)).astype(FLOAT64)
+    # float64 holds products of narrower numbers.
     product = first.astype(FLOAT64) * second.astype(FLOAT64)
     addend = np.asarray(third.astype(FLOAT64))
     total = np.asarray(product + addend)

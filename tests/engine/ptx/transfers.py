@@ -97,10 +97,12 @@ def load(statement: Statement) -> Execute:
 
 def _load_parameter(kind: Kind, address: Read, writes: list[Callable[[Warps, Array], None]]) -> Execute:
     def execute(warps: Warps) -> None:
-        begin = int(address(warps)[0])
-        values = np.frombuffer(warps.parameters, kind.number, len(writes), begin)
-        for write, value in zip(writes, values, strict=True):
-            write(warps, np.full(warps.width, value))
+        # Compilers choose among parameters by their addresses.
+        places, inverse = np.unique(np.where(warps.mask.flags, address(warps), 0), return_inverse=True)
+        found = [np.frombuffer(warps.parameters, kind.words, len(writes), place) for place in places.tolist()]
+        columns = np.stack(found)[inverse]
+        for index, write in enumerate(writes):
+            write(warps, np.ascontiguousarray(columns[:, index]).view(kind.number))
 
     return execute
 

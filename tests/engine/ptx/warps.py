@@ -6,45 +6,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .mask import WARP, Mask
 from .memory import Flags, Global, Local, Offence, Places, Shared, Threads
 from .numbers import Array
 from .operands import Read
 
-WARP = 32
 MOST_STEPS = 2_000_000
 Dim = tuple[int, int, int]
 
 
 class Fault(Exception):
     """A thread did what it must not, or none can go on."""
-
-
-class Mask:
-    """Which threads do something."""
-
-    def __init__(self, flags: Flags) -> None:
-        self.flags, self.full = flags, bool(flags.all())
-
-    @cached_property
-    def lanes(self) -> Places:
-        return np.flatnonzero(self.flags)
-
-    @cached_property
-    def warps(self) -> int:
-        """How many have a thread that does."""
-        return int(np.count_nonzero(self.flags.reshape(-1, WARP).any(axis=1)))
-
-    @cached_property
-    def bits(self) -> NDArray[np.uint32]:
-        """Of each thread's warp, who does."""
-        words = self.flags.reshape(-1, WARP) @ (np.uint64(1) << np.arange(WARP, dtype=np.uint64))
-        return np.repeat(words.astype(np.uint32), WARP)
 
 
 Execute: TypeAlias = "Callable[[Warps], None]"
@@ -133,6 +110,7 @@ class Warps:
         self.arrived: dict[int, dict[int, Flags]] = {}
         self.copies: list[Copy] = []
         self.groups = np.zeros(self.width, np.int64)
+        self.carry = np.zeros(self.width, np.int64)
         self.counts = np.zeros(len(code), np.int64)
 
     def _special(self, grid: Dim) -> Mapping[str, Array]:

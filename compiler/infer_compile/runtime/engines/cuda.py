@@ -6,7 +6,6 @@ processor.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -35,9 +34,10 @@ from ..formats.launches import (
 )
 from ..formats.program import Program
 from ..step import SequenceStep, StepResult
-from .device import check_driver, check_memory, holders, no_kernels
+from ..stopwatch import Stopwatch
+from .device import check_driver, check_memory, holders, lacking_memory, need_compiler
 from .draws import UNSETTLED, altered, draw, draw_among_largest, draws_of
-from .driver import Driver
+from .driver import Driver, failed
 from .inputs import Inputs, inputs_of
 from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul
 from .rows import rows_of
@@ -71,35 +71,65 @@ class CudaEngine:
         if self._table.program != self.program.digest:
             raise self._broken("step.json was made from another program.json")
         self._device = torch.device(device)
-        self._kernels = self._opened()
-        self._parts = {name: parts(name, part) for name, part in self._table.weights.items()}
-        self._buffers = self._allocated()
-        self._transfer = Transfer(self._table, self._most, self._device)
+        # Of the program once, and not in each step: it looks through all its operations for it.
+        self._tells_tokens = self.program.tells_tokens
+        watch = Stopwatch()
+        self._kernels = self._opened(watch)
+        try:
+            self._parts = {name: parts(name, part) for name, part in self._table.weights.items()}
+            watch.lap("weights")
+            self._buffers = self._allocated()
+            self._transfer = Transfer(self._table, self._most, self._device)
+        except torch.OutOfMemoryError as failure:
+            raise lacking_memory(self._bytes, *self._memory(), holders(self._index)) from failure
+        watch.lap("buffers")
+        _log.info(watch.line("device"))
         self._lent: list[tuple[weakref.ref[NDArray[np.uint8]], torch.Tensor]] = []
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
+        # What steps need for a while lies in one pool of memory: no two graphs run at a time.
+        self._scratch = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
 
-    def _opened(self) -> Kernels:
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """Rows of the steps that become graphs when they come for the second time."""
+        return self._table.captured if self._device.type == "cuda" else ()
+
+    @property
+    def _index(self) -> int:
+        return self._device.index or 0
+
+    def _memory(self) -> tuple[int, int]:
+        """Bytes of the device that are free, and all of them. Raises InferCompileError IC526."""
+        try:
+            free, total = torch.cuda.mem_get_info(self._index)
+        except RuntimeError as failure:
+            raise failed(str(failure).splitlines()[0]) from failure
+        return free, total
+
+    def _opened(self, watch: Stopwatch) -> Kernels:
         """The kernels for this device: compiled ahead of time if they are, else from their source.
 
-        Raises InferCompileError: IC524 without a driver, IC525 with one that is too old, IC527 without enough
-        free memory, IC528 without kernels for the device or a compiler, IC529 without a PyTorch for CUDA.
+        Raises InferCompileError: IC524 without a driver, IC525 with one that is too old, IC526 without a
+        device, IC527 without enough free memory, IC528 without kernels for the device or a compiler, IC529
+        without a PyTorch for CUDA.
         """
         if self._device.type != "cuda":
             return SourceKernels(self._dir / KERNELS)
         driver = Driver()
         check_driver(driver.version(), torch.version.cuda)
-        index = self._device.index or 0
-        free, total = torch.cuda.mem_get_info(index)
-        check_memory(self._bytes, free, total, holders(index))
-        major, minor = torch.cuda.get_device_capability(index)
+        driver.start()
+        check_memory(self._bytes, *self._memory(), holders(self._index))
+        watch.lap("driver")
+        major, minor = torch.cuda.get_device_capability(self._index)
         cubins = self._dir / CUBINS.format(10 * major + minor)
         try:
             if (cubins / INDEX).is_file():
-                return CubinKernels(cubins, self._table, driver)
+                kernels = CubinKernels(cubins, self._table, driver)
+                watch.lap("kernels")
+                return kernels
         except (OSError, ValueError) as failure:
             raise self._broken(str(failure)) from failure
-        if importlib.util.find_spec("triton") is None:
-            raise no_kernels((major, minor))
+        need_compiler((major, minor))
         _log.info(
             "no kernels for compute capability %d.%d in the bundle: they are compiled now", major, minor
         )
@@ -145,7 +175,7 @@ class CudaEngine:
             "outputs": limits.max_outputs,
             "sequences": limits.max_sequences,
             "tiles": limits.max_batch_tokens,
-            "seals": limits.packed_pages,
+            "seals": self.program.pool_pages[1],
         }
 
     def _allocated(self) -> dict[str, torch.Tensor]:
@@ -167,6 +197,7 @@ class CudaEngine:
         draws = draws_of(rows, self.program.vocabulary)
         inputs = inputs_of(self.program, rows, self._table.tiles, draws.settings)
         outputs = inputs.counts["outputs"]
+        told = inputs.counts["rows"] if self._tells_tokens else outputs
         captured = self._captured(inputs)
         counts = captured or inputs.counts
         drawn = not draws.greedy and not draws.altered
@@ -188,7 +219,7 @@ class CudaEngine:
         return StepResult(
             tokens=np.split(sampled, ends),
             logits=_host(self._logits(outputs)) if logits else None,
-            hidden=_host(self._rows(self._table.hidden, outputs)) if hidden else None,
+            hidden=_host(self._rows(self._table.hidden, told)) if hidden else None,
         )
 
     def prepared(
@@ -291,7 +322,7 @@ class CudaEngine:
         graph = self._graphs[key]
         if graph is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self._scratch):
                 self._forward(counts, tile, drawn)
             self._graphs[key] = graph
         graph.replay()

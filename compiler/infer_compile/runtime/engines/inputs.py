@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..formats.kv import CacheLayout
 from ..formats.launches import Count
 from ..formats.program import Program
-from ..step import MOST_TREE, Int32
+from ..step import MOST_TREE, Float32, Int32
 from .rows import Rows, need
 
 Float64 = NDArray[np.float64]
@@ -23,7 +23,7 @@ class Inputs:
     """``arrays`` by the names of their buffers, ``tables`` of pages by theirs, one for each sequence, and how
     many there are of everything that is counted."""
 
-    arrays: dict[str, Int32 | Float64]
+    arrays: dict[str, Int32 | Float32 | Float64]
     tables: dict[str, list[Int32]]
     counts: dict[Count, int]
     tile: int
@@ -46,10 +46,10 @@ def inputs_of(program: Program, batch: Sequence[Rows], tiles: Sequence[int], set
     need(bool(known), "a sequence that compresses nothing, of a program that checks no answers")
     longest = max((part.count for part in batch), default=0)
     tile = next((tokens for tokens in tiles if longest <= tokens), tiles[-1])
-    arrays: dict[str, Int32 | Float64] = {
+    arrays: dict[str, Int32 | Float32 | Float64] = {
         "tokens": _joined([part.step.tokens for part in batch]),
         "positions": _joined([part.positions for part in batch]),
-        "slots": _joined([_slots(layout, part) for part in batch]),
+        "slots": _joined([_slots(layout, part) for part in batch] if layout.layers else ()),
         "sees": _joined([_bits(part) for part in batch]),
         "sequences": _table([_sequence(layout, part) for part in batch], 4),
         "tiles": _table(
@@ -60,6 +60,9 @@ def inputs_of(program: Program, batch: Sequence[Rows], tiles: Sequence[int], set
     }
     if program.limits.overflow == "evict":
         arrays["gaps"] = _joined([np.full(part.count, part.step.evicted) for part in batch])
+    fed = [part.step.features for part in batch if part.step.features is not None]
+    if fed:
+        arrays["fed"] = np.concatenate(fed).astype(np.float32)
     tables = {"exact_table": [_held(layout, part, part.step.exact) for part in batch]}
     if layout.compressed:
         tables["packed_table"] = [
