@@ -17,7 +17,7 @@ from infer_compile.codegen.tiles import FREQUENCIES, SIGNS, rotations, scales
 from infer_compile.runtime.engines.cuda import TORCH, CudaEngine, Parts
 from infer_compile.runtime.engines.kernels import INDEX
 from infer_compile.runtime.formats.launches import Cubins, Part, StepTable
-from infer_compile.runtime.formats.program import Program
+from infer_compile.runtime.formats.program import Program, Tensor
 from infer_compile.runtime.kv.rotation import unpack_signs
 from synthetic_cache import drawn
 
@@ -80,11 +80,7 @@ def random_parts(program: Program, device: str, tables: Tables) -> Parts:
     if program.cache.compressed:
         known[SIGNS] = unpack_signs(program.cache.signs, program.cache.head_dim)
     vectors = {tensor.name for tensor in program.tensors if tensor.rows == 1}
-    steps = {
-        scales(tensor.name): SPREAD / (1 << tensor.format.bits - 2)
-        for tensor in program.tensors
-        if tensor.format.group
-    }
+    steps = {scales(tensor.name): step_of(tensor) for tensor in program.tensors if tensor.format.scaled}
     torch.manual_seed(0)
 
     def part(name: str, wanted: Part) -> torch.Tensor:
@@ -93,6 +89,8 @@ def random_parts(program: Program, device: str, tables: Tables) -> Parts:
             return torch.from_numpy(known[name]).to(device, kind).reshape(wanted.shape)
         if wanted.dtype == "int8":
             return torch.randint(-128, 128, wanted.shape, dtype=kind, device=device)
+        if wanted.dtype == "e4m3":
+            return torch.empty(wanted.shape, dtype=torch.bfloat16, device=device).normal_().to(kind)
         if name in steps:
             return torch.full(wanted.shape, steps[name], dtype=kind, device=device)
         if name in vectors:
@@ -102,3 +100,8 @@ def random_parts(program: Program, device: str, tables: Tables) -> Parts:
         return torch.empty(wanted.shape, dtype=kind, device=device).normal_(0, SPREAD)
 
     return part
+
+
+def step_of(tensor: Tensor) -> float:
+    """What codes, or numbers of e4m3 around one, are multiplied by."""
+    return SPREAD if tensor.format.type == "float" else SPREAD / (1 << tensor.format.bits - 2)

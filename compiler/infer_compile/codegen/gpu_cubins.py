@@ -17,7 +17,7 @@ INDEX = "cubins.json"
 TYPES: Mapping[Dtype, str] = MappingProxyType(
     {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "int8": "i8", "int32": "i32"}
 )
-"""Triton's words for the types of numbers."""
+"""Triton's words for the types of numbers; kernels see e4m3 as bytes."""
 
 
 def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:

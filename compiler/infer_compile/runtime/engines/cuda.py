@@ -35,11 +35,11 @@ from ..formats.launches import (
 from ..formats.program import Program
 from ..step import SequenceStep, StepResult
 from ..stopwatch import Stopwatch
-from .device import check_driver, check_memory, holders, lacking_memory, need_compiler
+from .device import check_driver, check_memory, check_numbers, holders, lacking_memory, need_compiler
 from .draws import UNSETTLED, altered, draw, draw_among_largest, draws_of
 from .driver import Driver, failed
 from .inputs import Inputs, inputs_of
-from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul
+from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul, matmul_e4m3
 from .rows import rows_of
 from .transfer import TORCH, Transfer
 
@@ -84,6 +84,7 @@ class CudaEngine:
             raise lacking_memory(self._bytes, *self._memory(), holders(self._index)) from failure
         watch.lap("buffers")
         _log.info(watch.line("device"))
+        self._one = torch.ones(1, dtype=torch.float32, device=device)
         self._lent: list[tuple[weakref.ref[NDArray[np.uint8]], torch.Tensor]] = []
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
         # What steps need for a while lies in one pool of memory: no two graphs run at a time.
@@ -111,7 +112,7 @@ class CudaEngine:
 
         Raises InferCompileError: IC524 without a driver, IC525 with one that is too old, IC526 without a
         device, IC527 without enough free memory, IC528 without kernels for the device or a compiler, IC529
-        without a PyTorch for CUDA.
+        without a PyTorch for CUDA, IC535 where the device does not multiply the weights' numbers.
         """
         if self._device.type != "cuda":
             return SourceKernels(self._dir / KERNELS)
@@ -121,6 +122,7 @@ class CudaEngine:
         check_memory(self._bytes, *self._memory(), holders(self._index))
         watch.lap("driver")
         major, minor = torch.cuda.get_device_capability(self._index)
+        check_numbers((major, minor), {part.dtype for part in self._table.weights.values()})
         cubins = self._dir / CUBINS.format(10 * major + minor)
         try:
             if (cubins / INDEX).is_file():
@@ -356,20 +358,20 @@ class CudaEngine:
             case Matmul():
                 rows = counts[line.of]
                 weight = self._parts[line.weight]
-                matmul(
-                    self._shaped(line.input, rows, weight.shape[1]),
-                    weight,
-                    None if line.bias is None else self._parts[line.bias].reshape(-1),
-                    self._shaped(line.output, rows, weight.shape[0]),
-                    line.add,
-                )
+                input = self._shaped(line.input, rows, weight.shape[1])
+                output = self._shaped(line.output, rows, weight.shape[0])
+                if weight.dtype is torch.float8_e4m3fn:
+                    matmul_e4m3(input, weight, self._one, output)
+                else:
+                    bias = None if line.bias is None else self._parts[line.bias].reshape(-1)
+                    matmul(input, weight, bias, output, line.add)
 
     def _shaped(self, name: str, rows: int, width: int) -> torch.Tensor:
         return self._buffers[name][: rows * width].view(rows, width)
 
     def _launch(self, launch: Launch, counts: Mapping[Count, int]) -> None:
         grid = tuple(
-            -(-counts[size.of] // size.size) if isinstance(size, Blocks) else size for size in launch.grid
+            size.programs(counts[size.of]) if isinstance(size, Blocks) else size for size in launch.grid
         )
         if 0 in grid:
             return

@@ -119,3 +119,12 @@ def matmul(
         output.copy_(output + product if add else product)
     if bias is not None:
         output += bias
+
+
+def matmul_e4m3(input: torch.Tensor, weight: torch.Tensor, one: torch.Tensor, output: torch.Tensor) -> None:
+    """``output = input @ weight.T``: e4m3 numbers, sums and output float32; both sizes of ``weight`` are
+    multiples of 16, ``one`` is what the library multiplies all numbers by.
+
+    Scales of rows are left to a kernel: with them the library gives bfloat16 alone.
+    """
+    torch._scaled_mm(input, weight.T, one, one, out_dtype=torch.float32, out=output)
