@@ -210,6 +210,30 @@ def test_rows_of_a_table_are_gathered() -> None:
     assert torch.equal(output, table.float()[chosen.long()])
 
 
+def test_columns_are_placed_beside_others() -> None:
+    input, output = torch.randn(3, 90), torch.randn(3, 200)
+    expected = output.clone()
+    expected[:, 110:180] = input[:, 20:]
+    kernel("place").place[(3, 2)](
+        input,
+        output,
+        STRIDE=90,
+        FIRST=20,
+        OUTPUT_STRIDE=200,
+        OUTPUT_FIRST=110,
+        WIDTH=70,
+        BLOCK=64,
+    )
+    assert torch.equal(output, expected)
+
+
+def test_what_is_activated_is_added() -> None:
+    input, output = 3 * torch.randn(3, 80), torch.randn(3, 80)
+    expected = output + torch.nn.functional.silu(input)
+    kernel("activate").activate[(3, 2)](input, output, WIDTH=80, BLOCK=64)
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-6)
+
+
 def test_the_lower_halves_of_bytes_as_a_gpu_takes_them() -> None:
     """The instructions that the interpreter does not know, on every byte."""
     every = np.arange(256, dtype=np.uint8)
