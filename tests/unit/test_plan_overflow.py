@@ -23,9 +23,9 @@ def asked(level: str = "tq3", workload: dict[str, Any] = LONG, **fields: Any) ->
     return spec(workload=workload, pin=pin, serving={"overflow": "evict"}, **fields)
 
 
-@pytest.mark.parametrize("level", ["bf16", "tq3"])
-def test_a_plan_that_evicts_says_so_and_builds(level: str) -> None:
-    made = plan(asked(level), tiny(), cpu())
+@pytest.mark.parametrize(("level", "target"), [("bf16", cpu()), ("tq3", cpu()), ("tq3", gpu())])
+def test_a_plan_that_evicts_says_so_and_builds(level: str, target: Any) -> None:
+    made = plan(asked(level, pin={"engine": "native"}), tiny(), target)
     assert made.limits.overflow == "evict"
     (reason,) = [each for each in made.reasons if each.key == "limits.overflow"]
     assert reason.source == "the spec" and "first 32, 32 at a time" in reason.why
@@ -48,7 +48,6 @@ def test_a_plan_that_ends_sequences_is_as_ever() -> None:
     ("question", "target", "because"),
     [
         (asked(), gpu(), "is not planned to go on beyond the context on a gpu"),
-        (asked(pin={"engine": "native"}), gpu(), "is not planned to go on beyond the context on a gpu"),
         (
             asked(workload=load(context_tokens=223, input_tokens=100, output_tokens=20)),
             cpu(),
@@ -71,6 +70,7 @@ def test_the_bundle_says_what_it_drops() -> None:
         **dict.fromkeys(("name", "version", "python", "model", "target", "weights", "kv"), "x"),
         "packages": [],
         "speculation": {"tokens": 0, "draft": ""},
+        "engine": {"kind": "cpu", "verified": True, "isa": "x"},
         "port": 1,
         "max_context": 1024,
         "max_sequences": 2,
