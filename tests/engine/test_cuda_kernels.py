@@ -18,6 +18,8 @@ from infer_compile.runtime.engines.rounding import rounded
 from infer_compile.runtime.formats.program import Quantize
 
 LOWER = kernel("linear").LOWER
+SUM_ERROR = 1e-6
+"""Of a product, over the spread of all: sums in float32, in another order."""
 # (bits, rows of weights, inputs, group, rows of inputs, shares): odd numbers of groups and of tiles, last
 # blocks that are not full.
 PRODUCTS = [
@@ -74,7 +76,7 @@ def test_products_are_exact_but_for_the_order_of_sums(
         assert torch.equal(output, before)
         module.merge_shares[(count, 1)](parts, bias, output, count, BLOCK=64, **ends)
     error = (output.double() - expected).abs().max() / expected.std()
-    assert error < 1e-6
+    assert error < SUM_ERROR
 
 
 @pytest.mark.parametrize(("group", "e4m3"), [(0, False), (32, False), (64, False), (192, True)])
@@ -144,7 +146,8 @@ def _numbers(operand: torch.Tensor, scales: torch.Tensor, group: int, e4m3: bool
 def _check_operand(
     values: torch.Tensor, operand: torch.Tensor, scales: torch.Tensor, group: int, e4m3: bool
 ) -> None:
-    """To the bit what the reference engine rounds to."""
+    """To the bit what the reference engine rounds to; on a device PyTorch divides less exactly."""
+    values, operand, scales = values.cpu(), operand.cpu(), scales.cpu()
     if group == 0:
         assert torch.equal(operand, values.to(torch.bfloat16))
         return
@@ -205,6 +208,30 @@ def test_rows_of_a_table_are_gathered() -> None:
     chosen = torch.tensor([6, 0, 6], dtype=torch.int32)
     kernel("gather").gather[(3, 2)](chosen, table, output, WIDTH=80, BLOCK=64)
     assert torch.equal(output, table.float()[chosen.long()])
+
+
+def test_columns_are_placed_beside_others() -> None:
+    input, output = torch.randn(3, 90), torch.randn(3, 200)
+    expected = output.clone()
+    expected[:, 110:180] = input[:, 20:]
+    kernel("place").place[(3, 2)](
+        input,
+        output,
+        STRIDE=90,
+        FIRST=20,
+        OUTPUT_STRIDE=200,
+        OUTPUT_FIRST=110,
+        WIDTH=70,
+        BLOCK=64,
+    )
+    assert torch.equal(output, expected)
+
+
+def test_what_is_activated_is_added() -> None:
+    input, output = 3 * torch.randn(3, 80), torch.randn(3, 80)
+    expected = output + torch.nn.functional.silu(input)
+    kernel("activate").activate[(3, 2)](input, output, WIDTH=80, BLOCK=64)
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_lower_halves_of_bytes_as_a_gpu_takes_them() -> None:

@@ -74,6 +74,24 @@ def test_arrays_lie_apart() -> None:
         launch("", first, first[4:])
 
 
+def test_blocks_come_in_no_order() -> None:
+    found = np.zeros(WARP, np.uint32)
+    mine = "mov.u32 %r3, %ctaid.x; setp.eq.u32 %p0, %r3, {}; @%p0 "
+    launch(mine.format(1) + "st.global.u32 [%rd9], %r0;", found, grid=2)
+    for first, second, did in (
+        ("ld.global.u32 %r4, [%rd9];", "st.global.u32 [%rd9], 9;", "read"),
+        ("st.global.u32 [%rd9], 9;", "ld.global.u32 %r4, [%rd9];", "wrote"),
+        ("st.global.u32 [%rd9], 9;", "st.global.u32 [%rd9], 8;", "wrote"),
+    ):
+        # More of them than run at once.
+        for other in (1, 40):
+            with pytest.raises(Fault, match=f"a race: another block {did} here"):
+                launch(mine.format(0) + first + mine.format(other) + second, found.copy(), grid=41)
+    with pytest.raises(Fault, match="a race: another block writes something else here"):
+        launch("mov.u32 %r3, %ctaid.x; st.global.u32 [%rd9], %r3;", found, grid=2)
+    launch("st.global.u32 [%rd9], 5;", found, grid=2)
+
+
 def copies(tail: str) -> str:
     return f"""
         and.b32 %r3, %r0, 1;

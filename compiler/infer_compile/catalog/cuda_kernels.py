@@ -19,6 +19,7 @@ Kernel = Literal[
     "merge",
     "activate",
     "angles",
+    "experts",
     "gate",
     "gather",
     "linear",
@@ -26,6 +27,8 @@ Kernel = Literal[
     "norm",
     "place",
     "round",
+    "route",
+    "scale",
     "turn",
     "turn_back",
 ]

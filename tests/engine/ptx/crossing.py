@@ -8,12 +8,12 @@ import numpy as np
 
 from .mask import WARP
 from .matrices import load_matrices, product, store_matrices
-from .memory import Flags, refuse
 from .numbers import KINDS, Array
 from .operands import Address, Pair, Read, Vector
 from .statements import Statement
 from .text import Unknown
 from .warps import Execute, Warps
+from .watch import Flags, refuse
 
 _WORD, _PREDICATE, _COUNT = KINDS["b32"], KINDS["pred"], KINDS["u32"]
 _EVERYBODY = np.array(0xFFFFFFFF, np.uint32)

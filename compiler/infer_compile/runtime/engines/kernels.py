@@ -92,11 +92,12 @@ class CubinKernels:
         cubin = self._cubins.kernels[key]
         # Behind its own, Triton's kernels take two places for scratch memory, which none of these needs;
         # others do not look there.
-        packed = [*(_packed(arguments[name]) for name in cubin.arguments), _packed(None), _packed(None)]
-        self._driver.launch(self._functions[key], grid, cubin.warps, cubin.shared, self._stream(), packed)
+        handed = [*(packed(arguments[name]) for name in cubin.arguments), packed(None), packed(None)]
+        self._driver.launch(self._functions[key], grid, cubin.warps, cubin.shared, self._stream(), handed)
 
 
-def _packed(value: torch.Tensor | float | None) -> Argument:
+def packed(value: torch.Tensor | float | None) -> Argument:
+    """As the driver takes it: a pointer, a float or a 32-bit integer."""
     if value is None:
         return ctypes.c_void_p(0)
     if isinstance(value, torch.Tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,6 @@ if not torch.cuda.is_available():
     pytest.skip("no NVIDIA GPU", allow_module_level=True)
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: kernels are interpreted", allow_module_level=True)
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 
 from cuda_pair import CASES, Case, compare, pair, steps_of  # noqa: E402
 from driver import Driver  # noqa: E402
