@@ -16,26 +16,10 @@ import triton
 import triton.language as tl
 
 from .bf16 import product, to_bf16
-from .pages import Pages, page_of, read_keys, read_scales, read_values
-
-LOG2E = tl.constexpr(1.4426950408889634)
-FP8_UNIT = tl.constexpr(256.0)
-"""What ``open_fp8`` leaves out."""
-
-
-class Rows(NamedTuple):
-    """The rows of a tile, each a query head of a token: which are ``real``, and of each the ``slot`` and the
-    ``position`` of its token; new tokens begin at slot ``start``. In a tree ``positions`` [count] are those
-    of the new tokens, and a bit of ``sees`` tells of each of them whether the row's token sees it. Without
-    any bit the new tokens are a chain."""
-
-    real: Any
-    slot: Any
-    position: Any
-    start: Any
-    count: Any
-    positions: Any
-    sees: Any
+from .codes import FP8_UNIT
+from .pages import Pages, read_keys, read_scales, read_values
+from .seen import exact_part, hide, packed_part, rows_of, share
+from .softmax import LOG2E, weigh
 
 
 class Target(NamedTuple):
@@ -103,40 +87,27 @@ def attend(
     start = tl.load(sequences + 3 * sequence + 1)
     count = tl.load(sequences + 3 * sequence + 2)
 
-    index = tl.arange(0, ROWS)
-    token = first_token + index // GROUP
-    real = (index < TOKENS * GROUP) & (token < count)
-    row = (first_row + token).to(tl.int64)
-    if TREE:
-        position = tl.load(positions + row, mask=real, other=0)
-        seen = tl.load(sees + row, mask=real, other=0)
-        last = (start + count - 1) // PAGE
-    else:
-        position = start + token
-        seen = token
-        last = (start + tl.minimum(first_token + TOKENS, count) - 1) // PAGE
-    rows = Rows(real, start + token, position, start, count, positions + first_row, seen)
-    lowest = tl.min(tl.where(real, position, 2147483647), axis=0)
-    highest = tl.max(tl.where(real, position, 0), axis=0)
+    rows, row, last = rows_of(
+        start, count, first_token, first_row, positions, sees, PAGE, TREE, TOKENS, GROUP, ROWS
+    )
+    lowest = tl.min(tl.where(rows.real, rows.position, 2147483647), axis=0)
+    highest = tl.max(tl.where(rows.real, rows.position, 0), axis=0)
     # Pages before this one are behind every row's window.
     behind = tl.maximum(lowest - window + 1, 0) // PAGE
     whose = _whose(first_row, first_token, head, ROWS, GROUP, KV_HEADS)
-    query = queries + row * query_stride + (head * GROUP + index % GROUP) * D
+    query = queries + row * query_stride + (head * GROUP + tl.arange(0, ROWS) % GROUP) * D
     target = Target(sums, logs, sequences + 3 * sequence, first_token, head, split)
 
     if split < EXACT_SPLITS:
-        first_sink = tl.minimum(behind, SINK)
-        sinks = tl.maximum(tl.minimum(SINK, last + 1) - first_sink, 0)
-        recent = tl.maximum(tl.maximum(lowest // PAGE - RECENT, SINK), behind)
-        count = sinks + tl.maximum(last + 1 - recent, 0)
+        first_sink, sinks, recent, count = exact_part(lowest, last, behind, PAGE, SINK, RECENT)
         table = exact_table + sequence * table_stride
         pages = Pages(
             exact_pool, table, exact_page, exact_place + head * (PAGE * D), first_sink, sinks, recent, count
         )
-        share = _share(split, EXACT_SPLITS, count, PAGE, BLOCK)
+        own = share(split, EXACT_SPLITS, count, PAGE, BLOCK)
         _sweep(
             pages,
-            share,
+            own,
             rows,
             query,
             query,
@@ -160,14 +131,13 @@ def attend(
             -1,
         )
     elif SPLITS > EXACT_SPLITS:
-        first = tl.maximum(behind, SINK)
-        count = tl.maximum(highest // PAGE - RECENT - first, 0)
+        first, count = packed_part(highest, behind, PAGE, SINK, RECENT)
         table = packed_table + sequence * table_stride
         pages = Pages(packed_pool, table, packed_page, packed_place + head * HEAD, 0, 0, first, count)
-        share = _share(split - EXACT_SPLITS, SPLITS - EXACT_SPLITS, count, PAGE, BLOCK)
+        own = share(split - EXACT_SPLITS, SPLITS - EXACT_SPLITS, count, PAGE, BLOCK)
         _sweep(
             pages,
-            share,
+            own,
             rows,
             query if KEYS[0][2] == "bf16" else factors + whose * D,
             steps + whose * SEGMENTS,
@@ -201,17 +171,9 @@ def _whose(first_row, first_token, head, ROWS: tl.constexpr, GROUP: tl.constexpr
 
 
 @triton.jit
-def _share(split, SHARES: tl.constexpr, pages, PAGE: tl.constexpr, BLOCK: tl.constexpr):
-    """The first block of tokens of a share, and the one behind its last."""
-    blocks = (pages * PAGE + BLOCK - 1) // BLOCK
-    each = (blocks + SHARES - 1) // SHARES
-    return split * each, tl.minimum((split + 1) * each, blocks)
-
-
-@triton.jit
 def _sweep(
     pages,
-    share,
+    blocks,
     rows,
     query,
     steps,
@@ -254,7 +216,7 @@ def _sweep(
     most = tl.full((height,), float("-inf"), tl.float32)
     total = tl.zeros((height,), tl.float32)
 
-    for block in range(share[0], share[1]):
+    for block in range(blocks[0], blocks[1]):
         first = block * BLOCK
         scores = tl.zeros((height, BLOCK), tl.float32)
         for i in tl.static_range(len(KEYS)):
@@ -262,15 +224,9 @@ def _sweep(
             scores += found * factors[KEYS[i][5]][:, None]
         if KEY_SCALES >= 0:
             scores *= read_scales(pages, first, PAGE, BLOCK, KEY_SCALES)[None, :]
-        scores = _hide(scores, pages, rows, first, window, EXACT, PAGE, SINK, RECENT, TREE)
+        scores = hide(scores, pages, rows, first, window, EXACT, PAGE, SINK, RECENT, TREE)
 
-        higher = tl.maximum(most, tl.max(scores, axis=1))
-        # A row that has seen nothing yet has no maximum to take away.
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        fade = tl.exp2(most - safe)
-        weights = tl.exp2(scores - safe[:, None])
-        total = total * fade + tl.sum(weights, axis=1)
-        most = higher
+        weights, fade, most, total = weigh(scores, most, total)
 
         if VALUE_SCALES >= 0:
             scales = read_scales(pages, first, PAGE, BLOCK, VALUE_SCALES)
@@ -296,45 +252,6 @@ def _sweep(
     for i in tl.static_range(len(VALUES)):
         _store(out, totals[i] * inverse[:, None], rows.real, VALUES[i])
     tl.store(target.logs + whose * SPLITS + target.split, most + tl.log2(total), mask=rows.real)
-
-
-@triton.jit
-def _hide(
-    scores,
-    pages,
-    rows,
-    first,
-    window,
-    EXACT: tl.constexpr,
-    PAGE: tl.constexpr,
-    SINK: tl.constexpr,
-    RECENT: tl.constexpr,
-    TREE: tl.constexpr,
-):
-    """Scores of tokens from ``first`` on of the list; minus infinity where a row does not see the token
-    so."""
-    listed = first + tl.arange(0, scores.shape[1])
-    page = page_of(pages, listed, PAGE)
-    slot = page * PAGE + listed % PAGE
-    position = slot
-    near = (rows.position // PAGE - RECENT)[:, None]
-    visible = (listed < pages.count * PAGE)[None, :]
-    if EXACT:
-        visible &= (page < SINK)[None, :] | (page[None, :] >= near)
-        if TREE:
-            own = slot - rows.start
-            new = (own >= 0) & (own < rows.count)
-            position = tl.where(new, tl.load(rows.positions + own, mask=new, other=0), slot)
-            bit = (rows.sees[:, None] >> tl.minimum(tl.maximum(own, 0), 31)[None, :]) & 1
-            chain = (rows.sees == 0)[:, None]
-            seen = tl.where(chain, slot[None, :] <= rows.slot[:, None], bit != 0)
-            visible &= (own < 0)[None, :] | (new[None, :] & seen)
-        else:
-            visible &= slot[None, :] <= rows.slot[:, None]
-    else:
-        visible &= page[None, :] < near
-    visible &= position[None, :] > (rows.position - window)[:, None]
-    return tl.where(visible, scores, float("-inf"))
 
 
 @triton.jit

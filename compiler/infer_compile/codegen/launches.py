@@ -21,9 +21,9 @@ from ..runtime.formats.program import (
     Tensor,
 )
 from .attention_launches import AttentionLaunches
-from .cuda_constants import Tiling
+from .cuda_constants import Tiling, power
 from .tiles import FREQUENCIES, WeightParts, same_angles, scales
-from .tilings import BLOCK, CAPTURED, SKINNY, power, product_tilings, usual_tilings, warps_of
+from .tilings import BLOCK, CAPTURED, SKINNY, product_tilings, usual_tilings, warps_of
 
 BF16 = 0
 """The group of an operand that is not rounded to bytes."""

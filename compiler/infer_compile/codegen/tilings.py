@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..runtime.formats.program import Attend, Program
 from ..runtime.formats.weights import WeightFormat
-from .cuda_constants import Tiling, chunk_launch, decode_launch
+from .cuda_constants import Tiling, chunk_launch, decode_launch, power
 
 BLOCK = 1024
 """Columns of one program of kernels that go along rows: whole groups of every format."""
@@ -41,11 +41,6 @@ def usual_tilings(program: Program) -> tuple[Tiling, ...]:
 
     chunk = max(CHUNK, CHUNK_ROWS // power(group))
     return few(1), few(DRAFTS), Tiling(chunk, chunk_launch().block, 1, 1, tree=True)
-
-
-def power(count: int) -> int:
-    """The least power of two that is not smaller."""
-    return 1 << (count - 1).bit_length()
 
 
 def warps_of(block: int) -> int:

@@ -24,7 +24,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from .errors import InferCompileError, Problem
-from .formats.kv import CHECK_STEP, CacheLayout
+from .formats.kv import CacheLayout
+from .formats.paging import CHECK_STEP
 from .logprobs import Float64, divergence, log_softmax
 from .pages import Pages, PageTable
 from .pool import ABSENT
