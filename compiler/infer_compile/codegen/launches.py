@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..runtime.errors import InferCompileError, Problem
+from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Count, Launch, Line, Matmul, StepTable
 from ..runtime.formats.program import (
     Attend,
@@ -49,7 +50,9 @@ def _refuse(program: Program) -> None:
         problems.append("heads that draft, and what they read")
     if program.cache.page_tokens % 16:
         problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
-    if program.cache.head_dim % 32:
+    if isinstance(program.cache, LatentLayout):
+        problems.append("latent attention")
+    elif program.cache.head_dim % 32:
         problems.append(f"heads of {program.cache.head_dim} elements")
     if problems:
         fix = "choose another engine"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats.kv import CacheLayout
 from ..formats.launches import Count
+from ..formats.paging import Paging
 from ..step import Int32
 from .rows import Rows, need
 
@@ -27,7 +27,7 @@ class Inputs:
     tile: int
 
 
-def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int]) -> Inputs:
+def inputs_of(layout: Paging, batch: Sequence[Rows], tiles: Sequence[int]) -> Inputs:
     """The step of ``batch``, in tiles of the first of ``tiles`` tokens that holds every sequence's, else of
     the last.
 
@@ -62,7 +62,7 @@ def inputs_of(layout: CacheLayout, batch: Sequence[Rows], tiles: Sequence[int]) 
     return Inputs(arrays, counts, tile)
 
 
-def _slots(layout: CacheLayout, part: Rows) -> NDArray[np.int64]:
+def _slots(layout: Paging, part: Rows) -> NDArray[np.int64]:
     """Where each new token goes in the exact pool, counted in tokens."""
     slots = part.step.start + np.arange(part.count)
     pages = part.step.exact[slots // layout.page_tokens].astype(np.int64)
@@ -79,7 +79,7 @@ def _bits(part: Rows) -> Int32:
     return bits
 
 
-def _jobs(layout: CacheLayout, part: Rows) -> list[tuple[int, int]]:
+def _jobs(layout: Paging, part: Rows) -> list[tuple[int, int]]:
     """The pool pages to compress and where to."""
     exact, packed = part.step.exact, part.step.packed
     if packed is None:

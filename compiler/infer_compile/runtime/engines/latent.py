@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.latent import LatentLayout
+from ..formats.program import AttendLatent
 from ..kv.codec import Bytes, Codec
 from ..step import Float32
 from .attention import visible
@@ -80,6 +81,30 @@ class LatentAttention:
         self._exact = exact
         self._packed = packed
 
+    def run(
+        self,
+        operation: AttendLatent,
+        query: Float32,
+        latent: Float32,
+        unfold: Float32,
+        batch: Sequence[Rows],
+    ) -> Float32:
+        """The operation's buffers and its matrix to its output; sums are float64, rounded once."""
+        rows, heads, rank = len(query), operation.heads, operation.rank
+        positions = np.concatenate([part.positions for part in batch])
+        plain, turned = np.split(query.reshape(rows, heads, -1), [operation.nope], axis=-1)
+        latents, keys = np.split(latent, [rank], axis=-1)
+        key_parts, value_parts = np.split(
+            unfold.reshape(heads, -1, rank).astype(np.float64), [operation.nope], axis=1
+        )
+        queries = np.einsum("thn,hnr->thr", plain.astype(np.float64), key_parts).astype(np.float32)
+        self.append(operation.layer, latents, _turned(keys[:, None], operation, positions)[:, 0], batch)
+        mean = self.attend(
+            operation.layer, queries, _turned(turned, operation, positions), operation.scale, batch
+        )
+        values = np.einsum("thr,hvr->thv", mean.astype(np.float64), value_parts)
+        return np.asarray(values.reshape(rows, -1), np.float32)
+
     def append(self, layer: int, latents: Float32, keys: Float32, batch: Sequence[Rows]) -> None:
         """``latents`` [rows, rank] and ``keys`` [rows, rope] to exact pages; what is accepted is sealed."""
         for rows in batch:
@@ -135,3 +160,16 @@ class LatentAttention:
         scores = np.where(visible(layout, rows, chosen, slots, None)[:, None], scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return np.asarray(weights @ latents / weights.sum(axis=-1, keepdims=True))
+
+
+def _turned(vectors: Float32, operation: AttendLatent, positions: NDArray[np.int64]) -> Float32:
+    """``vectors`` [rows, heads, rope]; pairs come back as halves."""
+    angles = np.outer(positions.astype(np.float64), np.array(operation.frequencies))[:, None]
+    cosine, sine = np.cos(angles) * operation.rotary_scale, np.sin(angles) * operation.rotary_scale
+    wide = vectors.astype(np.float64)
+    if operation.neighbours:
+        first, second = wide[..., 0::2], wide[..., 1::2]
+    else:
+        first, second = np.split(wide, 2, axis=-1)
+    both = [first * cosine - second * sine, second * cosine + first * sine]
+    return np.concatenate(both, axis=-1).astype(np.float32)

@@ -187,14 +187,6 @@ class CacheLayout(Paging):
         return len(self.layers) * layer_cache("bf16", self.head_dim).token_bytes(self.head_dim, self.kv_heads)
 
     @property
-    def exact_page_bytes(self) -> int:
-        return self.page_tokens * self.exact_token_bytes
-
-    @property
-    def packed_page_bytes(self) -> int:
-        return self.page_tokens * self.token_bytes if self.compressed else 0
-
-    @property
     def unpacked(self) -> CacheLayout:
         """What a sequence without compressed pages sees: the same, and every page exact."""
         layers = uniform("bf16", len(self.layers), self.head_dim)

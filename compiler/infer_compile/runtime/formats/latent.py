@@ -43,11 +43,3 @@ class LatentLayout(Paging):
     def exact_token_bytes(self) -> int:
         """Bytes of one exact (bf16) token over all layers."""
         return self.layers * self.keys.vector_bytes(self.rank + self.rope)
-
-    @property
-    def exact_page_bytes(self) -> int:
-        return self.page_tokens * self.exact_token_bytes
-
-    @property
-    def packed_page_bytes(self) -> int:
-        return self.page_tokens * self.token_bytes if self.compressed else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from pydantic import BaseModel, ConfigDict
 
 CHECK_STEP = 16
@@ -30,6 +32,24 @@ class Paging(BaseModel):
     @property
     def compressed(self) -> bool:
         return self.level != "bf16"
+
+    @property
+    @abstractmethod
+    def token_bytes(self) -> int:
+        """Marginal bytes of one more token over all layers."""
+
+    @property
+    @abstractmethod
+    def exact_token_bytes(self) -> int:
+        """Bytes of one exact (bf16) token over all layers."""
+
+    @property
+    def exact_page_bytes(self) -> int:
+        return self.page_tokens * self.exact_token_bytes
+
+    @property
+    def packed_page_bytes(self) -> int:
+        return self.page_tokens * self.token_bytes if self.compressed else 0
 
     def exact(self, query_page: int, key_page: int) -> bool:
         """Whether a query in ``query_page`` reads ``key_page`` in bf16."""

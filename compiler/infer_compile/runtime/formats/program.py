@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .kv import CacheLayout
+from .latent import LatentLayout
 from .weights import WeightFormat
 
 
@@ -139,6 +140,37 @@ class Attend(_Frozen):
     window: int | None = None
 
 
+class AttendLatent(_Frozen):
+    """The same for latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): append the step's latent
+    vectors and rotary keys, seal, and attend.
+
+    ``query`` holds ``heads`` heads of ``nope + rope`` elements, ``latent`` a latent vector of ``rank``,
+    behind its norm, and a rotary key of ``rope``; the parts of ``rope`` are turned here, pair j by ``position
+    * frequencies[j]``, sine and cosine times ``rotary_scale``. Pairs are ``neighbours``, or halves.
+
+    The matrix ``unfold`` ``[heads * (nope + value), rank]`` makes of a latent vector each head's key without
+    a rotary part, and its value. What comes out is as if it did so for every cached token; what is computed
+    are queries multiplied by the parts for keys, and mean latent vectors by those for values. ``output``
+    holds ``heads`` heads of ``value`` elements.
+    """
+
+    kind: Literal["attend_latent"] = "attend_latent"
+    layer: int
+    query: str
+    latent: str
+    output: str
+    unfold: str
+    heads: int
+    rank: int
+    nope: int
+    rope: int
+    value: int
+    scale: float
+    frequencies: tuple[float, ...]
+    rotary_scale: float = 1.0
+    neighbours: bool = True
+
+
 class Gate(_Frozen):
     """``output = silu(input[:, :width]) * input[:, width:]``."""
 
@@ -165,7 +197,19 @@ class Select(_Frozen):
 
 
 Operation = Annotated[
-    Embed | Feed | Place | Norm | HeadNorm | Quantize | Linear | Rotary | Attend | Gate | Activate | Select,
+    Embed
+    | Feed
+    | Place
+    | Norm
+    | HeadNorm
+    | Quantize
+    | Linear
+    | Rotary
+    | Attend
+    | AttendLatent
+    | Gate
+    | Activate
+    | Select,
     Field(discriminator="kind"),
 ]
 
@@ -211,7 +255,7 @@ class Program(_Frozen):
     prologue: tuple[Operation, ...]
     layers: tuple[tuple[Operation, ...], ...]
     epilogue: tuple[Operation, ...]
-    cache: CacheLayout
+    cache: CacheLayout | LatentLayout
     limits: Limits
     states: str = ""
 
