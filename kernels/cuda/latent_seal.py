@@ -5,9 +5,6 @@ import triton.language as tl
 
 from .codes import close_fp8
 
-TOKENS = tl.constexpr(16)
-"""Tokens that one program encodes."""
-
 
 @triton.jit
 def latent_seal(
@@ -23,6 +20,7 @@ def latent_seal(
     ROPE: tl.constexpr,
     ROPE_LANES: tl.constexpr,
     PAGE: tl.constexpr,
+    TOKENS: tl.constexpr,
     FP8_MOST: tl.constexpr,
 ):
     """Grid (jobs, PAGE / TOKENS). Job j encodes exact pool page ``jobs[j, 0]`` into packed pool page

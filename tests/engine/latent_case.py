@@ -64,7 +64,7 @@ class LatentCache:
         )
 
     def seal(self, layer: int, jobs: Sequence[tuple[int, int]]) -> None:
-        kernel("latent_seal").latent_seal[(len(jobs), self.layout.page_tokens // 16)](
+        kernel("latent_seal").latent_seal[(len(jobs), self.layout.page_tokens // constants.SEALED_TOKENS)](
             self.exact.view(torch.int32),
             self.packed.view(torch.int32),
             torch.tensor(jobs, dtype=torch.int32),

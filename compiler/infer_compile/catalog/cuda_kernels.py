@@ -17,6 +17,7 @@ Kernel = Literal[
     "attend",
     "merge",
     "angles",
+    "fold",
     "gate",
     "gather",
     "latent",
@@ -27,6 +28,7 @@ Kernel = Literal[
     "norm",
     "round",
     "turn",
+    "turn_part",
 ]
 
 

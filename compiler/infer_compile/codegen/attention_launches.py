@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..runtime.formats.kv import Side
+from ..runtime.formats.kv import CacheLayout, Side
 from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Launch, Line, View
 from ..runtime.formats.program import Attend, Program
 from . import cuda_constants as constants
@@ -23,25 +23,20 @@ FP8_MOST = 448.0
 class AttentionLaunches:
     """The lines of every ``Attend`` of ``program``; what they share is added to ``buffers``."""
 
-    def __init__(self, program: Program, tilings: tuple[Tiling, ...], buffers: dict[str, Buffer]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        layout: CacheLayout,
+        tilings: tuple[Tiling, ...],
+        buffers: dict[str, Buffer],
+    ) -> None:
         self._program = program
         self._tilings = tilings
-        self._layout = program.cache
+        self._layout = layout
         self._buffers = buffers
         self._calibrated = {table.name for table in program.cache.tables()}
-        limits, layout = program.limits, program.cache
-        self._pages = layout.pages(limits.max_context)
-        buffers["slots"] = Buffer(dtype="int32", width=1, per="rows")
-        buffers["sees"] = Buffer(dtype="int32", width=1, per="rows")
-        buffers["tiles"] = Buffer(dtype="int32", width=2, per="tiles")
-        buffers["sequences"] = Buffer(dtype="int32", width=3, per="sequences")
-        buffers["broken"] = Buffer(dtype="int32", width=1)
-        for form in ("exact", "packed") if layout.compressed else ("exact",):
-            buffers[f"{form}_table"] = Buffer(dtype="int32", width=self._pages, per="sequences")
-        buffers["exact_pool"] = _pool(limits.exact_pages * layout.exact_page_bytes)
-        if layout.compressed:
-            buffers["packed_pool"] = _pool(limits.packed_pages * layout.packed_page_bytes)
-            buffers["jobs"] = Buffer(dtype="int32", width=2, per="seals")
+        self._pages = layout.pages(program.limits.max_context)
+        buffers |= cache_buffers(program)
 
     def lines(self, operation: Attend, output: str) -> Iterator[Line]:
         """Of one layer, into the buffer ``output``."""
@@ -220,6 +215,26 @@ class AttentionLaunches:
             if f"layers.{layer}.{side}.{name}" in self._calibrated:
                 return f"layers.{layer}.{side}.{name}"
         return UNREAD
+
+
+def cache_buffers(program: Program) -> dict[str, Buffer]:
+    """What the kernels of every cache are told, and its pools."""
+    limits, layout = program.limits, program.cache
+    pages = layout.pages(limits.max_context)
+    buffers = {
+        "slots": Buffer(dtype="int32", width=1, per="rows"),
+        "sees": Buffer(dtype="int32", width=1, per="rows"),
+        "tiles": Buffer(dtype="int32", width=2, per="tiles"),
+        "sequences": Buffer(dtype="int32", width=3, per="sequences"),
+        "broken": Buffer(dtype="int32", width=1),
+    }
+    for form in ("exact", "packed") if layout.compressed else ("exact",):
+        buffers[f"{form}_table"] = Buffer(dtype="int32", width=pages, per="sequences")
+    buffers["exact_pool"] = _pool(limits.exact_pages * layout.exact_page_bytes)
+    if layout.compressed:
+        buffers["packed_pool"] = _pool(limits.packed_pages * layout.packed_page_bytes)
+        buffers["jobs"] = Buffer(dtype="int32", width=2, per="seals")
+    return buffers
 
 
 def _pool(size: int) -> Buffer:

@@ -11,6 +11,9 @@ from ..runtime.formats.latent import LatentLayout
 from .cuda_constants import LEAST_ROWS, Constants, Launch, Tiling, power
 from .cuda_pages import WORD, Piece, side_pages
 
+SEALED_TOKENS = 16
+"""Tokens that one program compresses."""
+
 
 def latent_launch() -> Launch:
     """For tiles of ``LEAST_ROWS`` rows: what spills nothing, by docs/cuda-kernels.md; sums of 64 rows for a
@@ -59,7 +62,7 @@ def latent_append_constants(layout: LatentLayout) -> Constants:
 
 
 def latent_seal_constants(layout: LatentLayout, fp8_most: float) -> Constants:
-    return latent_append_constants(layout) | {"FP8_MOST": fp8_most}
+    return latent_append_constants(layout) | {"TOKENS": SEALED_TOKENS, "FP8_MOST": fp8_most}
 
 
 def latent_merge_constants(layout: LatentLayout, tiling: Tiling) -> Constants:

@@ -9,6 +9,7 @@ from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Count, Launch, Line, Matmul, StepTable
 from ..runtime.formats.program import (
     Attend,
+    AttendLatent,
     Embed,
     Gate,
     HeadNorm,
@@ -21,11 +22,15 @@ from ..runtime.formats.program import (
     Select,
     Tensor,
 )
+from ..runtime.formats.weights import BF16 as BF16_WEIGHTS
 from .attention_launches import AttentionLaunches
 from .cuda_constants import Tiling, power
+from .latent_launches import LatentLaunches
 from .tiles import FREQUENCIES, WeightParts, same_angles, scales
 from .tilings import BLOCK, CAPTURED, SKINNY, product_tilings, usual_tilings, warps_of
 
+APART = 8
+"""Numbers between what the kernels of latent attention take for aligned."""
 BF16 = 0
 """The group of an operand that is not rounded to bytes."""
 
@@ -51,7 +56,7 @@ def _refuse(program: Program) -> None:
     if program.cache.page_tokens % 16:
         problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
     if isinstance(program.cache, LatentLayout):
-        problems.append("latent attention")
+        problems += _latent_problems(program)
     elif program.cache.head_dim % 32:
         problems.append(f"heads of {program.cache.head_dim} elements")
     if problems:
@@ -62,6 +67,15 @@ def _refuse(program: Program) -> None:
                 for text in problems
             ]
         )
+
+
+def _latent_problems(program: Program) -> Iterator[str]:
+    formats = {tensor.name: tensor.format for tensor in program.tensors}
+    for operation in (op for layer in program.layers for op in layer if isinstance(op, AttendLatent)):
+        if formats[operation.unfold] != BF16_WEIGHTS:
+            yield f"latent attention with {formats[operation.unfold].name} weights"
+        if any(part % APART for part in (operation.nope, operation.rope, operation.rank)):
+            yield f"parts of heads and latent vectors that are no multiples of {APART}"
 
 
 class _Writer:
@@ -78,7 +92,11 @@ class _Writer:
             "chosen": Buffer(dtype="int32", width=1, per="outputs"),
             "sampled": Buffer(dtype="int32", width=1, per="outputs"),
         }
-        self._attention = AttentionLaunches(program, tilings, self._buffers)
+        self._attention: AttentionLaunches | LatentLaunches
+        if isinstance(program.cache, LatentLayout):
+            self._attention = LatentLaunches(program, program.cache, tilings, self._buffers)
+        else:
+            self._attention = AttentionLaunches(program, program.cache, tilings, self._buffers)
         self._rows: Count = "rows"
 
     def table(self) -> StepTable:
@@ -134,7 +152,7 @@ class _Writer:
                     yield self._norm(operation, rest)
                 case Gate():
                     yield self._gate(operation, rest)
-                case Attend():
+                case Attend() | AttendLatent():
                     yield from self._attend(operation, rest)
                 case Linear():
                     yield self._linear(operation)
@@ -185,15 +203,26 @@ class _Writer:
     def _gate(self, operation: Gate, rest: Sequence[Operation]) -> Launch:
         return self._rounding("gate.gate", operation.input, operation.output, operation.width, rest)
 
-    def _attend(self, operation: Attend, rest: Sequence[Operation]) -> Iterator[Line]:
+    def _attend(self, operation: Attend | AttendLatent, rest: Sequence[Operation]) -> Iterator[Line]:
         output, width = operation.output, self._program.buffers[operation.output]
         if isinstance(_reader(output, rest), Linear):
             self._need(_unrounded(output), width, "rows", "bf16")
-            yield from self._attention.lines(operation, _unrounded(output))
+            yield from self._attended(operation, _unrounded(output))
         else:
             self._need(output, width, "rows")
-            yield from self._attention.lines(operation, output)
+            yield from self._attended(operation, output)
             yield self._rounding("round.round", output, output, width, rest)
+
+    def _attended(self, operation: Attend | AttendLatent, output: str) -> Iterator[Line]:
+        match operation, self._attention:
+            case AttendLatent(), LatentLaunches() as attention:
+                yield from attention.lines(operation, output, self._angles_of(operation.turn))
+            case Attend(), AttentionLaunches() as attention:
+                yield from attention.lines(operation, output)
+
+    def _angles_of(self, rotary: Rotary) -> int:
+        """Which kind of rotation it is."""
+        return next(i for i, other in enumerate(self._weights.rotations) if same_angles(rotary, other))
 
     def _rounding(
         self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation]
@@ -290,10 +319,7 @@ class _Writer:
         head_dim, buffer = operations[0].head_dim, operations[0].buffer
         first = min(op.first_head for op in operations)
         last = max(op.first_head + op.heads for op in operations)
-        angles = None
-        if rotary is not None:
-            every = enumerate(self._weights.rotations)
-            angles = next(index for index, other in every if same_angles(rotary, other))
+        angles = None if rotary is None else self._angles_of(rotary)
         return Launch(
             kernel="turn.turn",
             grid=(Blocks(of=self._rows), last - first),

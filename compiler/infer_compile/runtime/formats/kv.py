@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from .paging import Paging
+from .paging import Paging, Table
 
 LevelName = Literal["bf16", "fp8", "int8", "k8v4", "tq4", "tq3", "tq2", "ct4", "ct3", "ct2"]
 Transform = Literal["none", "hadamard", "dense", "diagonal"]
@@ -149,20 +149,6 @@ def layer_cache(level: LevelName, head_dim: int) -> LayerCache:
             bits = int(level[-1])
             keys, values = _flat(bits, head_dim, "dense"), _flat(bits, head_dim, "diagonal")
     return LayerCache(level=level, keys=keys, values=values)
-
-
-class Table(_Frozen):
-    """Calibrated numbers of one layer, float32: see ``CacheLayout.tables``."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        size = 4
-        for length in self.shape:
-            size *= length
-        return size
 
 
 class CacheLayout(Paging):

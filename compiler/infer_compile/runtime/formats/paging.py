@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
 
 CHECK_STEP = 16
 """Tokens of a step that checks an answer against an exact cache."""
+
+
+class Table(BaseModel):
+    """Calibrated numbers of one layer, float32: see ``CacheLayout.tables``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        size = 4
+        for length in self.shape:
+            size *= length
+        return size
 
 
 class Paging(BaseModel):
@@ -42,6 +59,10 @@ class Paging(BaseModel):
     @abstractmethod
     def exact_token_bytes(self) -> int:
         """Bytes of one exact (bf16) token over all layers."""
+
+    def tables(self) -> Iterator[Table]:
+        """What a calibrated cache reads; nothing else has any."""
+        return iter(())
 
     @property
     def exact_page_bytes(self) -> int:

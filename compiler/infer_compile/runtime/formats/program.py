@@ -170,6 +170,18 @@ class AttendLatent(_Frozen):
     rotary_scale: float = 1.0
     neighbours: bool = True
 
+    @property
+    def turn(self) -> Rotary:
+        """The rotation of queries; their parts without it stand between the heads."""
+        return Rotary(
+            buffer=self.query,
+            first_head=0,
+            heads=self.heads,
+            head_dim=self.rope,
+            frequencies=self.frequencies,
+            scale=self.rotary_scale,
+        )
+
 
 class Gate(_Frozen):
     """``output = silu(input[:, :width]) * input[:, width:]``."""
