@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..runtime.formats.launches import Cubin, Cubins, Dtype, Launch, StepTable
+from ..runtime.formats.launches import ALIGNMENT, Cubin, Cubins, Dtype, Launch, StepTable
 from .cubins import need_compiler, run_compiler
 from .cuda_sources import kernel
 
@@ -17,8 +17,6 @@ TYPES: Mapping[Dtype, str] = MappingProxyType(
     {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "int8": "i8", "int32": "i32"}
 )
 """Triton's words for the types of numbers."""
-ALIGNMENT = 16
-"""Bytes that every pointer is a multiple of."""
 
 
 def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:
@@ -59,7 +57,7 @@ def compile_launch(table: StepTable, launch: Launch, capability: int, file: str)
         attrs={
             (index,): [["tt.divisibility", ALIGNMENT]]
             for index, name in enumerate(names)
-            if types.get(name, "").startswith("*")
+            if types.get(name, "").startswith("*") or name in launch.aligned
         },
     )
     made = run_compiler(launch.kernel, source, capability, launch.options)

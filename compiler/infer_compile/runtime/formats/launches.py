@@ -20,8 +20,8 @@ Count = Literal["rows", "outputs", "sequences", "tiles", "seals"]
 """What differs from step to step."""
 Dtype = Literal["f64", "f32", "f16", "bf16", "int8", "int32"]
 BYTES: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "int8": 1, "int32": 4}
-
-
+ALIGNMENT = 16
+"""Bytes that every pointer is a multiple of, and what kernels may be told that a number is a multiple of."""
 WEIGHTS_MAGIC = b"infer-compile\0\0\1"
 """What the weights file begins with, before the digest of its program."""
 
@@ -83,6 +83,13 @@ class Launch(_Frozen):
     stages: int = 1
     registers: int = 255
     """Most of a thread."""
+
+    @property
+    def aligned(self) -> list[str]:
+        """The numbers of whole blocks of ``ALIGNMENT``: where addresses are reckoned from them, a kernel that
+        knows reads wide."""
+        whole = (name for name, each in self.numbers.items() if not each % ALIGNMENT)
+        return sorted(name for name in whole if isinstance(self.numbers[name], int))
 
     @property
     def options(self) -> dict[str, int]:
@@ -185,6 +192,7 @@ class StepTable(_Frozen):
         types |= {
             name: "f32" if isinstance(each, float) else "int32" for name, each in launch.numbers.items()
         }
+        types |= dict.fromkeys(launch.aligned, "int32 aligned")
         parts = [launch.kernel, launch.constants, types, sorted(launch.counts), launch.options]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
