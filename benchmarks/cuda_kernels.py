@@ -19,6 +19,7 @@ from pathlib import Path
 from infer_compile.catalog.cuda_kernels import load_kernel_runs, sources_digest
 from infer_compile.catalog.target import Target, load_target
 from infer_compile.codegen import cuda_constants as constants
+from infer_compile.codegen import cuda_decode, nvrtc
 from infer_compile.codegen import cuda_latent as latent
 from infer_compile.codegen.cubins import ARCHITECTURES, Compiled, Variant, compile_kernel, disassemble
 from infer_compile.codegen.cuda_constants import Launch, Tiling
@@ -43,15 +44,19 @@ HEAD = """\
 
 Append, seal, query, attend and merge, and those of latent attention
 ([kernels/cuda](../kernels/cuda/README.md)), compiled ahead of time by
-Triton {triton} for every architecture, without a GPU: `python benchmarks/cuda_kernels.py` writes this page.
+Triton {triton}, and decode, which is what attend computes for single tokens, in CUDA C++ by NVRTC {nvrtc};
+for every architecture, without a GPU: `python benchmarks/cuda_kernels.py` writes this page.
 Their results are held to the slow form by Triton's interpreter (`tests/engine/test_cuda_cache.py`: every
 level, heads of 64 to 256, groups of 1 to 16, pages of 16 to 128, chains, trees, windows, ragged batches;
-`tests/engine/test_cuda_latent.py`).
+`tests/engine/test_cuda_latent.py`),
+and what the compilers made of them by an interpreter of PTX (`tests/engine/test_decode.py`,
+`test_ptx_kernels.py`).
 
 {verified}
 
-In decoding at levels without calibration nothing spills: a thread's stack is empty. *Slots* are the
-instructions issued per number of the cache in the loop over packed pages (of `bf16`, over its exact pages),
+Nothing spills: a thread's stack is empty. *Slots* are the
+instructions issued per number of the cache in the loop over packed pages (of `bf16`, over its exact pages;
+of decode with what it does only where the largest score rises),
 in lanes; what an H200 has left for each number if attention is to run at the speed of its memory
 ({bandwidth:.1f} TB/s against {slots:.1f}e12 instructions of lanes a second, from targets/h200-sxm.yaml)
 stands beside it. Where slots exceed that, arithmetic says that issuing instructions takes so much longer than
@@ -98,7 +103,12 @@ def main() -> None:
 def rows() -> Iterator[Row]:
     tq3 = LEVELS["tq3"]
     yield _attend("attend bf16, decode", LEVELS["bf16"], ARCHITECTURES)
-    yield _attend("attend tq3, decode", tq3, ARCHITECTURES)
+    yield _decode("decode tq3", tq3, ARCHITECTURES)
+    for level in ("tq2", "tq4"):
+        yield _decode(f"decode {level}", LEVELS[level], FEW)
+    yield _decode("decode tq3, heads of 64", tq3, (90,), head_dim=64)
+    yield _decode("decode tq3, groups of 16", tq3, (90,), group=16)
+    yield _attend("attend tq3, decode", tq3, FEW)
     for level in ("fp8", "int8", "tq4"):
         yield _attend(f"attend {level}, decode", LEVELS[level], FEW)
     yield _attend("attend ct3, calibrated", LEVELS["ct3"], (90,))
@@ -111,7 +121,8 @@ def rows() -> Iterator[Row]:
     yield Row("append", Variant("append", constants.append_constants(layout, 0)), FEW)
     for level in ("tq3", "int8"):
         sealed = constants.seal_constants(_layout(LEVELS[level], 128), 0, FP8_MOST)
-        yield Row(f"seal {level}", Variant("seal", sealed), FEW if level == "tq3" else (90,))
+        variant = Variant("seal", sealed, warps=constants.SEAL_WARPS)
+        yield Row(f"seal {level}", variant, FEW if level == "tq3" else (90,))
     yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4)), FEW)
     merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1))
     yield Row("merge tq3", Variant("merge", merged), FEW)
@@ -119,12 +130,14 @@ def rows() -> Iterator[Row]:
 
 
 def _tiling(head_dim: int, group: int, tokens: int) -> Tiling:
-    launch = _launch(head_dim, group, tokens)
+    launch = _launch(head_dim, group, tokens, False)
     return Tiling(tokens, launch.block, exact_splits=1, packed_splits=8, tree=tokens == 8)
 
 
-def _launch(head_dim: int, group: int, tokens: int) -> Launch:
-    return constants.decode_launch(head_dim, tokens * group) if tokens <= 8 else constants.chunk_launch()
+def _launch(head_dim: int, group: int, tokens: int, calibrated: bool) -> Launch:
+    if tokens > 8:
+        return constants.chunk_launch()
+    return constants.decode_launch(head_dim, tokens * group, calibrated)
 
 
 def _attend(
@@ -135,7 +148,8 @@ def _attend(
     group: int = 4,
     tokens: int = 1,
 ) -> Row:
-    launch, layout = _launch(head_dim, group, tokens), _layout(level, head_dim)
+    layout = _layout(level, head_dim)
+    launch = _launch(head_dim, group, tokens, layout.layers[0].keys.calibrated)
     own = constants.attend_constants(layout, 0, group, _tiling(head_dim, group, tokens))
     variant = Variant("attend", own, launch.warps, launch.stages, launch.registers)
     # A round passes the keys and values of a block.
@@ -165,6 +179,16 @@ def _latent_layout(level: LatentLevel) -> LatentLayout:
     )
 
 
+def _decode(
+    name: str, level: LevelName, architectures: tuple[int, ...], head_dim: int = 128, group: int = 4
+) -> Row:
+    own = constants.attend_constants(_layout(level, head_dim), 0, group, _tiling(head_dim, group, 1))
+    variant = Variant("decode", own, cuda_decode.WARPS)
+    bits = uniform(level, 1, head_dim)[0].bits_per_element(head_dim)
+    # In a round each warp passes a block of its own.
+    return Row(name, variant, architectures, cuda_decode.WARPS * 2 * cuda_decode.BLOCK * head_dim, bits)
+
+
 def _layout(level: LevelName, head_dim: int) -> CacheLayout:
     return CacheLayout(
         level=level,
@@ -181,14 +205,16 @@ def _layout(level: LevelName, head_dim: int) -> CacheLayout:
 def _line(row: Row, compiled: Compiled, cache: Path) -> str:
     slots = bound = ""
     if row.bits is not None:
-        count = longest_loop(disassemble(compiled, cache))
+        # Only packed pages are multiplied as integers.
+        product = "IMMA" if row.variant.kernel == "decode" else "MMA"
+        count = longest_loop(disassemble(compiled, cache), product)
         slots = f"{count * row.variant.warps * WARP / row.numbers:.1f}"
         bound = f"{_bound(row.bits):.1f}"
     cells = (row.name, f"sm_{compiled.capability}", compiled.registers, compiled.stack, compiled.shared)
     return "| " + " | ".join(str(cell) for cell in (*cells, slots, bound)) + " |"
 
 
-def longest_loop(disassembly: str) -> int:
+def longest_loop(disassembly: str, product: str = "MMA") -> int:
     """Instructions between a label and the jump back to it, of the longest loop that multiplies matrices."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
@@ -202,7 +228,7 @@ def longest_loop(disassembly: str) -> int:
         jump = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", text)
         begin = labels.get(jump[1], end + 1) if jump else end + 1
         body = instructions[begin : end + 1]
-        if any("MMA" in line for line in body):
+        if any(product in line for line in body):
             longest = max(longest, len(body))
     return longest
 
@@ -233,6 +259,7 @@ def _head() -> str:
     )
     return HEAD.format(
         triton=version("triton"),
+        nvrtc=nvrtc.version(),
         verified=verified,
         bandwidth=_h200().bandwidth_gbs / 1e3,
         slots=_slots_per_second() / 1e12,

@@ -8,7 +8,10 @@ softmax weights.
 
 Factors of queries (query.py) are integers, and sums of their products with integers of codes of up to 4 bits
 are exact in float32: scores are those of the slow form. Softmax weights are rounded to float16 (bfloat16
-where values are bfloat16), which is finer than the bytes of the slow form."""
+where values are bfloat16), which is finer than the bytes of the slow form.
+
+Slots and positions are counted as if what a sequence evicted had never been, as its page tables are. Sinks
+are seen so by queries that turn_back.py turned back over the gap."""
 
 from typing import Any, NamedTuple
 
@@ -18,8 +21,12 @@ import triton.language as tl
 from .bf16 import product, to_bf16
 from .codes import FP8_UNIT
 from .pages import Pages, read_keys, read_scales, read_values
-from .seen import exact_part, hide, packed_part, rows_of, share
+from .seen import SEQUENCE, exact_part, hide, packed_part, rows_of, share
 from .softmax import LOG2E, weigh
+from .turn_back import SHIFT
+
+EVERY = tl.constexpr(1 << 24)
+"""More pages than a sequence has."""
 
 
 class Target(NamedTuple):
@@ -46,6 +53,7 @@ def attend(
     sequences,
     positions,
     sees,
+    turned,
     sums,
     logs,
     query_stride,
@@ -63,6 +71,8 @@ def attend(
     SINK: tl.constexpr,
     RECENT: tl.constexpr,
     TREE: tl.constexpr,
+    EVICTS: tl.constexpr,
+    CHECKED: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -83,12 +93,35 @@ def attend(
     if sequence < 0:
         return
     first_token = tl.load(tiles + 2 * tile + 1)
-    first_row = tl.load(sequences + 3 * sequence)
-    start = tl.load(sequences + 3 * sequence + 1)
-    count = tl.load(sequences + 3 * sequence + 2)
+    own = sequences + SEQUENCE * sequence
+    first_row = tl.load(own)
+    start = tl.load(own + 1)
+    count = tl.load(own + 2)
+    recent = RECENT
+    gap = 0
+    if CHECKED:
+        told = tl.load(own + 3)
+        # Of what compresses nothing the complement: all its pages are recent.
+        recent = tl.where(told < 0, EVERY, RECENT)
+        gap = tl.maximum(told, ~told)
+    elif EVICTS:
+        gap = tl.load(own + 3)
+    start -= gap
 
     rows, row, last = rows_of(
-        start, count, first_token, first_row, positions, sees, PAGE, TREE, TOKENS, GROUP, ROWS
+        start,
+        count,
+        recent,
+        gap,
+        first_token,
+        first_row,
+        positions,
+        sees,
+        PAGE,
+        TREE,
+        TOKENS,
+        GROUP,
+        ROWS,
     )
     lowest = tl.min(tl.where(rows.real, rows.position, 2147483647), axis=0)
     highest = tl.max(tl.where(rows.real, rows.position, 0), axis=0)
@@ -96,32 +129,33 @@ def attend(
     behind = tl.maximum(lowest - window + 1, 0) // PAGE
     whose = _whose(first_row, first_token, head, ROWS, GROUP, KV_HEADS)
     query = queries + row * query_stride + (head * GROUP + tl.arange(0, ROWS) % GROUP) * D
-    target = Target(sums, logs, sequences + 3 * sequence, first_token, head, split)
+    target = Target(sums, logs, own, first_token, head, split)
 
     if split < EXACT_SPLITS:
-        first_sink, sinks, recent, count = exact_part(lowest, last, behind, PAGE, SINK, RECENT)
+        first_sink, sinks, near, count = exact_part(rows, lowest, last, behind, PAGE, SINK)
         table = exact_table + sequence * table_stride
         pages = Pages(
-            exact_pool, table, exact_page, exact_place + head * (PAGE * D), first_sink, sinks, recent, count
+            exact_pool, table, exact_page, exact_place + head * (PAGE * D), first_sink, sinks, near, count
         )
-        own = share(split, EXACT_SPLITS, count, PAGE, BLOCK)
+        blocks = share(split, EXACT_SPLITS, count, PAGE, BLOCK)
         _sweep(
             pages,
-            own,
+            blocks,
             rows,
             query,
             query,
+            turned + whose * (D + SHIFT),
             scale,
             window,
             target,
             True,
+            EVICTS,
             GROUP,
             KV_HEADS,
             D,
             SPLITS,
             PAGE,
             SINK,
-            RECENT,
             TREE,
             BLOCK,
             1,
@@ -131,19 +165,21 @@ def attend(
             -1,
         )
     elif SPLITS > EXACT_SPLITS:
-        first, count = packed_part(highest, behind, PAGE, SINK, RECENT)
+        first, count = packed_part(rows, highest, behind, PAGE, SINK)
         table = packed_table + sequence * table_stride
         pages = Pages(packed_pool, table, packed_page, packed_place + head * HEAD, 0, 0, first, count)
-        own = share(split - EXACT_SPLITS, SPLITS - EXACT_SPLITS, count, PAGE, BLOCK)
+        blocks = share(split - EXACT_SPLITS, SPLITS - EXACT_SPLITS, count, PAGE, BLOCK)
         _sweep(
             pages,
-            own,
+            blocks,
             rows,
             query if KEYS[0][2] == "bf16" else factors + whose * D,
             steps + whose * SEGMENTS,
+            query,
             scale,
             window,
             target,
+            False,
             False,
             GROUP,
             KV_HEADS,
@@ -151,7 +187,6 @@ def attend(
             SPLITS,
             PAGE,
             SINK,
-            RECENT,
             TREE,
             BLOCK,
             SEGMENTS,
@@ -177,17 +212,18 @@ def _sweep(
     rows,
     query,
     steps,
+    turned,
     scale,
     window,
     target,
     EXACT: tl.constexpr,
+    EVICTS: tl.constexpr,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     SPLITS: tl.constexpr,
     PAGE: tl.constexpr,
     SINK: tl.constexpr,
-    RECENT: tl.constexpr,
     TREE: tl.constexpr,
     BLOCK: tl.constexpr,
     SEGMENTS: tl.constexpr,
@@ -197,7 +233,7 @@ def _sweep(
     VALUE_SCALES: tl.constexpr,
 ):
     """Attention over one share of ``pages``: the sums over its weights, and the logarithm of the weights'
-    sum."""
+    sum. Where ``EVICTS`` its sinks are seen by queries ``turned``."""
     height: tl.constexpr = rows.real.shape[0]
     operands = ()
     for i in tl.static_range(len(KEYS)):
@@ -222,9 +258,11 @@ def _sweep(
         for i in tl.static_range(len(KEYS)):
             found = product(operands[i], read_keys(pages, first, PAGE, BLOCK, KEYS[i]))
             scores += found * factors[KEYS[i][5]][:, None]
+        if EVICTS:
+            scores = _see_sinks(scores, pages, rows, turned, factors[0], first, D, PAGE, BLOCK, KEYS)
         if KEY_SCALES >= 0:
             scores *= read_scales(pages, first, PAGE, BLOCK, KEY_SCALES)[None, :]
-        scores = hide(scores, pages, rows, first, window, EXACT, PAGE, SINK, RECENT, TREE)
+        scores = hide(scores, pages, rows, first, window, EXACT, PAGE, SINK, TREE)
 
         weights, fade, most, total = weigh(scores, most, total)
 
@@ -252,6 +290,30 @@ def _sweep(
     for i in tl.static_range(len(VALUES)):
         _store(out, totals[i] * inverse[:, None], rows.real, VALUES[i])
     tl.store(target.logs + whose * SPLITS + target.split, most + tl.log2(total), mask=rows.real)
+
+
+@triton.jit
+def _see_sinks(
+    scores,
+    pages,
+    rows,
+    turned,
+    factor,
+    first,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """``scores`` of a block of exact pages, those of sinks by queries ``turned``, and what these lack."""
+    if first < pages.sinks * PAGE:
+        found = tl.zeros((rows.real.shape[0], BLOCK), tl.float32)
+        for i in tl.static_range(len(KEYS)):
+            found += product(_load(turned, rows.real, KEYS[i]), read_keys(pages, first, PAGE, BLOCK, KEYS[i]))
+        found += tl.load(turned + D, mask=rows.real, other=0.0)[:, None]
+        sinks = first + tl.arange(0, BLOCK) < pages.sinks * PAGE
+        scores = tl.where(sinks[None, :], found * factor[:, None], scores)
+    return scores
 
 
 @triton.jit

@@ -18,7 +18,7 @@ import triton.language as tl
 from .bf16 import product, to_bf16
 from .codes import FP8_UNIT
 from .pages import Pages, read_values
-from .seen import exact_part, hide, packed_part, rows_of, share
+from .seen import SEQUENCE, exact_part, hide, packed_part, rows_of, share
 from .softmax import LOG2E, weigh
 
 EVERYTHING = tl.constexpr(1 << 30)
@@ -73,12 +73,12 @@ def latent(
     if sequence < 0:
         return
     first_token = tl.load(tiles + 2 * tile + 1)
-    first_row = tl.load(sequences + 3 * sequence)
-    start = tl.load(sequences + 3 * sequence + 1)
-    count = tl.load(sequences + 3 * sequence + 2)
+    first_row = tl.load(sequences + SEQUENCE * sequence)
+    start = tl.load(sequences + SEQUENCE * sequence + 1)
+    count = tl.load(sequences + SEQUENCE * sequence + 2)
 
     rows, row, last = rows_of(
-        start, count, first_token, first_row, positions, sees, PAGE, TREE, TOKENS, GROUP, ROWS
+        start, count, RECENT, 0, first_token, first_row, positions, sees, PAGE, TREE, TOKENS, GROUP, ROWS
     )
     lowest = tl.min(tl.where(rows.real, rows.position, 2147483647), axis=0)
     highest = tl.max(tl.where(rows.real, rows.position, 0), axis=0)
@@ -89,10 +89,10 @@ def latent(
     whose = (row * HEADS + head) * SPLITS + split
 
     if split < EXACT_SPLITS:
-        first_sink, sinks, recent, pages = exact_part(lowest, last, 0, PAGE, SINK, RECENT)
+        first_sink, sinks, near, pages = exact_part(rows, lowest, last, 0, PAGE, SINK)
         table = exact_table + sequence * table_stride
         _sweep(
-            Pages(exact_pool, table, exact_page, exact_place, first_sink, sinks, recent, pages),
+            Pages(exact_pool, table, exact_page, exact_place, first_sink, sinks, near, pages),
             share(split, EXACT_SPLITS, pages, PAGE, BLOCK),
             rows,
             real,
@@ -104,14 +104,13 @@ def latent(
             True,
             PAGE,
             SINK,
-            RECENT,
             TREE,
             BLOCK,
             EXACT_LATENTS,
             EXACT_KEYS,
         )
     elif SPLITS > EXACT_SPLITS:
-        first, pages = packed_part(highest, 0, PAGE, SINK, RECENT)
+        first, pages = packed_part(rows, highest, 0, PAGE, SINK)
         table = packed_table + sequence * table_stride
         _sweep(
             Pages(packed_pool, table, packed_page, packed_place, 0, 0, first, pages),
@@ -126,7 +125,6 @@ def latent(
             False,
             PAGE,
             SINK,
-            RECENT,
             TREE,
             BLOCK,
             LATENTS,
@@ -148,7 +146,6 @@ def _sweep(
     EXACT: tl.constexpr,
     PAGE: tl.constexpr,
     SINK: tl.constexpr,
-    RECENT: tl.constexpr,
     TREE: tl.constexpr,
     BLOCK: tl.constexpr,
     LATENTS: tl.constexpr,
@@ -182,9 +179,7 @@ def _sweep(
         scores = found * (step * unit)[:, None]
         for i in tl.static_range(len(KEYS)):
             scores += product(turns[i], tl.trans(read_values(pages, first, PAGE, BLOCK, KEYS[i])))
-        scores = hide(
-            scores * (scale * LOG2E), pages, rows, first, EVERYTHING, EXACT, PAGE, SINK, RECENT, TREE
-        )
+        scores = hide(scores * (scale * LOG2E), pages, rows, first, EVERYTHING, EXACT, PAGE, SINK, TREE)
         weights, fade, most, total = weigh(scores, most, total)
         weights = weights.to(tl.float16) if float8 else to_bf16(weights)
         mixed = ()

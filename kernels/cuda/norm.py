@@ -18,8 +18,10 @@ def norm(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     KEEP: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
-    """Grid (rows,). With KEEP the float32 values are written to ``output`` as well."""
+    """Grid (rows,). With KEEP the float32 values are written to ``output`` as well, or, where ROUND is not,
+    alone."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -29,4 +31,5 @@ def norm(
     values = values * tl.rsqrt(mean + EPSILON) * factors
     if KEEP:
         tl.store(output + row * WIDTH + columns, values, mask=inside)
-    store_operand(operand, scales, row, 0, values, WIDTH, BLOCK, GROUP)
+    if ROUND:
+        store_operand(operand, scales, row, 0, values, WIDTH, BLOCK, GROUP)

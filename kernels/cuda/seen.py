@@ -7,26 +7,35 @@ import triton.language as tl
 
 from .pages import page_of
 
+SEQUENCE = tl.constexpr(4)
+"""Numbers that tell of a sequence."""
+
 
 class Rows(NamedTuple):
     """The rows of a tile, each a query head of a token: which are ``real``, and of each the ``slot`` and the
-    ``position`` of its token; new tokens begin at slot ``start``. In a tree ``positions`` [count] are those
-    of the new tokens, and a bit of ``sees`` tells of each of them whether the row's token sees it. Without
-    any bit the new tokens are a chain."""
+    ``position`` of its token; new tokens begin at slot ``start``, and each sees ``recent`` pages before its
+    own exactly. In a tree ``positions`` [count], less ``gap``, are those of the new tokens, and a bit of
+    ``sees`` and ``later`` tells of each of the first and of the second 32 whether the row's token sees it.
+    Without any bit the new tokens are a chain."""
 
     real: Any
     slot: Any
     position: Any
     start: Any
     count: Any
+    recent: Any
+    gap: Any
     positions: Any
     sees: Any
+    later: Any
 
 
 @triton.jit
 def rows_of(
     start,
     count,
+    recent,
+    gap,
     first_token,
     first_row,
     positions,
@@ -44,32 +53,35 @@ def rows_of(
     real = (index < TOKENS * GROUP) & (token < count)
     row = (first_row + token).to(tl.int64)
     if TREE:
-        position = tl.load(positions + row, mask=real, other=0)
-        seen = tl.load(sees + row, mask=real, other=0)
+        position = tl.load(positions + row, mask=real, other=0) - gap
+        seen = tl.load(sees + 2 * row, mask=real, other=0)
+        later = tl.load(sees + 2 * row + 1, mask=real, other=0)
         last = (start + count - 1) // PAGE
     else:
         position = start + token
         seen = token
+        later = token
         last = (start + tl.minimum(first_token + TOKENS, count) - 1) // PAGE
-    return Rows(real, start + token, position, start, count, positions + first_row, seen), row, last
+    rows = Rows(real, start + token, position, start, count, recent, gap, positions + first_row, seen, later)
+    return rows, row, last
 
 
 @triton.jit
-def exact_part(lowest, last, behind, PAGE: tl.constexpr, SINK: tl.constexpr, RECENT: tl.constexpr):
+def exact_part(rows, lowest, last, behind, PAGE: tl.constexpr, SINK: tl.constexpr):
     """Pages that a tile sees exact: the first sink, how many sinks, the first of the others, and how many
     pages in all. ``lowest`` is the first position of its tokens, ``last`` the last page in which they see a
     token, ``behind`` the first page that is not behind every row's window."""
     first_sink = tl.minimum(behind, SINK)
     sinks = tl.maximum(tl.minimum(SINK, last + 1) - first_sink, 0)
-    recent = tl.maximum(tl.maximum(lowest // PAGE - RECENT, SINK), behind)
-    return first_sink, sinks, recent, sinks + tl.maximum(last + 1 - recent, 0)
+    near = tl.maximum(tl.maximum(lowest // PAGE - rows.recent, SINK), behind)
+    return first_sink, sinks, near, sinks + tl.maximum(last + 1 - near, 0)
 
 
 @triton.jit
-def packed_part(highest, behind, PAGE: tl.constexpr, SINK: tl.constexpr, RECENT: tl.constexpr):
+def packed_part(rows, highest, behind, PAGE: tl.constexpr, SINK: tl.constexpr):
     """The first page that a tile sees packed, and how many; ``highest`` is its tokens' last position."""
     first = tl.maximum(behind, SINK)
-    return first, tl.maximum(highest // PAGE - RECENT - first, 0)
+    return first, tl.maximum(highest // PAGE - rows.recent - first, 0)
 
 
 @triton.jit
@@ -90,7 +102,6 @@ def hide(
     EXACT: tl.constexpr,
     PAGE: tl.constexpr,
     SINK: tl.constexpr,
-    RECENT: tl.constexpr,
     TREE: tl.constexpr,
 ):
     """Scores of tokens from ``first`` on of the list; minus infinity where a row does not see the token
@@ -99,16 +110,17 @@ def hide(
     page = page_of(pages, listed, PAGE)
     slot = page * PAGE + listed % PAGE
     position = slot
-    near = (rows.position // PAGE - RECENT)[:, None]
+    near = (rows.position // PAGE - rows.recent)[:, None]
     visible = (listed < pages.count * PAGE)[None, :]
     if EXACT:
         visible &= (page < SINK)[None, :] | (page[None, :] >= near)
         if TREE:
             own = slot - rows.start
             new = (own >= 0) & (own < rows.count)
-            position = tl.where(new, tl.load(rows.positions + own, mask=new, other=0), slot)
-            bit = (rows.sees[:, None] >> tl.minimum(tl.maximum(own, 0), 31)[None, :]) & 1
-            chain = (rows.sees == 0)[:, None]
+            position = tl.where(new, tl.load(rows.positions + own, mask=new, other=0) - rows.gap, slot)
+            word = tl.where((own < 32)[None, :], rows.sees[:, None], rows.later[:, None])
+            bit = (word >> (own & 31)[None, :]) & 1
+            chain = ((rows.sees | rows.later) == 0)[:, None]
             seen = tl.where(chain, slot[None, :] <= rows.slot[:, None], bit != 0)
             visible &= (own < 0)[None, :] | (new[None, :] & seen)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from infer_compile.codegen import cuda_constants as constants
+from infer_compile.codegen.attention_launches import SHIFT
 from infer_compile.codegen.cuda_constants import Tiling
 from infer_compile.codegen.cuda_pages import WORD, layer_place
 from infer_compile.codegen.cuda_sources import kernel
+from infer_compile.runtime.engines.inputs import inputs_of
 from infer_compile.runtime.engines.rows import Rows
-from infer_compile.runtime.formats.kv import CacheLayout, Side
-from infer_compile.runtime.formats.program import Attend
+from infer_compile.runtime.formats.kv import Side
+from infer_compile.runtime.formats.launches import SETTINGS
+from infer_compile.runtime.formats.program import Attend, Program, Rotary
 from infer_compile.runtime.kv.codec import FP8_MOST
 from infer_compile.runtime.kv.rotation import unpack_signs
 
@@ -25,18 +28,30 @@ EVERYTHING = 1 << 30
 """A window that holds every position."""
 
 
+AttendLaunch = Callable[[tuple[int, int, int], Mapping[str, Any], constants.Constants], None]
+"""Runs ``attend``, or what stands for it, on a grid, with arguments by name and constants."""
+
+
+def interpreted_attend(
+    grid: tuple[int, int, int], arguments: Mapping[str, Any], own: constants.Constants
+) -> None:
+    kernel("attend").attend[grid](**arguments, **own)
+
+
 @dataclass
 class Cache:
-    """Pools of so many pages of ``layout``, filled with ``fill``; ``tables`` of calibrated planes."""
+    """Pools of so many pages of the layout of ``program``, filled with ``fill``; ``tables`` of calibrated
+    planes."""
 
-    layout: CacheLayout
+    program: Program
     tables: Mapping[str, Float32]
     exact_pages: int
     packed_pages: int
     fill: int = 0
+    launch: AttendLaunch = interpreted_attend
 
     def __post_init__(self) -> None:
-        layout = self.layout
+        layout = self.layout = self.program.cache
         self.exact = self._pool(self.exact_pages, layout.exact_page_bytes)
         self.packed = self._pool(self.packed_pages, layout.packed_page_bytes)
         self.broken = torch.zeros(1, dtype=torch.int32)
@@ -105,25 +120,55 @@ class Cache:
         )
 
     def attend(
-        self, operation: Attend, queries: torch.Tensor, batch: Sequence[Rows], tiling: Tiling
+        self,
+        operation: Attend,
+        queries: torch.Tensor,
+        batch: Sequence[Rows],
+        tiling: Tiling,
+        turn: Rotary | None = None,
     ) -> torch.Tensor:
-        """``queries`` [rows, heads, head_dim]; the same shape back, float32."""
-        sums, logs = self.shares(operation, queries, batch, tiling)
+        """``queries`` [rows, heads, head_dim], turned by ``turn``; the same shape back, float32."""
+        sums, logs = self.shares(operation, queries, batch, tiling, turn)
         return self.merge(operation, sums, logs, [0] * len(queries), tiling)
 
+    def turned(
+        self, operation: Attend, queries: torch.Tensor, gaps: Float32, turn: Rotary | None
+    ) -> torch.Tensor:
+        """Queries back over ``gaps`` [rows]."""
+        rows, heads, size = queries.shape
+        turned = torch.full((rows, heads, size + SHIFT), float("nan"))
+        own = constants.turn_back_constants(
+            self.layout, operation.layer, heads // operation.kv_heads, turn is not None
+        )
+        angles = torch.outer(torch.tensor(gaps).double(), torch.tensor(turn.frequencies if turn else ()))
+        kernel("turn_back").turn_back[(rows, heads)](
+            queries,
+            angles.cos().float() if turn else None,
+            angles.sin().float() if turn else None,
+            self.means(operation.layer) if own["MEANS"] else None,
+            turned,
+            heads * size,
+            **own,
+        )
+        return turned
+
     def shares(
-        self, operation: Attend, queries: torch.Tensor, batch: Sequence[Rows], tiling: Tiling
+        self,
+        operation: Attend,
+        queries: torch.Tensor,
+        batch: Sequence[Rows],
+        tiling: Tiling,
+        turn: Rotary | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         layout, layer = self.layout, operation.layer
         rows, heads, size = queries.shape
         group, own = operation.heads // operation.kv_heads, layout.layers[layer]
         splits, width = constants.splits(layout, tiling), max(len(part.step.exact) for part in batch)
-        tiles = [
-            [index, first]
-            for index, part in enumerate(batch)
-            for first in range(0, part.count, tiling.tokens)
-        ]
-        sees = [sum(1 << int(i) for i in np.flatnonzero(row[:32])) for part in batch for row in part.sees]
+        told = inputs_of(self.program, batch, (tiling.tokens,), np.zeros((0, SETTINGS)))
+        arrays = {name: torch.from_numpy(array) for name, array in told.arrays.items()}
+        tiles = torch.cat([arrays["tiles"], torch.tensor([[-1, 0]], dtype=torch.int32)])
+        evicts = self.program.limits.overflow == "evict"
+        turned = self.turned(operation, queries, told.arrays["gaps"], turn) if evicts else torch.zeros(1)
         factors = torch.full((rows, heads, size), float("nan"), dtype=torch.float16)
         steps = torch.full((rows, heads, constants.segments(own.keys)), float("nan"))
         sums = torch.full((rows, heads, splits, size), float("nan"))
@@ -139,26 +184,33 @@ class Cache:
                 operation.scale,
                 **constants.query_constants(layout, layer, group),
             )
-        kernel("attend").attend[(len(tiles) + 1, operation.kv_heads, splits)](
-            queries,
-            factors,
-            steps,
-            *self.words.values(),
-            _page_table([part.step.exact for part in batch], width),
-            _page_table([part.step.packed for part in batch], width),
-            torch.tensor([*tiles, [-1, 0]], dtype=torch.int32),
-            torch.tensor([[part.first, part.step.start, part.count] for part in batch], dtype=torch.int32),
-            torch.tensor(np.concatenate([part.positions for part in batch]), dtype=torch.int32),
-            torch.tensor(np.array(sees, np.uint32).view(np.int32)),
-            sums,
-            logs,
-            heads * size,
-            width,
+        arguments = {
+            "queries": queries,
+            "factors": factors,
+            "steps": steps,
+            **self.words,
+            "exact_table": _page_table(told.tables["exact_table"], width),
+            "packed_table": _page_table(told.tables.get("packed_table", told.tables["exact_table"]), width),
+            "tiles": tiles,
+            **{name: arrays[name] for name in ("sequences", "positions", "sees")},
+            "turned": turned,
+            "sums": sums,
+            "logs": logs,
+            "query_stride": heads * size,
+            "table_stride": width,
             **self.places(layer),
-            scale=operation.scale,
-            window=operation.window or EVERYTHING,
-            **constants.attend_constants(layout, layer, group, tiling),
+            "scale": operation.scale,
+            "window": operation.window or EVERYTHING,
+        }
+        own_constants = constants.attend_constants(
+            layout,
+            layer,
+            group,
+            tiling,
+            evicts=evicts,
+            checked=bool(self.program.limits.checked_tokens),
         )
+        self.launch((len(tiles), operation.kv_heads, splits), arguments, own_constants)
         return sums, logs
 
     def merge(

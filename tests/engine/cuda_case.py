@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from cuda_cache import Cache
+from cuda_cache import AttendLaunch, Cache, interpreted_attend
 from levels import cache_alone, draw_layout, draw_tables
 from numpy.typing import NDArray
 
@@ -16,7 +16,7 @@ from infer_compile.runtime.engines.attention import Attention
 from infer_compile.runtime.engines.pools import ExactPool, PackedPool
 from infer_compile.runtime.engines.rows import Rows, rows_of
 from infer_compile.runtime.formats.kv import LevelName
-from infer_compile.runtime.formats.program import Attend, Limits
+from infer_compile.runtime.formats.program import Attend, Limits, Rotary
 from infer_compile.runtime.step import SequenceStep
 
 Float32 = NDArray[np.float32]
@@ -39,18 +39,28 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """One sequence: ``start`` tokens are cached, ``count`` are new, in a tree if ``tree``."""
+    """One sequence: ``start`` tokens are cached, all but the ``evicted`` behind the sinks, ``count`` are new,
+    in a tree if ``tree``; nothing of it is compressed if it is ``whole``."""
 
     start: int
     count: int
     tree: bool = False
+    evicted: int = 0
+    whole: bool = False
 
 
 class Case:
     """The past of each sequence is written to the slow form's pages, and sealed; the CUDA pages get the same
     exact pages, and packed ones from the kernel that seals."""
 
-    def __init__(self, shape: Shape, pasts: Sequence[Past], seed: int = 0, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        pasts: Sequence[Past],
+        seed: int = 0,
+        scale: float = 1.0,
+        launch: AttendLaunch = interpreted_attend,
+    ) -> None:
         self.scale = scale
         self.shape, self.rng = shape, np.random.default_rng(seed)
         self.layout = draw_layout(
@@ -75,11 +85,18 @@ class Case:
             max_batch_tokens=4096,
             exact_pages=self.pages,
             packed_pages=self.pages,
+            overflow="evict" if any(past.evicted for past in pasts) else "stop",
+            checked_tokens=int(any(past.whole for past in pasts)),
         )
         program = cache_alone(self.layout, limits)
-        self.batch: list[Rows] = rows_of(program, self.steps)
-        self.cache = Cache(self.layout, self.tables, self.pages, self.pages)
+        self.cache = Cache(program, self.tables, self.pages, self.pages, launch=launch)
         jobs = [job for step in self.steps for job in self._write(step)]
+        for step, past in zip(self.steps, pasts, strict=True):
+            gap = slice(shape.sink_pages, shape.sink_pages + past.evicted // shape.page_tokens)
+            for table in (step.exact, step.packed):
+                table[gap] = -1
+            step.evicted, step.packed = past.evicted, None if past.whole else step.packed
+        self.batch: list[Rows] = rows_of(program, self.steps)
         self.cache.exact.copy_(torch.from_numpy(self.exact.bytes))
         for layer in range(len(shape.levels)):
             self.cache.seal(layer, jobs)
@@ -145,11 +162,14 @@ class Case:
             for slot in range(rows.step.start, rows.tokens)
         ]
 
-    def run(self, layer: int, tiling: Tiling, window: int | None = None) -> tuple[Float32, Float32]:
+    def run(
+        self, layer: int, tiling: Tiling, window: int | None = None, turn: Rotary | None = None
+    ) -> tuple[Float32, Float32]:
         """The step's outputs of the kernels, and of the slow form."""
         shape, rows = self.shape, sum(part.count for part in self.batch)
         inputs = self.draw(rows)
-        slow = Attention(self.layout, self.tables, self.exact, self.packed)
+        turns = {} if turn is None else {layer: turn}
+        slow = Attention(self.layout, self.tables, self.exact, self.packed, turns)
         expected = slow.run(self.operation(layer, window), inputs.reshape(rows, -1), self.batch)
         drawn = torch.tensor(inputs, dtype=torch.bfloat16)
         self.cache.append(
@@ -159,10 +179,10 @@ class Case:
             (int(rows.step.exact[page]), int(rows.step.packed[page]))
             for rows in self.batch
             for page in rows.sealing
-            if self.layout.packs(page)
+            if rows.step.packed is not None and self.layout.packs(page)
         ]
         self.cache.seal(layer, jobs)
         found = self.cache.attend(
-            self.operation(layer, window), drawn[:, : shape.heads].contiguous(), self.batch, tiling
+            self.operation(layer, window), drawn[:, : shape.heads].contiguous(), self.batch, tiling, turn
         )
         return found.numpy(), expected.reshape(found.shape)

@@ -20,7 +20,7 @@ from infer_compile.lower.assemble import assemble
 from infer_compile.runtime.engines.cuda import CudaEngine
 from infer_compile.runtime.engines.reference import ReferenceEngine
 from infer_compile.runtime.formats.kv import LevelName
-from infer_compile.runtime.formats.program import Limits, Program
+from infer_compile.runtime.formats.program import Limits, Overflow, Program
 from infer_compile.runtime.formats.weights import weight_format
 from infer_compile.runtime.step import SequenceStep
 
@@ -38,6 +38,9 @@ class Case:
     sink_pages: int = 0
     window: int | None = None
     tied: bool = False
+    overflow: Overflow = "stop"
+    context: int = 96
+    checked: int = 0
 
 
 CASES = (
@@ -86,11 +89,13 @@ def pair(
     }
     layout = draw_layout(rng, list(case.levels), 1, 64, 16, case.sink_pages, recent_pages=0)
     limits = Limits(
-        max_context=96,
+        max_context=case.context,
         max_sequences=3,
         max_batch_tokens=48,
         exact_pages=20,
         packed_pages=20 if layout.compressed else 0,
+        overflow=case.overflow,
+        checked_tokens=case.checked,
     )
     program = assemble(build(config, "drawn"), weight_format(case.weights, 32), layout, limits)
     model = write_model(rng, config, program, folder)

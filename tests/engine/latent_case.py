@@ -14,14 +14,19 @@ from numpy.typing import NDArray
 from infer_compile.codegen import cuda_latent as constants
 from infer_compile.codegen.cuda_constants import Tiling
 from infer_compile.codegen.cuda_sources import kernel
+from infer_compile.runtime.engines.inputs import inputs_of
 from infer_compile.runtime.engines.latent import ExactLatents, LatentAttention, PackedLatents
 from infer_compile.runtime.engines.rows import Rows, rows_of
 from infer_compile.runtime.formats.latent import LatentLayout
+from infer_compile.runtime.formats.launches import SETTINGS
 from infer_compile.runtime.formats.program import Limits
 from infer_compile.runtime.kv.codec import FP8_MOST
 from infer_compile.runtime.step import SequenceStep
 
 Float32 = NDArray[np.float32]
+LIMITS = Limits(
+    max_context=1 << 20, max_sequences=64, max_batch_tokens=4096, exact_pages=256, packed_pages=256
+)
 SENTINEL = 0x41
 """Each byte of pages that nobody wrote: numbers that would be noticed."""
 
@@ -85,25 +90,29 @@ class LatentCache:
         """``group`` heads in a tile; ``turned`` may be a part of a wider tensor."""
         layout, (rows, heads, rank) = self.layout, queries.shape
         splits = constants.latent_splits(layout, tiling)
-        tiles = [[i, first] for i, part in enumerate(batch) for first in range(0, part.count, tiling.tokens)]
-        sees = [sum(1 << int(i) for i in np.flatnonzero(row[:32])) for part in batch for row in part.sees]
+        program = cache_alone(layout, LIMITS)
+        told = inputs_of(program, batch, (tiling.tokens,), np.zeros((0, SETTINGS)))
+        arrays = {name: torch.from_numpy(array) for name, array in told.arrays.items()}
+        # The last tile is padding.
+        arrays["tiles"] = torch.cat([arrays["tiles"], torch.tensor([[-1, 0]], dtype=torch.int32)])
         sums = torch.full((rows, heads, splits, rank), float("nan"))
         logs = torch.full((rows, heads, splits), float("nan"))
         width = max(len(part.step.exact) for part in batch)
-        tables = [
-            np.stack([np.pad(pages, (0, width - len(pages)), constant_values=-1) for pages in form])
-            for form in zip(*((part.step.exact, part.step.packed) for part in batch), strict=True)
-        ]
-        kernel("latent").latent[(len(tiles) + 1, -(-heads // group), splits)](
+        tables = (told.tables["exact_table"], told.tables.get("packed_table", told.tables["exact_table"]))
+        exact, packed = (
+            torch.from_numpy(
+                np.stack([np.pad(own, (0, width - len(own)), constant_values=-1) for own in table])
+            )
+            for table in tables
+        )
+        kernel("latent").latent[(len(arrays["tiles"]), -(-heads // group), splits)](
             queries,
             turned,
             self.exact.view(torch.int32),
             self.packed.view(torch.int32),
-            *(torch.tensor(table, dtype=torch.int32) for table in tables),
-            torch.tensor([*tiles, [-1, 0]], dtype=torch.int32),
-            torch.tensor([[part.first, part.step.start, part.count] for part in batch], dtype=torch.int32),
-            torch.tensor(np.concatenate([part.positions for part in batch]), dtype=torch.int32),
-            torch.tensor(np.array(sees, np.uint32).view(np.int32)),
+            exact,
+            packed,
+            *(arrays[name] for name in ("tiles", "sequences", "positions", "sees")),
             sums,
             logs,
             queries.stride(0),
@@ -181,14 +190,7 @@ class LatentCase:
         )
 
     def rows(self, steps: Sequence[SequenceStep]) -> list[Rows]:
-        limits = Limits(
-            max_context=1 << 20,
-            max_sequences=64,
-            max_batch_tokens=4096,
-            exact_pages=self.pages,
-            packed_pages=self.pages,
-        )
-        return rows_of(cache_alone(self.layout, limits), steps)
+        return rows_of(cache_alone(self.layout, LIMITS), steps)
 
     def draw(self, rows: int) -> Inputs:
         """As bf16 holds them; queries that find something, rotary keys with a wide channel."""

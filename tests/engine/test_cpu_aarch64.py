@@ -19,6 +19,8 @@ from infer_compile.codegen.repack import repack
 from infer_compile.codegen.toolchain import find
 from infer_compile.runtime.step import SequenceStep
 
+ARM = b"\xb7\x00"
+"""The machine in the head of an ELF file."""
 MAIN = Path(__file__).with_name("static_main.cpp")
 
 
@@ -33,9 +35,11 @@ def words_of(batches: list[list[SequenceStep]]) -> np.ndarray:
     return np.concatenate([np.asarray(part, "<i4") for part in parts])
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("ziglang") is None, reason="cross-compiling takes the ziglang wheel"
-)
+CROSS = "aarch64-linux-gnu-g++"
+ZIG = importlib.util.find_spec("ziglang") is not None
+
+
+@pytest.mark.skipif(shutil.which(CROSS) is None and not ZIG, reason=f"takes {CROSS} or the ziglang wheel")
 def test_static_program_for_arm_agrees_with_the_reference(tmp_path: Path) -> None:
     rng = np.random.default_rng(11)
     config = draw_config(rng) | {"num_hidden_layers": 3}
@@ -49,7 +53,7 @@ def test_static_program_for_arm_agrees_with_the_reference(tmp_path: Path) -> Non
     binary = tmp_path / "main"
     toolchain = find("aarch64", static=True)
     toolchain.compile(tmp_path / MAIN.name, binary, "portable", shared=False, extra=("-O1", "-static"))
-    assert binary.read_bytes()[18:20] == b"\xb7\x00"  # ELF machine: AArch64
+    assert binary.read_bytes()[18:20] == ARM
 
     arm = platform.machine() in ("aarch64", "arm64")
     emulator = [] if arm else [shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")]
@@ -72,6 +76,21 @@ def test_static_program_for_arm_agrees_with_the_reference(tmp_path: Path) -> Non
     errors = errors_of(logits, expected)
     assert np.all(errors < ROW_ERROR)
     assert np.min(errors) < UNDISTURBED_ERROR
+
+
+@pytest.mark.skipif(not ZIG, reason="takes the ziglang wheel")
+def test_zig_compiles_for_arm_where_there_is_no_cross_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library without the C++ runtime, which zig would build first, for minutes."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    toolchain = find("aarch64")
+    assert toolchain.zig
+    visible = '__attribute__((visibility("default")))'
+    (tmp_path / "twice.cpp").write_text(f'extern "C" {visible} int twice(int x) {{ return 2 * x; }}')
+    library = tmp_path / "twice.so"
+    toolchain.compile(tmp_path / "twice.cpp", library, "portable", extra=("-nostdlib++", "-nostdlib"))
+    assert library.read_bytes()[18:20] == ARM
 
 
 def test_source_is_in_place() -> None:

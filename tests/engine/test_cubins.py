@@ -36,13 +36,13 @@ WANTED = {
     "query tq3": [120],
     "merge tq3": [100],
     "attend tq3, decode": [89],
-    "latent bf16, decode": [100],
+    "attend tq3, chunks of a prompt": [80],
     "latent fp8, decode": [90],
 }
 ATTENTION = ("attend ", "latent ")
 
 
-def test_kernels_compile_without_a_gpu_and_attention_does_not_spill(tmp_path: Path) -> None:
+def test_kernels_compile_without_a_gpu_and_do_not_spill(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="pip install triton")
     script = SCRIPT.format(benchmarks=str(ROOT / "benchmarks"), folder=str(tmp_path), wanted=WANTED)
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -55,7 +55,7 @@ def test_kernels_compile_without_a_gpu_and_attention_does_not_spill(tmp_path: Pa
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {name for name, *_ in found} == set(WANTED)
     for name, capability, stack, size, loop, ptx in found:
-        assert stack == 0 or not name.startswith(ATTENTION), name
+        assert stack == 0, name
         assert size > 1000
         assert f".target sm_{capability}" in ptx
         assert (loop > 100) == name.startswith(ATTENTION)
@@ -69,7 +69,7 @@ def test_the_table_is_of_these_sources() -> None:
     assert {row[1] for row in rows} == {f"sm_{number}" for number in (80, 86, 87, 89, 90, 100, 120)}
     decode = [row for row in rows if re.match(r"\| (attend|latent) .*decode", row[0])]
     assert len(decode) > 20
-    assert all(row[3] == "0" for row in decode)
+    assert all(row[3] == "0" for row in rows)
 
 
 def test_no_kernel_counts_as_verified_unless_it_was_run_as_it_is() -> None:

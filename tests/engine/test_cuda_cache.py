@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from infer_compile.codegen.cuda_constants import Tiling
 from infer_compile.runtime.engines import attention
-from infer_compile.runtime.formats.kv import LEVELS, SIDES
+from infer_compile.runtime.formats.kv import LEVELS, SIDES, LevelName
+from infer_compile.runtime.formats.program import Rotary
 
 Float32 = NDArray[np.float32]
 EVERY = tuple(LEVELS.values())
@@ -86,6 +87,48 @@ def test_windows(window: int) -> None:
 def test_a_window_over_a_tree() -> None:
     case = Case(Shape(("fp8",)), [Past(75, 8, tree=True)])
     hold(*case.run(0, Tiling(8, 32, 1, 1, tree=True), 20))
+
+
+def test_trees_of_many_tokens() -> None:
+    """More than a word has bits, in tiles of 32."""
+    case = Case(Shape(("bf16",), group=1), [Past(9, 64, tree=True)])
+    hold(*case.run(0, Tiling(32, 32, 1, 0, tree=True)))
+
+
+TURN = Rotary(
+    buffer="", first_head=0, heads=2, head_dim=64, frequencies=tuple(10000.0 ** -(np.arange(32) / 32))
+)
+
+
+@pytest.mark.parametrize("level", ["bf16", "tq3", "ct3"])
+def test_sinks_are_seen_as_if_what_was_evicted_had_never_been(level: LevelName) -> None:
+    """Beside a sequence that evicted nothing, and one that evicts more; without a rotation too."""
+    pasts = [Past(110, 1, evicted=48), Past(40, 2), Past(170, 1, evicted=128), Past(130, 3, True, 80)]
+    case = Case(Shape((level,), sink_pages=2), pasts, seed=7)
+    tiling = Tiling(4, 32, 2, 2 if level != "bf16" else 0, tree=True)
+    hold(*case.run(0, tiling, turn=TURN))
+    hold(*case.run(0, tiling))
+
+
+@pytest.mark.parametrize("window", [30, 70, 110])
+def test_windows_of_what_is_left(window: int) -> None:
+    """They end in, or before, what was kept; some reach into the sinks."""
+    case = Case(Shape(("tq3",), sink_pages=2), [Past(150, 1, evicted=64), Past(160, 3, evicted=96)], seed=2)
+    hold(*case.run(0, Tiling(4, 16, 1, 2), window, TURN))
+
+
+def test_a_chunk_that_goes_on_behind_a_gap() -> None:
+    case = Case(Shape(("tq4",), sink_pages=1, recent_pages=0), [Past(120, 40, evicted=64)], seed=5)
+    hold(*case.run(0, Tiling(16, 32, 1, 1), turn=TURN))
+
+
+def test_sequences_that_compress_nothing_see_every_page_exactly() -> None:
+    """Beside one that compresses, whatever lies in the packed pool."""
+    case = Case(Shape(("ct3",)), [Past(60, 3, True, whole=True), Past(70, 1)], seed=3)
+    hold(*case.run(0, Tiling(4, 32, 2, 2, tree=True)))
+    case = Case(Shape(("tq3",)), [Past(80, 2, evicted=48, whole=True)], seed=3)
+    case.cache.packed.fill_(0x5A)
+    hold(*case.run(0, Tiling(4, 32, 2, 2), turn=TURN))
 
 
 def test_a_chunk_of_a_prompt() -> None:

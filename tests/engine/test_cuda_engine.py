@@ -12,14 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_pair import CASES, Case, Pair, compare, pair, steps_of
+from cuda_pair import CASES, ROW_ERROR, Case, Pair, compare, pair, steps_of
 from driver import Driver
 from numpy.typing import NDArray
+from test_cpu_engine import errors_of
+from tree import Tree
 
 from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.runtime.engines import cuda
 from infer_compile.runtime.engines.cuda import CudaEngine
+from infer_compile.runtime.engines.draws import UNSETTLED, draw
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.measure import measure
+from infer_compile.runtime.step import Sampling, SequenceStep
 
 CUTS = (
     Tiling(tokens=1, block=32, exact_splits=1, packed_splits=2),
@@ -34,6 +39,48 @@ def test_agrees_with_the_reference(case: Case, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     both = pair(case, tmp_path, CUTS)
     compare(both, steps_of(both.program, Driver(both.reference)), case.weights)
+
+
+def test_a_stream_goes_on_without_its_oldest_tokens(tmp_path: Path) -> None:
+    """Beyond twice the context, in chunks and then token by token."""
+    case = Case("LlamaForCausalLM", "bf16", ("ct3",), sink_pages=1, overflow="evict", context=48)
+    both = pair(case, tmp_path, CUTS)
+    stream = np.random.default_rng(3).integers(0, both.program.vocabulary, 82).tolist()
+    rows = []
+    for engine in (both.reference, both.engine):
+        tree = Tree(engine)
+        branch = tree.open()
+        tree.feed(branch, stream[:80], 16)
+        rows.append(tree.feed(branch, stream[80:], 1, rows=True))
+        assert branch.table.evicted == case.context
+    assert np.all(errors_of(*reversed(rows)) < ROW_ERROR)
+
+
+def test_an_answer_is_checked_against_an_exact_cache(tmp_path: Path) -> None:
+    """In the pages behind those of the sequences, of which none holds anything compressed; beside a sequence
+    that compresses."""
+    both = pair(Case("LlamaForCausalLM", "bf16", ("tq3",), checked=48), tmp_path, CUTS)
+    exact, _ = both.program.pool_pages
+    place = Driver(both.reference).open(48)
+    tokens = np.random.default_rng(3).integers(0, both.program.vocabulary, 34).tolist()
+    pages = np.arange(exact - 3, exact, dtype=np.int32)
+    for start, count in ((0, 16), (16, 16), (32, 1), (33, 1)):
+        new = tokens[start : start + count]
+        served = place.feed(new, outputs=1)
+        whole = replace(served, exact=pages, packed=None)
+        rows = [one.step([served, whole], logits=True).logits for one in (both.engine, both.reference)]
+        packed, exactly = errors_of(*rows)
+        assert packed < ROW_ERROR and exactly < ROW_ERROR / 4
+    before = both.engine.pool("packed").copy()
+    both.engine.step([whole])
+    assert np.array_equal(both.engine.pool("packed"), before)
+    assert errors_of(rows[0][:1], rows[0][1:]) > 4 * exactly
+
+
+def test_a_sequence_that_compresses_nothing_is_refused_where_no_answer_is_checked(small: Pair) -> None:
+    step = Driver(small.reference).open(16).feed([1])
+    with pytest.raises(InferCompileError, match=r"IC521(.|\n)*checks no answers"):
+        small.engine.step([replace(step, packed=None)])
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +137,28 @@ def test_masks_and_adjustments_are_obeyed(small: Pair) -> None:
     result = small.engine.step([step], logits=True)
     assert result.tokens[0].tolist() == [9]
     assert result.logits is not None and result.logits.max() < 1e3
+
+
+def test_rows_that_the_largest_do_not_tell_are_drawn_from_all(
+    small: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A greedy row that is told beside two that are not, one of them masked."""
+
+    def steps() -> list[SequenceStep]:
+        driver = Driver(small.reference)
+        allowed = np.array([0xF0F0F0F0, 0x3FFFF], np.uint32)
+        places = [driver.open(16, Sampling(temperature=heat, seed=9)) for heat in (0.0, 1.0, 1.0)]
+        return [place.feed([3], mask=mask) for place, mask in zip(places, (None, None, allowed), strict=True)]
+
+    def first_alone(logits: torch.Tensor, settings: torch.Tensor) -> torch.Tensor:
+        return torch.where(settings[:, 0] == 0, draw(logits, settings), UNSETTLED)
+
+    for count in (2, 3):
+        expected = small.engine.step(steps()[:count]).tokens
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda, "draw_among_largest", first_alone)
+            found = small.engine.step(steps()[:count]).tokens
+        assert [each.tolist() for each in found] == [each.tolist() for each in expected]
 
 
 def test_a_broken_step_is_refused_whole(small: Pair) -> None:

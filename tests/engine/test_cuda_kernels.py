@@ -83,7 +83,17 @@ def test_norms_are_rounded_for_their_reader(group: int) -> None:
     expected = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5) * weight.double()
     output, operand, scales = _operands(count, width, group)
     kernel("norm").norm[(count,)](
-        values, weight, output, operand, scales, EPSILON=1e-5, WIDTH=width, BLOCK=256, GROUP=group, KEEP=True
+        values,
+        weight,
+        output,
+        operand,
+        scales,
+        EPSILON=1e-5,
+        WIDTH=width,
+        BLOCK=256,
+        GROUP=group,
+        KEEP=True,
+        ROUND=True,
     )
     torch.testing.assert_close(output.double(), expected, atol=1e-6, rtol=1e-6)
     _check_operand(output, operand, scales, group)
@@ -184,5 +194,5 @@ def test_rows_of_a_table_are_gathered() -> None:
 def test_the_lower_halves_of_bytes_as_a_gpu_takes_them() -> None:
     """The instructions that the interpreter does not know, on every byte."""
     every = np.arange(256, dtype=np.uint8)
-    words = [word for each in every.reshape(-1, 4) for word in run(LOWER.value, each.view("<u4").tolist(), 1)]
-    assert np.array_equal(np.array(words, "<u4").view(np.int8), every.view(np.int8) << 4)
+    (words,) = run(LOWER.value, every.view("<u4")[:, None], [32])
+    assert np.array_equal(words.astype("<u4").view(np.int8), every.view(np.int8) << 4)

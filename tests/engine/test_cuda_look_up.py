@@ -19,11 +19,12 @@ from infer_compile.runtime.formats.codebook import integers
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_every_code_finds_its_integer(bits: int) -> None:
     rng = np.random.default_rng(bits)
-    words = [np.arange(8) % 2**bits, np.full(8, 2**bits - 1), *rng.integers(0, 2**bits, (200, 8))]
-    for codes in words:
-        word = sum(int(code) << 4 * index for index, code in enumerate(codes))
-        found = np.array(run(instructions(bits), [word], 8), np.uint16).view(np.float16)
-        assert np.array_equal(found, integers(bits)[codes]), codes
+    codes = [np.arange(8) % 2**bits, np.full(8, 2**bits - 1), *rng.integers(0, 2**bits, (200, 8))]
+    words = np.stack(codes) @ (1 << 4 * np.arange(8))
+    found = run(instructions(bits), words.astype(np.uint32)[:, None], [16] * 8)
+    for index, halves in enumerate(found):
+        expected = integers(bits)[np.stack(codes)[:, index]]
+        assert np.array_equal(halves.astype(np.uint16).view(np.float16), expected)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
@@ -37,7 +38,7 @@ def test_every_float8_becomes_its_float16() -> None:
     found = re.search(r'OPEN_FP8 = tl.constexpr\(\s*"""(.*?)"""', source, re.DOTALL)
     assert found is not None
     stored = np.array([byte for byte in range(256) if byte & 0x7F != 0x7F], np.uint8)
-    for four in np.resize(stored, (64, 4)):
-        words = run(found[1], four.view("<u4").tolist(), 2)
-        halves = np.array(words, "<u4").view(np.float16).astype(np.float32)
-        assert np.array_equal(halves * 256, four.view(ml_dtypes.float8_e4m3fn).astype(np.float32))
+    four = np.resize(stored, (64, 4))
+    words = np.stack(run(found[1], four.view("<u4"), [32, 32]), axis=1).astype("<u4")
+    halves = words.view(np.float16).astype(np.float32)
+    assert np.array_equal(halves * 256, four.view(ml_dtypes.float8_e4m3fn).astype(np.float32))

@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from infer_compile.codegen.nvrtc import installed  # noqa: E402
 from infer_compile.codegen.toolchain import find  # noqa: E402
 from infer_compile.runtime.engines.driver import Driver  # noqa: E402
 from infer_compile.runtime.engines.kernels import INDEX, CubinKernels  # noqa: E402
@@ -32,6 +33,7 @@ unsigned seen_sizes[7];
 uint64_t seen_pointers[4];
 float seen_float;
 int seen_int, seen_limit;
+int cuInit(unsigned flags) { return flags ? 1 : 100; }
 int cuDriverGetVersion(int* version) { *version = 12080; return 0; }
 int cuGetErrorString(int status, const char** text) { *text = "it broke"; return 0; }
 int cuModuleLoadData(void** module, const char* image) {
@@ -95,6 +97,7 @@ def table(*launches: Launch) -> StepTable:
             "program": "",
             "captured": (),
             "tiles": (1,),
+            "inputs": (),
             "hidden": "x",
             "weights_bytes": 0,
             "weights": {},
@@ -110,7 +113,9 @@ def opened(folder: Path, library: Path, *entries: str) -> tuple[CubinKernels, li
     steps = table(*launches)
     names = ("input", "scale", "rows", "output")
     kernels = {
-        steps.variant(each): Cubin(file="a.cubin", entry=entry, arguments=names, shared=60000)
+        steps.variant(each): Cubin(
+            file="a.cubin", entry=entry, arguments=names, warps=each.warps, shared=60000
+        )
         for each, entry in zip(launches, entries, strict=True)
     }
     (folder / "a.cubin").write_bytes(b"ELF of it")
@@ -133,6 +138,11 @@ def test_arguments_come_in_the_kernels_order(tmp_path: Path, library: Path) -> N
     assert Driver(str(library)).version() == (12, 8)
 
 
+def test_a_driver_without_a_device_says_so(library: Path) -> None:
+    with pytest.raises(InferCompileError, match=r"IC526(.|\n)*cuInit: it broke"):
+        Driver(str(library)).start()
+
+
 def test_what_the_driver_says_is_told(tmp_path: Path, library: Path) -> None:
     kernels, (first,) = opened(tmp_path, library, "bad")
     given = {"output": torch.zeros(8), "input": torch.zeros(8), "rows": 1, "scale": 1.0}
@@ -151,7 +161,15 @@ def test_no_driver_is_an_error_with_a_code() -> None:
         Driver("libthat-is-not-there.so.1")
 
 
-COMPILED = ("gather.gather", "norm.norm", "turn.turn", "linear.linear", "append.append", "merge.merge")
+COMPILED = (
+    "attend.attend",
+    "gather.gather",
+    "norm.norm",
+    "turn.turn",
+    "linear.linear",
+    "append.append",
+    "merge.merge",
+)
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -170,6 +188,8 @@ print(json.dumps(found))
 def test_kernels_are_compiled_without_a_gpu(tmp_path: Path) -> None:
     """Of a step for compute capability 8.0, one launch of every kernel that is quick to compile."""
     pytest.importorskip("triton", reason="pip install triton")
+    if not installed():
+        pytest.skip("pip install nvidia-cuda-nvrtc")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(UNIT), *COMPILED]
@@ -177,5 +197,6 @@ def test_kernels_are_compiled_without_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.keys() == set(COMPILED)
+    assert found["attend.attend"][0] == "decode"
     assert found["gather.gather"][:2] == ["gather", ["chosen", "table", "output"]]
     assert "bias" not in found["linear.linear"][1] and found["linear.linear"][2] > 0

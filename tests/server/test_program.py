@@ -20,6 +20,7 @@ from fake_engine import FakeEngine, tiny_program
 
 from infer_compile.runtime import bundle as bundles
 from infer_compile.runtime.__main__ import main
+from infer_compile.runtime.engines import cpu
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.formats.manifest import Manifest
 from infer_compile.runtime.formats.program import Program
@@ -28,9 +29,9 @@ HERE = Path(__file__).parent
 LAUNCH = """
 import sys
 import test_program
-from infer_compile.runtime import bundle
 from infer_compile.runtime.__main__ import main
-bundle.CpuEngine = test_program.open_engine
+from infer_compile.runtime.engines import cpu
+cpu.CpuEngine = test_program.open_engine
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -92,7 +93,7 @@ def seal(folder: Path, changes: dict[str, object]) -> Path:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "CpuEngine", open_engine)
+    monkeypatch.setattr(cpu, "CpuEngine", open_engine)
 
 
 def test_a_bundle_opens(bundle: Path) -> None:

@@ -159,10 +159,13 @@ def test_a_plan_is_built_as_it_is_or_refused(spec: Path) -> None:
 
 
 def test_what_cannot_be_built_is_refused_before_anything_is_written(spec: Path) -> None:
-    text = spec.read_text().replace("./cpu.yaml", "rtx-4090").replace("kv: tq3", "kv: tq3, engine: native")
-    spec.write_text(text)
-    refused = run("build", spec)
-    assert refused.exit_code == 1 and "IC220" in refused.stderr and "cpu" in refused.stderr
+    text = spec.read_text().replace("./cpu.yaml", "rtx-4090")
+    several = "{engine: native, parallelism: {tensor: 2}}"
+    for pins, says in (("{engine: vllm}", "does not write its bundles"), (several, "for one device")):
+        target = text.replace("rtx-4090", "{device: rtx-4090, count: 2}") if pins == several else text
+        spec.write_text(target.replace("{weights: {format: int4-rtn, group: 64}, kv: tq3}", pins))
+        refused = run("build", spec)
+        assert refused.exit_code == 1 and "IC220" in refused.stderr and says in refused.stderr
     assert not Path("bundles").exists()
 
 
@@ -271,7 +274,7 @@ def test_a_really_full_disk(spec: Path) -> None:
 
 def test_the_shipped_runtime_is_whole_and_needs_no_torch() -> None:
     root = ship.runtime_folder()
-    shipped = ship.modules(root)
+    shipped = ship.modules(root, "cpu")
     assert "engines/cpu.py" in shipped and "server/run.py" in shipped
     assert not [path for path in shipped if "reference" in path]
     provided = {

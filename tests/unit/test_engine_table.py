@@ -64,7 +64,7 @@ class TestTable:
         unverified = {(e.name, kind.kind) for e in engines.engines for kind in e.kinds if not kind.verified}
         assert unverified == {("native", "gpu"), ("native", "unified")}
         assert {engine.name: engine.builds for engine in engines.engines if engine.builds} == {
-            "native": ("cpu",)
+            "native": ("cpu", "gpu", "unified")
         }
 
     def test_activations_are_known_where_they_are_not_counted(self, engines: Engines) -> None:

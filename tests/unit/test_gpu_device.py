@@ -9,7 +9,16 @@ import types
 import pytest
 
 from infer_compile.cli import doctor
-from infer_compile.runtime.engines.device import GIB, Holder, check_driver, check_memory, holders, no_kernels
+from infer_compile.runtime.engines import device
+from infer_compile.runtime.engines.device import (
+    GIB,
+    Holder,
+    check_driver,
+    check_memory,
+    holders,
+    need_compiler,
+    need_torch,
+)
 from infer_compile.runtime.errors import InferCompileError
 
 
@@ -71,8 +80,27 @@ def test_a_pytorch_without_cuda_is_refused() -> None:
         check_driver((13, 0), None)
 
 
-def test_a_device_without_kernels_is_named() -> None:
-    assert "IC528" in str(no_kernels((8, 9))) and "compute capability 8.9" in str(no_kernels((8, 9)))
+def test_no_pytorch_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    with pytest.raises(InferCompileError, match=r"IC529(.|\n)*not installed"):
+        need_torch()
+
+
+def test_a_device_without_kernels_is_named_with_what_would_compile_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    monkeypatch.setattr(device, "which", lambda name: f"/bin/{name}" if name == "gcc" else None)
+    with pytest.raises(InferCompileError, match=r"IC528.* 8\.9(.|\n)*and triton, which"):
+        need_compiler((8, 9))
+    monkeypatch.setattr(device, "find_spec", lambda name: object())
+    need_compiler((8, 9))
+    monkeypatch.setattr(device, "which", lambda name: None)
+    with pytest.raises(InferCompileError, match=r"IC528(.|\n)*and a C compiler"):
+        need_compiler((8, 9))
+    monkeypatch.setenv("CC", "cc")
+    need_compiler((8, 9))
 
 
 def test_doctor_tells_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,8 +107,9 @@ def test_few_launches_make_a_layer() -> None:
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4-rtn"])
 @pytest.mark.parametrize("level", ["bf16", "fp8", "tq3", "ct3"])
-def test_every_name_and_argument_is_known(weights: str, level: LevelName) -> None:
-    table = step_table(program(weights, level, layers=2))
+@pytest.mark.parametrize("overflow", ["stop", "evict"])
+def test_every_name_and_argument_is_known(weights: str, level: LevelName, overflow: str) -> None:
+    table = step_table(program(weights, level, layers=2, overflow=overflow))
     known = table.buffers.keys() | table.weights.keys()
     for line in (*table.lines, *table.head):
         if isinstance(line, Matmul):
@@ -131,9 +132,8 @@ def arguments(kernel: str) -> list[str]:
 
 def test_what_one_line_writes_the_next_may_read() -> None:
     """No launch reads a buffer that nobody filled: neither the caller nor a line before it."""
-    table = step_table(program(layers=2))
-    filled = {"tokens", "positions", "chosen", "slots", "sees", "tiles", "sequences", "exact_table"}
-    filled |= {"packed_table", "jobs", "exact_pool", "packed_pool", "broken"}
+    table = step_table(program(layers=2, overflow="evict"))
+    filled = {*table.inputs, "exact_pool", "packed_pool", "broken"}
     writes = {
         "output",
         "out",
@@ -146,6 +146,7 @@ def test_what_one_line_writes_the_next_may_read() -> None:
         "sums",
         "logs",
         "parts",
+        "turned",
     }
     for line in (*table.lines, *table.head):
         launches = [line] if isinstance(line, Launch) else []
@@ -155,6 +156,7 @@ def test_what_one_line_writes_the_next_may_read() -> None:
             makes = writes & {
                 "linear.linear": {"output", "parts"},
                 "attend.attend": {"sums", "logs"},
+                "turn_back.turn_back": {"turned"},
                 "merge.merge": {"out"},
                 "turn.turn": set(),
             }.get(launch.kernel, writes)
@@ -193,9 +195,7 @@ def test_tiles_hold_every_weight_once() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"overflow": "evict"}, "without their oldest tokens"),
         ({"page_tokens": 24}, "pages of 24 tokens"),
-        ({"checked_tokens": 512}, "an exact cache"),
     ],
 )
 def test_what_has_no_kernel_is_refused_by_name(change: dict[str, object], says: str) -> None:

@@ -197,15 +197,18 @@ def test_a_target_without_a_rate_is_refused() -> None:
     assert codes(error) == ["IC206"] and "rates.bf16_tflops" in error.problems[0].message
 
 
-def test_only_processors_are_built_for() -> None:
+def test_only_our_own_engine_on_one_device_is_built() -> None:
     made = plan(on_llama(), LLAMA, gpu())
     assert not made.buildable and made.engine in made.not_buildable
     with pytest.raises(InferCompileError) as caught:
         made.require_buildable()
     assert codes(caught.value) == ["IC220"]
-    ours = plan(spec(), tiny(), cpu())
-    assert ours.buildable
-    ours.require_buildable()
+    for ours in (plan(spec(), tiny(), cpu()), plan(natively(), LLAMA, gpu())):
+        assert ours.buildable
+        ours.require_buildable()
+    several = Spec.model_validate(natively().model_dump() | {"target": {"device": "round-gpu", "count": 2}})
+    made = plan(several, LLAMA, gpu())
+    assert not made.buildable and "one device" in made.not_buildable
 
 
 def test_the_budget_decides_which_formats_are_possible() -> None:

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..bundle import layout
 from ..evaluate.gauge import Pieces, whole
 from ..quantize.cache.calibrated import FILE, Calibrated
 from ..quantize.cache.requirement import require_torch
@@ -76,8 +75,8 @@ def read(folder: Path) -> Calibrated:
     return Calibrated.load(folder / FOLDER / FILE)
 
 
-def take_along(folder: Path) -> None:
-    """Put the calibrated cache where a bundle has it."""
-    engine = folder / layout.ENGINE
+def take_along(folder: Path, to: str) -> None:
+    """Put the calibrated cache beside the engine in the folder ``to``."""
+    engine = folder / to
     engine.mkdir(exist_ok=True)
     shutil.copyfile(folder / FOLDER / FILE, engine / FILE)

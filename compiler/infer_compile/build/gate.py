@@ -1,14 +1,14 @@
 """The quality gate: the built engine is held against the spec's budget, and raised until it keeps it.
 
-Every candidate is built in place by the ordinary phases and measured with its own compiled engine; what was
-measured is noted in the journal, so a rerun does not measure it again.
+Every candidate is built in place by the ordinary phases and measured with its own compiled engine; for a GPU,
+with an engine of the same program for this machine's processor. What was measured is noted in the journal, so
+a rerun does not measure it again.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..bundle import layout
 from ..evaluate.divergence import Divergence
 from ..evaluate.gauge import Pieces, gauge, pieces
 from ..evaluate.machine import host
@@ -115,9 +115,9 @@ class _Bench:
         line, program = self._line, self._program(trial.levels)
         known = line.journal.trials.get(key := self._key(trial, program))
         if known is None:
-            self._workshop.build(program)
+            built = self._workshop.measurable(program)
             line.run(self._write_reference())
-            line.run(self._measure(trial, key))
+            line.run(self._measure(trial, key, built))
             known = line.journal.trials[key]
             line.reporter.say(f"  {_words(trial, known.measured, self._gate.budget)}")
         return known.measured
@@ -126,8 +126,8 @@ class _Bench:
         """Of all that a measurement depends on."""
         tokens = b"".join(piece.tobytes() for piece in self._pieces[trial.brief]).hex()
         fitted = self._inputs.asked.calibration or ""
-        cpu = str(self._inputs.cpu)
-        return identity.key("gate", program.digest, fitted, self._reference_key, cpu, tokens)
+        measured = str(self._inputs.measured_by or self._inputs.device)
+        return identity.key("gate", program.digest, fitted, self._reference_key, measured, tokens)
 
     def _write_reference(self) -> Phase:
         def work(folder: Path, advance: Advance) -> None:
@@ -138,10 +138,10 @@ class _Bench:
 
         return Phase(REFERENCE, (REFERENCE,), self._reference_key, work)
 
-    def _measure(self, trial: Trial, key: str) -> Phase:
+    def _measure(self, trial: Trial, key: str, built: str) -> Phase:
         def work(folder: Path, advance: Advance) -> None:
             contexts: Pieces = self._pieces[trial.brief]
-            found = gauge(folder / layout.ENGINE, folder / REFERENCE, contexts, advance)
+            found = gauge(folder / built, folder / REFERENCE, contexts, advance)
             self._line.journal.note(key, Tried(levels=trial.levels, brief=trial.brief, measured=found))
 
         return Phase("gate", (), key, work, unit="tokens")
@@ -178,6 +178,7 @@ def _told(inputs: Inputs, gate: Gate, context: int, plan: Plan, outcome: Outcome
         planned_loss_percent=significant(first.loss_percent),
         weights_loss_percent=None if outcome.weights is None else significant(outcome.weights.loss_percent),
         raised=changes,
+        stand_in=inputs.measured_by is not None,
     )
     reasons = tuple(
         Reason(

@@ -11,7 +11,6 @@ import numpy as np
 
 from ..bundle.files import content_digest, describe
 from ..catalog.resources import folder
-from ..codegen.toolchain import Toolchain
 from ..quantize.cache.fold import Basis
 from .ship import runtime_folder
 
@@ -24,14 +23,15 @@ def tool_version() -> str:
     return version(DISTRIBUTION)
 
 
-def toolchain(compiler: Toolchain) -> dict[str, str]:
-    """Name to version of what makes the bytes: this compiler with its own sources, Python and C++."""
+def toolchain(compilers: Mapping[str, str]) -> dict[str, str]:
+    """Name to version of what makes the bytes: this compiler with its own sources, Python, and what
+    ``compilers`` it runs."""
     return {
         DISTRIBUTION: tool_version(),
         "sources": _sources(),
         "python": ".".join(platform.python_version_tuple()[:2]),
         "numpy": version("numpy"),
-        "c++": compiler.version,
+        **compilers,
     }
 
 
@@ -56,12 +56,13 @@ def key(*parts: str) -> str:
 
 def _sources() -> str:
     package = runtime_folder().parent
-    roots = {part: (package / part, "*.py") for part in _PARTS}
-    roots |= {"kernels": (folder("kernels"), "*.h*"), "templates": (folder("templates"), "*.j2")}
+    kernels, templates = folder("kernels"), folder("templates")
+    roots = [(part, package / part, "*.py") for part in _PARTS]
+    roots += [("kernels", kernels, pattern) for pattern in ("*.h*", "*.py", "*.cu")]
     return content_digest(
         {
             f"{name}/{path.relative_to(root).as_posix()}": describe(path)
-            for name, (root, pattern) in roots.items()
+            for name, root, pattern in (*roots, ("templates", templates, "*.j2"))
             for path in root.rglob(pattern)
         }
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 from ..bundle.files import model_digest
 from ..catalog.source import ModelSource, fetch
 from ..catalog.source import resolve as resolve_source
-from ..catalog.target import Cpu
-from ..codegen.toolchain import find
+from ..catalog.target import Cpu, Gpu
+from ..codegen.launches import step_table
 from ..evaluate.machine import require_here
 from ..evaluate.text import Text
 from ..graph.build import build, build_heads
@@ -28,6 +28,7 @@ from ..runtime.formats.manifest import Draft as ListedDraft
 from ..runtime.formats.program import Program
 from ..spec import spec
 from . import identity
+from .device import Device, compilers, kind, this_processor
 from .resolve import Resolved, draftings_of, name_of, plan_of, resolve
 from .texts import texts_of
 
@@ -73,8 +74,15 @@ class Inputs:
     folder: Path
     model_digest: str
     draft: Draft | None
-    cpu: Cpu
+    device: Device
+    measured_by: Cpu | None
+    """This machine's processor, where the gate measures on it in place of ``device``."""
     toolchain: dict[str, str]
+
+    @property
+    def kind(self) -> str:
+        """Of the engine, as the manifest has it."""
+        return kind(self.device)
 
     @property
     def graph(self) -> Graph:
@@ -155,7 +163,7 @@ def prepare(path: Path, plan: Path | None) -> Inputs:
     A model of the hub is downloaded here, once it is known that its plan can be built, and planned again with
     the config that came with it. ``plan`` is a file that must hold the plan of this spec (IC330 unreadable,
     IC331 it does not). Raises also what the stages raise: IC0xx of the spec, IC1xx of the model, IC2xx of
-    planning, IC311 without a compiler.
+    planning, IC311 or IC313 without a compiler, IC315 for a model that the kernels of a GPU do not run.
     """
     resolved = resolve(path)
     decided = plan_of(resolved)
@@ -171,26 +179,31 @@ def prepare(path: Path, plan: Path | None) -> Inputs:
 
 
 def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
-    cpu, folder = resolved.target_of(plan).cpu, resolved.source.folder
-    if cpu is None or folder is None:
-        raise ValueError("a plan that can be built is for a processor, and its model has been fetched")
+    device, folder = resolved.target_of(plan).compiled_for, resolved.source.folder
+    if device is None or folder is None:
+        raise ValueError("the target of a plan that can be built is known, and its model has been fetched")
     draft = _draft(resolved, plan, folder)
     program = telling(lower(resolved.graph, plan), _read_layers(draft))
     calibrated = any(True for _ in program.cache.tables())
+    gate = _gate(resolved, device)
+    measured_by = this_processor() if gate is not None and isinstance(device, Gpu) else None
+    if isinstance(device, Gpu):
+        step_table(program)
     return Inputs(
         spec=resolved.loaded.path.read_bytes(),
         serving=_serving(resolved.spec.serving),
         plan=plan,
         resolved=resolved,
         program=program,
-        gate=_gate(resolved, cpu),
+        gate=gate,
         calibration=texts_of(resolved.loaded).calibration if calibrated else None,
         model=resolved.source,
         folder=folder,
         model_digest=model_digest(folder),
         draft=draft,
-        cpu=cpu,
-        toolchain=identity.toolchain(find(cpu.architecture)),
+        device=device,
+        measured_by=measured_by,
+        toolchain=identity.toolchain(compilers(device, measured_by)),
     )
 
 
@@ -235,13 +248,14 @@ def _source(model: ModelSource, digest: str) -> Source:
     return Source(source=model.source, revision=model.revision, sha256=digest)
 
 
-def _gate(resolved: Resolved, cpu: Cpu) -> Gate | None:
-    """None without a stated budget. Raises IC357 where the engine would not run on this machine."""
+def _gate(resolved: Resolved, device: Device) -> Gate | None:
+    """None without a stated budget. Raises IC357 where a processor's engine would not run on this one."""
     budget = resolved.spec.quality.max_loss_percent
     if budget is None:
         return None
     where = resolved.loaded.where("quality.max_loss_percent")
-    require_here(cpu.isa, cpu.architecture, where)
+    if isinstance(device, Cpu):
+        require_here(device.isa, device.architecture, where)
     return Gate(budget, texts_of(resolved.loaded).evaluation, resolved.spec.pin.kv is not None)
 
 

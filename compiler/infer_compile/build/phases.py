@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..bundle import layout
+from ..catalog.target import Cpu, Gpu
+from ..codegen import gpu_engine
 from ..codegen.engine import emit
 from ..planner.plan import Plan
 from ..quantize.cache.fold import Basis, folded
@@ -18,16 +21,19 @@ from ..quantize.write import write
 from ..runtime.formats.manifest import DRAFTED, Engine, Manifest
 from ..runtime.formats.program import Program
 from . import calibration, identity, ship
+from .device import Device
 from .inputs import Draft, Inputs
 from .journal import Journal
 from .phase import Phase, Work
 from .progress import Advance
-from .requirements import TRACING, direct, pinned
+from .requirements import TRACING, direct, on_gpus, pinned
 from .templates import render
 
 DEPLOYED = (
     "Dockerfile",
     "compose.yaml",
+    "kubernetes/deployment.yaml",
+    "kubernetes/service.yaml",
     "requirements.txt",
     "prometheus.yaml",
     "alerts.yaml",
@@ -50,12 +56,16 @@ def names(inputs: Inputs) -> tuple[str, ...]:
     """The phases of a build from ``inputs``, in order."""
     calibrate = ("calibrate",) if inputs.calibration else ()
     gate = ("reference", "gate") if inputs.gate else ()
+    built = ("engine", *gate) if inputs.measured_by is None else (STAND_IN, *gate, "engine")
     draft = ("draft",) if inputs.draft else ()
     closing = ("plan", "runtime", "deploy", "manifest")
-    return ("spec", *calibrate, "program", "weights", "engine", *gate, *draft, *closing)
+    return ("spec", *calibrate, "program", "weights", *built, *draft, *closing)
 
 
-SCRATCH: Mapping[str, str] = MappingProxyType({"calibrate": calibration.FOLDER, "reference": "reference"})
+STAND_IN = "stand-in"
+SCRATCH: Mapping[str, str] = MappingProxyType(
+    {"calibrate": calibration.FOLDER, "reference": "reference", STAND_IN: STAND_IN}
+)
 """Phases that make something for the build alone, and the folders they make."""
 
 
@@ -97,20 +107,42 @@ def engine(inputs: Inputs, program: Program, fitted: str) -> Phase:
     """``fitted`` is the digest of what a calibrated cache was fitted to, if it is one."""
 
     def work(folder: Path, advance: Advance) -> None:
-        cpu = inputs.cpu
         if fitted:
-            calibration.take_along(folder)
-        emit(program, cpu.architecture, cpu.isa, folder / layout.MODEL, folder / layout.ENGINE)
+            calibration.take_along(folder, layout.ENGINE)
+        _emit(inputs.device, program, folder)
 
-    parts = (program.digest, inputs.model_digest, identity.tool(inputs.toolchain), str(inputs.cpu), fitted)
-    return _phase("engine", (layout.ENGINE,), parts, work)
+    return _phase("engine", (layout.ENGINE,), _compiled(inputs, program, str(inputs.device), fitted), work)
+
+
+def stand_in(inputs: Inputs, program: Program, fitted: str, cpu: Cpu) -> Phase:
+    """What is measured in place of a GPU's engine: one of the same program for ``cpu``, this machine's."""
+
+    def work(folder: Path, advance: Advance) -> None:
+        if fitted:
+            calibration.take_along(folder, STAND_IN)
+        emit(program, cpu.architecture, cpu.isa, folder / layout.MODEL, folder / STAND_IN)
+
+    return _phase(STAND_IN, (STAND_IN,), _compiled(inputs, program, str(cpu), fitted), work)
+
+
+def _compiled(inputs: Inputs, program: Program, device: str, fitted: str) -> tuple[str, ...]:
+    return (program.digest, inputs.model_digest, identity.tool(inputs.toolchain), device, fitted)
+
+
+def _emit(device: Device, program: Program, place: Path) -> None:
+    """The engine of the weights in the folder ``place``."""
+    model, engine = place / layout.MODEL, place / layout.ENGINE
+    if isinstance(device, Cpu):
+        emit(program, device.architecture, device.isa, model, engine)
+    else:
+        gpu_engine.emit(program, device.capability, model, engine)
 
 
 def draft(inputs: Inputs, found: Draft) -> Phase:
     """The weights and the engine of the model or the heads that draft."""
 
     def work(folder: Path, advance: Advance) -> None:
-        cpu, place = inputs.cpu, folder / layout.DRAFT
+        place = folder / layout.DRAFT
         write(
             found.checkpoint,
             found.program,
@@ -118,7 +150,7 @@ def draft(inputs: Inputs, found: Draft) -> Phase:
             config=found.model.config,
             progress=lambda _, done, total: advance(done, total),
         )
-        emit(found.program, cpu.architecture, cpu.isa, place / layout.MODEL, place / layout.ENGINE)
+        _emit(inputs.device, found.program, place)
         if found.tokens is not None:
             save(place / layout.ENGINE / DRAFTED, found.tokens.astype("<i4").tobytes())
 
@@ -128,7 +160,7 @@ def draft(inputs: Inputs, found: Draft) -> Phase:
         found.digest,
         inputs.model_digest,
         identity.tool(inputs.toolchain),
-        str(inputs.cpu),
+        str(inputs.device),
     )
     return _phase("draft", (layout.DRAFT,), parts, work)
 
@@ -137,6 +169,8 @@ def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
     """What follows once the engine is what it will be; the last phase lists what ``journal`` says that the
     others wrote."""
     packages = pinned([*direct(), *(TRACING if inputs.serving.traces else ())])
+    if inputs.kind == "cuda":
+        packages = sorted({**dict(packages), **dict(on_gpus())}.items())
     pins = "\n".join("==".join(package) for package in packages)
     tool, decided = identity.tool(inputs.toolchain), made.plan.digest
 
@@ -144,12 +178,12 @@ def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
         save(folder / layout.PLAN, made.plan.to_json().encode())
 
     def runtime(folder: Path, advance: Advance) -> None:
-        ship.copy(folder / layout.RUNTIME)
+        ship.copy(folder / layout.RUNTIME, inputs.kind)
 
     def deploy(folder: Path, advance: Advance) -> None:
         values = _values(inputs, made.plan, packages)
-        (folder / layout.DEPLOY).mkdir(exist_ok=True)
         for name in DEPLOYED:
+            (folder / layout.DEPLOY / name).parent.mkdir(parents=True, exist_ok=True)
             save(folder / layout.DEPLOY / name, render(f"deploy/{name}.j2", **values).encode())
         save(folder / layout.README, render("bundle/README.md.j2", **values).encode())
 
@@ -160,7 +194,7 @@ def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
             program=made.program.digest,
             asked=inputs.asked,
             source=inputs.source,
-            engine=Engine(kind="cpu", isa=inputs.cpu.isa),
+            engine=_engine(inputs),
             serving=inputs.serving,
             speculation=inputs.speculation,
             toolchain=inputs.toolchain,
@@ -174,7 +208,7 @@ def closing(inputs: Inputs, made: Made, journal: Journal) -> tuple[Phase, ...]:
     return (
         *drafts,
         _phase("plan", (layout.PLAN,), (decided,), plan),
-        _phase("runtime", (layout.RUNTIME,), (tool,), runtime),
+        _phase("runtime", (layout.RUNTIME,), (tool, inputs.kind), runtime),
         _phase("deploy", (layout.DEPLOY, layout.README), (decided, tool, pins, serving), deploy),
         _phase(
             "manifest", (layout.MANIFEST,), (*all_of_it, str(inputs.asked), speculation, serving), manifest
@@ -188,14 +222,32 @@ def _phase(
     return Phase(name, outputs, identity.key(name, *parts), work, resumes)
 
 
+def _engine(inputs: Inputs) -> Engine:
+    """As the manifest has it."""
+    plan = inputs.plan
+    verified = inputs.resolved.facts.engines.of(plan.engine).on(plan.target.kind).verified
+    return Engine(kind=inputs.kind, isa=inputs.device.isa, verified=verified)
+
+
+def _label(name: str) -> str:
+    """A bundle's name as Kubernetes takes it for a service: without dots, and with a letter in front."""
+    plain = name.replace(".", "-")
+    return plain if plain[0].isalpha() else f"serve-{plain}"[:63].rstrip("-")
+
+
 def _values(inputs: Inputs, plan: Plan, packages: list[tuple[str, str]]) -> dict[str, object]:
     """What the templates may use."""
     return {
         "name": plan.name,
+        "label": _label(plan.name),
         "version": identity.tool_version(),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "packages": packages,
         "plan": inputs.plan.digest,
+        "engine": _engine(inputs),
+        "capability": divmod(inputs.device.capability, 10) if isinstance(inputs.device, Gpu) else None,
+        "memory_mib": math.ceil(plan.predicted.memory_gib.total * 1024),
+        "measured": plan.measured,
         "port": inputs.serving.port,
         "model": plan.model.name,
         "target": plan.target.name,

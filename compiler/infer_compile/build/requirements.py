@@ -21,6 +21,14 @@ def direct() -> list[str]:
     return [line for line in lines if line]
 
 
+def on_gpus() -> list[tuple[str, str]]:
+    """(name, version) of what the engine of GPUs needs besides: as the file has them, for they need not be
+    installed where a bundle is built."""
+    lines = (runtime_folder() / "requirements-cuda.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [Requirement(line) for line in lines if line]
+    return [(one.name, next(iter(one.specifier)).version) for one in wanted]
+
+
 def pinned(requirements: Iterable[str]) -> list[tuple[str, str]]:
     """(name, version) of ``requirements`` and of everything they need on a machine like this one, sorted.
 

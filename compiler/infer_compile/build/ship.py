@@ -10,21 +10,23 @@ from pathlib import Path
 from ..runtime import errors
 
 ENTRY = "__main__.py"
-STAYS = frozenset({"engines/reference.py"})
-"""The reference engine is a test's oracle and needs PyTorch: it does not ship."""
+ENGINES = {"cpu": "engines/cpu.py", "cuda": "engines/gpu.py"}
+"""By the kind of the bundle's engine; what only another one imports does not ship."""
 
 
 def runtime_folder() -> Path:
     return Path(errors.__file__).parent
 
 
-def modules(root: Path) -> list[str]:
-    """Paths below ``root`` of every module that the entry imports, at once or later, and packages."""
+def modules(root: Path, kind: str) -> list[str]:
+    """Paths below ``root`` of every module that the entry imports, at once or later, and packages; of the
+    engines that of ``kind`` alone."""
+    stays = {path for other, path in ENGINES.items() if other != kind}
     reached: set[str] = set()
     waiting = [ENTRY]
     while waiting:
         path = waiting.pop()
-        if path in reached or path in STAYS:
+        if path in reached | stays:
             continue
         reached.add(path)
         waiting += [str(Path(parent, "__init__.py")) for parent in Path(path).parents]
@@ -48,9 +50,9 @@ def imported(root: Path, path: str) -> Iterator[str]:
                 yield (folder / "__init__.py").relative_to(root).as_posix()
 
 
-def copy(destination: Path) -> None:
+def copy(destination: Path, kind: str) -> None:
     """Copy the modules to ``destination``: their bytes, not their dates or modes."""
     root = runtime_folder()
-    for path in modules(root):
+    for path in modules(root, kind):
         (destination / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / path, destination / path)

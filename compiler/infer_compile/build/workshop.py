@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..bundle import layout
 from ..lower.lower import fitted
 from ..runtime.formats.program import Program
 from . import calibration, phases
@@ -20,7 +21,23 @@ class Workshop:
         self._calibration = None if inputs.calibration is None else Calibration(inputs)
 
     def build(self, planned: Program) -> Program:
-        """The program that was built: of ``planned``, with what calibration found for its cache.
+        """The program that was built: of ``planned``, with what calibration found for its cache."""
+        program, text = self._prepared(planned)
+        self._line.run(phases.engine(self._inputs, program, text))
+        return program
+
+    def measurable(self, planned: Program) -> str:
+        """The folder of an engine of ``planned`` that runs on this machine: the bundle's, or what stands in
+        for it."""
+        if self._inputs.measured_by is None:
+            self.build(planned)
+            return layout.ENGINE
+        program, text = self._prepared(planned)
+        self._line.run(phases.stand_in(self._inputs, program, text, self._inputs.measured_by))
+        return phases.STAND_IN
+
+    def _prepared(self, planned: Program) -> tuple[Program, str]:
+        """The program and its weights are written; with the digest of what its cache was fitted to.
 
         Where the plan asked for a calibrated cache, values lie in its basis in every program, so that all
         have the same weights.
@@ -36,5 +53,4 @@ class Workshop:
                 program, text = fitted(planned, found.layers), inputs.asked.calibration or ""
         line.run(phases.program(program))
         line.run(phases.weights(inputs, program, bases))
-        line.run(phases.engine(inputs, program, text))
-        return program
+        return program, text

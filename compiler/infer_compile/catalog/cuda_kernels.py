@@ -15,7 +15,9 @@ Kernel = Literal[
     "seal",
     "query",
     "attend",
+    "decode",
     "merge",
+    "activate",
     "angles",
     "fold",
     "gate",
@@ -26,8 +28,10 @@ Kernel = Literal[
     "linear",
     "merge_shares",
     "norm",
+    "place",
     "round",
     "turn",
+    "turn_back",
     "turn_part",
 ]
 
@@ -60,6 +64,8 @@ def sources_digest() -> str:
     """sha256 of the sources in kernels/cuda, which share their parts, and of what makes their constants."""
     found = hashlib.sha256()
     codegen = Path(__file__).resolve().parents[1] / "codegen"
-    for path in (*sorted((folder("kernels") / "cuda").glob("*.py")), *sorted(codegen.glob("cuda_*.py"))):
+    kernels = folder("kernels") / "cuda"
+    sources = [path for suffix in ("py", "cu", "cuh") for path in sorted(kernels.glob(f"*.{suffix}"))]
+    for path in (*sources, *sorted(codegen.glob("cuda_*.py"))):
         found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()

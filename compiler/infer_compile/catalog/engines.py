@@ -130,8 +130,8 @@ class Engine(Frozen):
     devices on which it is planned to go on, where that is asked, with a sequence that reaches the context,
     without its oldest tokens but the first. ``vocabulary_slack``: by
     how many tokens the vocabulary of a drafting model may differ. ``builds``: kinds of devices for which this
-    version compiles a bundle. ``trees``: kinds of devices on which a step verifies several choices for a
-    drafted token, and not chains alone.
+    version compiles a bundle, for one device. ``trees``: kinds of devices on which a step verifies several
+    choices for a drafted token, and not chains alone.
     """
 
     name: str
@@ -166,6 +166,10 @@ class Engine(Frozen):
             if entry.kind == kind:
                 return entry
         raise KeyError((self.name, kind))
+
+    def builds_for(self, kind: Kind, devices: int) -> bool:
+        """Whether this version compiles a bundle of the engine for so many devices of ``kind``."""
+        return kind in self.builds and devices == 1
 
     def needs(self, part: Part) -> Mapping[str, Needs]:
         """The names that the engine serves as ``part`` of a plan."""

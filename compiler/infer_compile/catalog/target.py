@@ -52,6 +52,17 @@ class Cpu(Strict):
     cores: Annotated[int, Field(ge=1)]
 
 
+class Gpu(Strict):
+    """The same where it runs on an NVIDIA GPU: compute capability 8.9 is 89."""
+
+    capability: Annotated[int, Field(ge=10)]
+
+    @property
+    def isa(self) -> str:
+        """In the words of NVIDIA's assembler."""
+        return f"sm_{self.capability}"
+
+
 class Price(Strict):
     """Prices move: for orientation only. A plan's cost is reckoned with what the spec states."""
 
@@ -94,6 +105,14 @@ class Target(Strict):
         group = figure.partition(".")[0]
         keys = (figure, group, "default")
         return next((self.sources[key] for key in keys if key in self.sources), "")
+
+    @property
+    def compiled_for(self) -> Cpu | Gpu | None:
+        """What the native engine is compiled for; None where it does not run on the device."""
+        major, _, minor = (self.compute_capability or "").partition(".")
+        if self.kind != "cpu" and major.isdigit() and minor.isdigit():
+            return Gpu(capability=10 * int(major) + int(minor))
+        return self.cpu if self.kind == "cpu" else None
 
     @model_validator(mode="after")
     def _consistent(self) -> Target:

@@ -65,6 +65,8 @@ def quality(plan: Plan) -> list[str]:
         f"on {found.tokens} tokens, budget {found.budget_percent:g} %, expected {expected.low:g} to "
         f"{expected.high:g} %; divergence {found.kl_mean:g}"
     ]
+    if found.stand_in:
+        lines.append("  measured with the same program compiled for this processor, not on the device")
     for change in found.raised:
         layers = ", ".join(map(str, change.layers))
         lines.append(

@@ -94,7 +94,7 @@ def packages() -> Iterator[Finding]:
         yield Finding(
             "torch",
             "note",
-            "not installed; only the reference engine needs it",
+            "not installed; the reference engine needs it, calibration, and serving on a GPU",
             f"{sys.executable} -m pip install 'infer-compile[torch]'",
         )
 
@@ -127,6 +127,15 @@ def compiler() -> Iterator[Finding]:
         yield Finding("cross compiler", "note", f"none; only a target of kind {other} needs it", fix)
 
 
+def kernels() -> Iterator[Finding]:
+    """Triton makes the kernels of bundles for GPUs."""
+    if _installed("triton"):
+        yield Finding("gpu kernels", "ok", f"triton {importlib.metadata.version('triton')}")
+    else:
+        fix = f"{sys.executable} -m pip install triton"
+        yield Finding("gpu kernels", "note", "no triton; only building for a GPU needs it", fix)
+
+
 def machine() -> Iterator[Finding]:
     """Processor, instruction sets and memory, as a plan for this machine sees them."""
     found = processor()
@@ -147,7 +156,7 @@ def machine() -> Iterator[Finding]:
 
 
 def graphics() -> Iterator[Finding]:
-    """NVIDIA devices: they can be planned for. A driver without the binding that reads it is named."""
+    """NVIDIA devices. A driver without the binding that reads it is named."""
     binding = nvml()
     found = gpus(binding)
     for index, each in enumerate(found):
@@ -164,7 +173,7 @@ def graphics() -> Iterator[Finding]:
         else:
             yield Finding("gpu", "note", "the NVIDIA driver shows no device", "nvidia-smi tells why")
     elif not found:
-        yield Finding("gpu", "note", "none of NVIDIA's; nothing that this version runs needs one")
+        yield Finding("gpu", "note", "none of NVIDIA's; bundles for one can be built here, and not be run")
 
 
 def driver() -> Iterator[Finding]:
@@ -201,4 +210,12 @@ def disk() -> Iterator[Finding]:
         yield Finding("disk", "ok", message)
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (python, packages, compiler, machine, graphics, disk)
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    python,
+    packages,
+    compiler,
+    kernels,
+    machine,
+    graphics,
+    disk,
+)

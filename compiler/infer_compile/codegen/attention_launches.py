@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..runtime.formats.kv import CacheLayout, Side
+from ..runtime.formats.kv import Side
 from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Launch, Line, View
-from ..runtime.formats.program import Attend, Program
+from ..runtime.formats.program import Attend, Program, Rotary
 from . import cuda_constants as constants
 from .cuda_constants import Tiling
 from .cuda_pages import WORD, layer_place
-from .tiles import MEANS, SIGNS
+from .tiles import MEANS, SIGNS, place_of
 
 EVERYTHING = 1 << 30
 """A window that holds every position."""
 UNREAD = "attend.sums"
 """Stands where the constants say that a kernel reads nothing; some reckon with the pointer."""
+SHIFT = 4
+"""Numbers behind each query that was turned back (kernels/cuda/turn_back.py)."""
 FP8_MOST = 448.0
 """The largest number of float8 e4m3 (runtime/kv/codec.py)."""
 
@@ -26,17 +28,20 @@ class AttentionLaunches:
     def __init__(
         self,
         program: Program,
-        layout: CacheLayout,
         tilings: tuple[Tiling, ...],
+        rotations: tuple[Rotary, ...],
         buffers: dict[str, Buffer],
     ) -> None:
         self._program = program
+        self._rotations = rotations
+        self._evicts = program.limits.overflow == "evict"
         self._tilings = tilings
-        self._layout = layout
+        self._layout = program.cache
         self._buffers = buffers
         self._calibrated = {table.name for table in program.cache.tables()}
-        self._pages = layout.pages(program.limits.max_context)
-        buffers |= cache_buffers(program)
+        self._pages = program.cache.pages(program.limits.max_context)
+        own, self.inputs = cache_buffers(program)
+        buffers |= own
 
     def lines(self, operation: Attend, output: str) -> Iterator[Line]:
         """Of one layer, into the buffer ``output``."""
@@ -46,6 +51,8 @@ class AttentionLaunches:
             yield self._seal(operation.layer)
             if self._layout.layers[operation.layer].keys.kind != "bf16":
                 yield self._query(operation)
+        if self._evicts:
+            yield self._turn_back(operation)
         cases = [
             Case(
                 most=None if tiling is self._tilings[-1] else tiling.tokens,
@@ -62,6 +69,9 @@ class AttentionLaunches:
         segments = max(constants.segments(layer.keys) for layer in self._layout.layers)
         self._buffers["attend.sums"] = Buffer(dtype="f32", width=shares * width)
         self._buffers["attend.logs"] = Buffer(dtype="f32", width=shares * operation.heads)
+        if self._evicts:
+            turned = operation.heads * (operation.head_dim + SHIFT)
+            self._buffers["attend.turned"] = Buffer(dtype="f32", width=turned, per="rows")
         if self._layout.compressed:
             steps = operation.heads * segments
             self._buffers["attend.factors"] = Buffer(dtype="f16", width=width, per="rows")
@@ -116,6 +126,7 @@ class AttentionLaunches:
             },
             numbers=self._places(layer),
             constants=constants.seal_constants(layout, layer, FP8_MOST),
+            warps=constants.SEAL_WARPS,
         )
 
     def _query(self, operation: Attend) -> Launch:
@@ -138,14 +149,43 @@ class AttentionLaunches:
             warps=1,
         )
 
+    def _turn_back(self, operation: Attend) -> Launch:
+        layer, turn = operation.layer, self._program.turns.get(operation.layer)
+        group = operation.heads // operation.kv_heads
+        own = constants.turn_back_constants(self._layout, layer, group, turn is not None)
+        angles = None if turn is None else place_of(turn, self._rotations)
+        return Launch(
+            kernel="turn_back.turn_back",
+            grid=(Blocks(of="rows"), operation.heads),
+            tensors={
+                "queries": operation.input,
+                "cosine": None if angles is None else f"back.cosine.{angles}",
+                "sine": None if angles is None else f"back.sine.{angles}",
+                "means": MEANS.format(layer) if own["MEANS"] else None,
+                "turned": "attend.turned",
+            },
+            numbers={"query_stride": self._program.buffers[operation.input]},
+            constants=own,
+            warps=1,
+        )
+
     def _attend(self, operation: Attend, tiling: Tiling) -> Launch:
         layout, layer = self._layout, operation.layer
         packed = layout.compressed
         group = operation.heads // operation.kv_heads
-        own = constants.attend_constants(layout, layer, group, tiling)
+        own = constants.attend_constants(
+            layout,
+            layer,
+            group,
+            tiling,
+            evicts=self._evicts,
+            checked=bool(self._program.limits.checked_tokens),
+        )
         options = constants.chunk_launch()
         if tiling is not self._tilings[-1]:
-            options = constants.decode_launch(layout.head_dim, tiling.tokens * group)
+            stored = layout.layers[layer]
+            calibrated = stored.keys.calibrated or stored.values.calibrated
+            options = constants.decode_launch(layout.head_dim, tiling.tokens * group, calibrated)
         return Launch(
             kernel="attend.attend",
             grid=(Blocks(of="tiles"), operation.kv_heads, own["SPLITS"]),
@@ -162,6 +202,7 @@ class AttentionLaunches:
                 "sequences": "sequences",
                 "positions": "positions",
                 "sees": "sees",
+                "turned": "attend.turned" if self._evicts else UNREAD,
                 "sums": "attend.sums",
                 "logs": "attend.logs",
             },
@@ -217,24 +258,28 @@ class AttentionLaunches:
         return UNREAD
 
 
-def cache_buffers(program: Program) -> dict[str, Buffer]:
-    """What the kernels of every cache are told, and its pools."""
-    limits, layout = program.limits, program.cache
-    pages = layout.pages(limits.max_context)
-    buffers = {
+def cache_buffers(program: Program) -> tuple[dict[str, Buffer], tuple[str, ...]]:
+    """What the kernels of every cache need: pools, where they tell of broken numbers, and what they are told
+    of a step; the names of the latter."""
+    layout, (exact, packed) = program.cache, program.pool_pages
+    buffers = {"broken": Buffer(dtype="int32", width=1)}
+    if not layout.layers:
+        return buffers, ()
+    pages = layout.pages(program.limits.max_context)
+    told = {
         "slots": Buffer(dtype="int32", width=1, per="rows"),
-        "sees": Buffer(dtype="int32", width=1, per="rows"),
+        "sees": Buffer(dtype="int32", width=2, per="rows"),
         "tiles": Buffer(dtype="int32", width=2, per="tiles"),
-        "sequences": Buffer(dtype="int32", width=3, per="sequences"),
-        "broken": Buffer(dtype="int32", width=1),
+        "sequences": Buffer(dtype="int32", width=4, per="sequences"),
+        "exact_table": Buffer(dtype="int32", width=pages, per="sequences"),
     }
-    for form in ("exact", "packed") if layout.compressed else ("exact",):
-        buffers[f"{form}_table"] = Buffer(dtype="int32", width=pages, per="sequences")
-    buffers["exact_pool"] = _pool(limits.exact_pages * layout.exact_page_bytes)
+    if program.limits.overflow == "evict":
+        told["gaps"] = Buffer(dtype="int32", width=1, per="rows")
     if layout.compressed:
-        buffers["packed_pool"] = _pool(limits.packed_pages * layout.packed_page_bytes)
-        buffers["jobs"] = Buffer(dtype="int32", width=2, per="seals")
-    return buffers
+        told["packed_table"] = told["exact_table"]
+        told["jobs"] = Buffer(dtype="int32", width=2, per="seals")
+        buffers["packed_pool"] = _pool(packed * layout.packed_page_bytes)
+    return buffers | told | {"exact_pool": _pool(exact * layout.exact_page_bytes)}, tuple(told)
 
 
 def _pool(size: int) -> Buffer:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..catalog.cuda_kernels import Kernel, sources_digest
 from ..runtime.errors import InferCompileError, Problem
+from . import cuda_decode, nvrtc
 from .cuda_constants import Constants
 
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 120)
@@ -27,7 +28,7 @@ ARGUMENTS = {
     **dict.fromkeys(("keys", "values", "latents", "queries", "turned", "out"), "*bf16"),
     **dict.fromkeys(("factors",), "*fp16"),
     **dict.fromkeys(
-        ("means", "steps", "sums", "logs", "signs", "table", "key_table", "value_table"), "*fp32"
+        ("means", "steps", "turned", "sums", "logs", "signs", "table", "key_table", "value_table"), "*fp32"
     ),
     **dict.fromkeys(("slots",), "*i64"),
     **dict.fromkeys(("exact_pool", "packed_pool", "exact_table", "packed_table"), "*i32"),
@@ -60,8 +61,8 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A kernel for one architecture. ``shared`` are the bytes of dynamic shared memory that a launch asks
-    for, ``stack`` the bytes of local memory of a thread: what registers were spilled to, if it is not 0."""
+    """A kernel for one architecture. ``shared`` are its bytes of shared memory, ``stack`` the bytes of local
+    memory of a thread: what registers were spilled to, if it is not 0."""
 
     capability: int
     entry: str
@@ -74,7 +75,8 @@ class Compiled:
 
 def digest(variant: Variant, capability: int) -> str:
     """sha256 of all that the compiled kernel depends on."""
-    parts = {"sources": sources_digest(), "triton": version("triton"), "capability": capability}
+    compiler = nvrtc.version() if variant.kernel == "decode" else version("triton")
+    parts = {"sources": sources_digest(), "compiler": compiler, "capability": capability}
     text = json.dumps(parts | asdict(variant), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -98,6 +100,27 @@ def compile_kernel(variant: Variant, capability: int, cache: Path) -> Compiled:
 
 
 def _compile(variant: Variant, capability: int, place: Path) -> None:
+    if variant.kernel == "decode":
+        entry, shared = cuda_decode.ENTRY, 0
+        cubin, ptx = cuda_decode.compile_decode(variant.constants, "f32", capability)
+    else:
+        found = _by_triton(variant, capability)
+        entry, shared = found.metadata.name, found.metadata.shared
+        cubin, ptx = found.asm["cubin"], found.asm["ptx"]
+    (place / "kernel.cubin").write_bytes(cubin)
+    (place / "kernel.ptx").write_text(ptx)
+    usage = _tool("cuobjdump", "-res-usage", str(place / "kernel.cubin"))
+    facts = {
+        "capability": capability,
+        "entry": entry,
+        "registers": int(_found(r"REG:(\d+)", usage)),
+        "shared": shared + int(_found(r"SHARED:(\d+)", usage)),
+        "stack": int(_found(r"STACK:(\d+)", usage)),
+    }
+    (place / "kernel.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _by_triton(variant: Variant, capability: int) -> Any:
     from triton.compiler import ASTSource
 
     from .cuda_sources import kernel
@@ -119,29 +142,22 @@ def _compile(variant: Variant, capability: int, place: Path) -> None:
         "num_stages": variant.stages,
         "maxnreg": variant.registers,
     }
-    found = run_compiler(variant.kernel, source, capability, options)
-    (place / "kernel.cubin").write_bytes(found.asm["cubin"])
-    (place / "kernel.ptx").write_text(found.asm["ptx"])
-    usage = _tool("cuobjdump", "-res-usage", str(place / "kernel.cubin"))
-    facts = {
-        "capability": capability,
-        "entry": found.metadata.name,
-        "registers": int(_found(r"REG:(\d+)", usage)),
-        "shared": found.metadata.shared,
-        "stack": int(_found(r"STACK:(\d+)", usage)),
-    }
-    (place / "kernel.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return run_compiler(variant.kernel, source, capability, options)
 
 
 def run_compiler(name: str, source: Any, capability: int, options: Mapping[str, int]) -> Any:
-    """What Triton makes of ``source`` with its ``options``. Raises InferCompileError IC314 if it fails."""
+    """What Triton makes of ``source`` with its ``options``, without the places of its lines, which would be
+    paths of this machine. Raises InferCompileError IC314 if it fails."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler.errors import CompilationError
 
     given = {**options, "enable_fp_fusion": True}
+    compilation = triton.knobs.compilation
     try:
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
+        with compilation.scope():
+            compilation.disable_line_info = True
+            return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
     except (CompilationError, RuntimeError) as error:
         raise InferCompileError(
             Problem(
@@ -173,6 +189,12 @@ def _found(pattern: str, text: str) -> str:
     if match is None:
         raise ValueError(f"no {pattern} in what the assembler says")
     return match[1]
+
+
+def compiler_version() -> str:
+    """Of triton. Raises InferCompileError IC313 as ``need_compiler``."""
+    need_compiler()
+    return version("triton")
 
 
 def need_compiler() -> None:

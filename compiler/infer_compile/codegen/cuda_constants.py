@@ -43,22 +43,41 @@ class Launch:
     registers: int = 255
 
 
-def decode_launch(head_dim: int, rows: int) -> Launch:
-    """For tiles of few ``rows``, tokens times grouped heads: what spills nothing and issues least, by
-    docs/cuda-kernels.md. No speed was measured."""
+def decode_launch(head_dim: int, rows: int, calibrated: bool = False) -> Launch:
+    """For tiles of few ``rows``, tokens times grouped heads, over keys and values of which some may be
+    ``calibrated``: what spills nothing and issues least, by docs/cuda-kernels.md. No speed was measured."""
     if head_dim > 128:
         return Launch(block=32, warps=4, stages=2)
+    block = 64 if head_dim < 128 else 32
+    if calibrated:
+        # Columns in many pieces take many registers; in a single warp nothing is unpacked twice.
+        return Launch(block, warps=1 if rows <= LEAST_ROWS else 2, stages=1)
     # Six programs of 64 threads share a multiprocessor.
     registers = 168 if rows <= LEAST_ROWS else 255
-    return Launch(block=64 if head_dim < 128 else 32, warps=2, stages=2, registers=registers)
+    return Launch(block, warps=2, stages=2, registers=registers)
 
 
 def chunk_launch() -> Launch:
-    """For tiles of a prompt's chunk, of 64 rows. On architectures before 9.0 a few registers spill."""
-    return Launch(block=32, warps=4, stages=2)
+    """For tiles of a prompt's chunk, of 64 rows: with a second stage they spill before 9.0, and issue more
+    everywhere."""
+    return Launch(block=32, warps=4, stages=1)
 
 
-def attend_constants(layout: CacheLayout, layer: int, group: int, tiling: Tiling) -> Constants:
+SEAL_WARPS = 2
+"""With more of them the assembler keeps a stack for the slow ways of roots and quotients."""
+
+
+def attend_constants(
+    layout: CacheLayout,
+    layer: int,
+    group: int,
+    tiling: Tiling,
+    *,
+    evicts: bool = False,
+    checked: bool = False,
+) -> Constants:
+    """For sequences that may go on without their oldest tokens if it ``evicts``, and, if ``checked``, may
+    compress nothing."""
     pages, exact = head_pages(layout, layer), exact_pages(layout)
     keys, values = pages["keys"], pages["values"]
     return {
@@ -66,10 +85,12 @@ def attend_constants(layout: CacheLayout, layer: int, group: int, tiling: Tiling
         "KV_HEADS": layout.kv_heads,
         "D": layout.head_dim,
         "PAGE": layout.page_tokens,
-        "SINK": layout.sink_pages if layout.compressed else 0,
+        "SINK": layout.sink_pages if layout.compressed or evicts else 0,
         # Without a packed form every page is recent.
         "RECENT": layout.recent_pages if layout.compressed else 1 << 24,
         "TREE": tiling.tree,
+        "EVICTS": evicts,
+        "CHECKED": checked and layout.compressed,
         "TOKENS": tiling.tokens,
         "ROWS": max(LEAST_ROWS, power(tiling.tokens * group)),
         "BLOCK": tiling.block,
@@ -120,6 +141,16 @@ def query_constants(layout: CacheLayout, layer: int, group: int) -> Constants:
         "TRANSFORM": keys.plane.transform,
         "KEYS": keys.pieces,
         "WIDTHS": exact_pages(layout)["keys"].pieces,
+    }
+
+
+def turn_back_constants(layout: CacheLayout, layer: int, group: int, rotated: bool) -> Constants:
+    return {
+        "GROUP": group,
+        "D": layout.head_dim,
+        "BLOCK": power(layout.head_dim // 2),
+        "ROTATED": rotated,
+        "MEANS": layout.layers[layer].keys.calibrated,
     }
 
 

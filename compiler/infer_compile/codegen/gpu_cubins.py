@@ -1,5 +1,5 @@
 """The kernels of a step compiled ahead of time, for one architecture: no GPU is needed, and where they run no
-compiler."""
+compiler. A launch of ``attend`` is compiled from CUDA C++ where that serves it (cuda_decode.py)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..runtime.formats.launches import ALIGNMENT, Cubin, Cubins, Dtype, Launch, StepTable
+from . import cuda_decode
 from .cubins import need_compiler, run_compiler
 from .cuda_sources import kernel
 
@@ -23,7 +24,7 @@ def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:
     """Write the kernels of ``table`` for compute capability ``capability`` (89 is 8.9), and their index, to
     ``folder``.
 
-    Raises InferCompileError: IC313 without triton or under its interpreter, IC314 if
+    Raises InferCompileError: IC313 without triton or NVRTC or under triton's interpreter, IC314 if
     it fails.
     """
     need_compiler()
@@ -42,6 +43,18 @@ def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:
 
 def compile_launch(table: StepTable, launch: Launch, capability: int, file: str) -> tuple[bytes, Cubin]:
     """The cubin of one launch, which is to be written to ``file``, and what a launch has to know of it."""
+    if launch.kernel == "attend.attend" and cuda_decode.serves(launch.constants):
+        queries = launch.tensors["queries"]
+        if queries is None:
+            raise ValueError("attention without queries")
+        code, _ = cuda_decode.compile_decode(launch.constants, table.dtype(queries), capability)
+        return code, Cubin(
+            file=file,
+            entry=cuda_decode.ENTRY,
+            arguments=cuda_decode.ARGUMENTS,
+            warps=cuda_decode.WARPS,
+            shared=0,
+        )
     from triton.compiler import ASTSource
 
     module, _, name = launch.kernel.partition(".")
@@ -62,7 +75,13 @@ def compile_launch(table: StepTable, launch: Launch, capability: int, file: str)
     )
     made = run_compiler(launch.kernel, source, capability, launch.options)
     handed = tuple(name for name in names if name in types)
-    cubin = Cubin(file=file, entry=made.metadata.name, arguments=handed, shared=made.metadata.shared)
+    cubin = Cubin(
+        file=file,
+        entry=made.metadata.name,
+        arguments=handed,
+        warps=launch.warps,
+        shared=made.metadata.shared,
+    )
     return made.asm["cubin"], cubin
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Launch, Line, View
-from ..runtime.formats.program import AttendLatent, Program
+from ..runtime.formats.program import AttendLatent, Program, Rotary
 from . import cuda_latent as constants
 from .attention_launches import FP8_MOST, cache_buffers
 from .cuda_constants import LEAST_ROWS, Tiling, power
+from .tiles import place_of
 
 UNREAD = "attend.sums"
 """Stands where the constants say that a kernel reads nothing."""
@@ -25,19 +25,22 @@ class LatentLaunches:
     def __init__(
         self,
         program: Program,
-        layout: LatentLayout,
         tilings: tuple[Tiling, ...],
+        rotations: tuple[Rotary, ...],
         buffers: dict[str, Buffer],
     ) -> None:
         self._program = program
-        self._layout = layout
+        self._layout = program.cache
         self._tilings = tilings
+        self._rotations = rotations
         self._buffers = buffers
-        buffers |= cache_buffers(program)
+        own, self.inputs = cache_buffers(program)
+        buffers |= own
 
-    def lines(self, operation: AttendLatent, output: str, angles: int) -> Iterator[Line]:
-        """Of one layer, into the buffer ``output``; its rotation is the one numbered ``angles``."""
+    def lines(self, operation: AttendLatent, output: str) -> Iterator[Line]:
+        """Of one layer, into the buffer ``output``."""
         self._need(operation)
+        angles = place_of(operation.turn, self._rotations)
         step = operation.nope + operation.rope
         yield self._turn(operation, operation.query, operation.nope, step, operation.heads, angles)
         yield self._turn(operation, operation.latent, operation.rank, 0, 1, angles)

@@ -6,16 +6,30 @@ from collections.abc import Iterator, Sequence
 
 from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats.latent import LatentLayout
-from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Count, Launch, Line, Matmul, StepTable
+from ..runtime.formats.launches import (
+    SETTINGS,
+    Blocks,
+    Buffer,
+    Case,
+    Cases,
+    Count,
+    Launch,
+    Line,
+    Matmul,
+    StepTable,
+)
 from ..runtime.formats.program import (
+    Activate,
     Attend,
     AttendLatent,
     Embed,
+    Feed,
     Gate,
     HeadNorm,
     Linear,
     Norm,
     Operation,
+    Place,
     Program,
     Quantize,
     Rotary,
@@ -26,9 +40,11 @@ from ..runtime.formats.weights import BF16 as BF16_WEIGHTS
 from .attention_launches import AttentionLaunches
 from .cuda_constants import Tiling, power
 from .latent_launches import LatentLaunches
-from .tiles import FREQUENCIES, WeightParts, same_angles, scales
+from .tiles import FREQUENCIES, WeightParts, place_of, scales
 from .tilings import BLOCK, CAPTURED, SKINNY, product_tilings, usual_tilings, warps_of
 
+FED = "fed"
+"""The buffer of what is given with each token."""
 APART = 8
 """Numbers between what the kernels of latent attention take for aligned."""
 BF16 = 0
@@ -47,12 +63,6 @@ def step_table(program: Program, tilings: tuple[Tiling, ...] | None = None) -> S
 
 def _refuse(program: Program) -> None:
     problems = []
-    if program.limits.overflow == "evict":
-        problems.append("sequences that go on without their oldest tokens")
-    if program.limits.checked_tokens:
-        problems.append("checks of answers against an exact cache")
-    if program.features or program.tells_tokens:
-        problems.append("heads that draft, and what they read")
     if program.cache.page_tokens % 16:
         problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
     if isinstance(program.cache, LatentLayout):
@@ -70,6 +80,8 @@ def _refuse(program: Program) -> None:
 
 
 def _latent_problems(program: Program) -> Iterator[str]:
+    if program.limits.checked_tokens:
+        yield "checks of answers against an exact cache of latent attention"
     formats = {tensor.name: tensor.format for tensor in program.tensors}
     for operation in (op for layer in program.layers for op in layer if isinstance(op, AttendLatent)):
         if formats[operation.unfold] != BF16_WEIGHTS:
@@ -90,14 +102,16 @@ class _Writer:
             "tokens": Buffer(dtype="int32", width=1, per="rows"),
             "positions": Buffer(dtype="int32", width=1, per="rows"),
             "chosen": Buffer(dtype="int32", width=1, per="outputs"),
+            "settings": Buffer(dtype="f64", width=SETTINGS, per="outputs"),
             "sampled": Buffer(dtype="int32", width=1, per="outputs"),
         }
-        self._attention: AttentionLaunches | LatentLaunches
-        if isinstance(program.cache, LatentLayout):
-            self._attention = LatentLaunches(program, program.cache, tilings, self._buffers)
-        else:
-            self._attention = AttentionLaunches(program, program.cache, tilings, self._buffers)
+        kind = LatentLaunches if isinstance(program.cache, LatentLayout) else AttentionLaunches
+        self._attention = kind(program, tilings, self._weights.rotations, self._buffers)
+        if program.features:
+            self._buffers[FED] = Buffer(dtype="f32", width=program.features, per="rows")
         self._rows: Count = "rows"
+        self._shared = {op.output for op in program.operations if isinstance(op, Linear) and op.first}
+        """Buffers that several products write side by side."""
 
     def table(self) -> StepTable:
         program = self._program
@@ -105,10 +119,12 @@ class _Writer:
         for layer in program.layers:
             lines += self._part(layer)
         head = list(self._part(program.epilogue))
+        fed = (FED,) if program.features else ()
         return StepTable(
             program=program.digest,
             captured=tuple(rows for rows in CAPTURED if rows <= program.limits.max_outputs),
             tiles=tuple(tiling.tokens for tiling in self._tilings),
+            inputs=("tokens", "positions", "chosen", "settings", *self._attention.inputs, *fed),
             hidden=program.hidden,
             weights_bytes=self._weights.bytes,
             weights=self._weights.parts,
@@ -118,30 +134,35 @@ class _Writer:
         )
 
     def _angles(self) -> Iterator[Line]:
-        """Cosines and sines of every kind of rotation."""
+        """Cosines and sines of every kind of rotation: by positions, and back over what was evicted."""
         for index, rotary in enumerate(self._weights.rotations):
-            half = rotary.head_dim // 2
-            for name in ("cosine", "sine"):
-                self._need(f"{name}.{index}", half, "rows")
-            yield Launch(
-                kernel="angles.angles",
-                grid=(Blocks(of="rows"),),
-                tensors={
-                    "positions": "positions",
-                    "frequencies": FREQUENCIES.format(index),
-                    "cosine": f"cosine.{index}",
-                    "sine": f"sine.{index}",
-                },
-                constants={"SCALE": rotary.scale, "HALF": half, "BLOCK": power(half)},
-                warps=1,
-            )
+            yield self._turns("positions", index, rotary.scale, "")
+            if self._program.limits.overflow == "evict":
+                # What is turned was scaled before.
+                yield self._turns("gaps", index, 1.0, "back.")
+
+    def _turns(self, positions: str, index: int, scale: float, prefix: str) -> Launch:
+        half = self._weights.rotations[index].head_dim // 2
+        names = {name: f"{prefix}{name}.{index}" for name in ("cosine", "sine")}
+        for name in names.values():
+            self._need(name, half, "rows")
+        return Launch(
+            kernel="angles.angles",
+            grid=(Blocks(of="rows"),),
+            tensors={"positions": positions, "frequencies": FREQUENCIES.format(index), **names},
+            constants={"SCALE": scale, "HALF": half, "BLOCK": power(half)},
+            warps=1,
+        )
 
     def _part(self, operations: Sequence[Operation]) -> Iterator[Line]:
         """The lines of neighbouring operations."""
         place = 0
         while place < len(operations):
-            operation, rest = operations[place], operations[place + 1 :]
+            before, operation, rest = operations[:place], operations[place], operations[place + 1 :]
             place += 1
+            if isinstance(operation, Linear | Quantize) and not _rounded(operation.input, before):
+                width = self._program.buffers[operation.input]
+                yield self._rounding("round.round", operation.input, operation.input, width, (operation,))
             match operation:
                 case Embed():
                     yield self._gather("tokens", operation.table, operation.output)
@@ -154,6 +175,19 @@ class _Writer:
                     yield self._gate(operation, rest)
                 case Attend() | AttendLatent():
                     yield from self._attend(operation, rest)
+                case Feed():
+                    features, width = self._program.features, self._program.buffers[operation.output]
+                    yield self._place(FED, features, operation.first, operation.output, 0, width)
+                case Place():
+                    width = self._program.buffers[operation.input]
+                    yield self._place(operation.input, width, 0, operation.output, operation.first, width)
+                case Activate():
+                    yield self._activate(operation)
+                case Linear() if operation.output in self._shared:
+                    own = operation.model_copy(update={"output": f"{operation.output}.part", "first": 0})
+                    yield self._linear(own)
+                    width = self._tensors[operation.weight].rows
+                    yield self._place(own.output, width, 0, operation.output, operation.first, width)
                 case Linear():
                     yield self._linear(operation)
                 case HeadNorm() | Rotary():
@@ -174,12 +208,43 @@ class _Writer:
             constants={"WIDTH": width, "BLOCK": BLOCK},
         )
 
-    def _norm(self, operation: Norm, rest: Sequence[Operation]) -> Launch:
+    def _place(self, source: str, stride: int, first: int, output: str, place: int, width: int) -> Launch:
+        """``width`` columns of ``source`` from ``first`` on to those of ``output`` from ``place`` on."""
+        whole = self._program.buffers[output]
+        self._need(output, whole, self._rows)
+        return Launch(
+            kernel="place.place",
+            grid=(Blocks(of=self._rows), -(-width // BLOCK)),
+            tensors={"input": source, "output": output},
+            constants={
+                "STRIDE": stride,
+                "FIRST": first,
+                "OUTPUT_STRIDE": whole,
+                "OUTPUT_FIRST": place,
+                "WIDTH": width,
+                "BLOCK": BLOCK,
+            },
+        )
+
+    def _activate(self, operation: Activate) -> Launch:
         width = self._program.buffers[operation.input]
-        keep = operation.output == self._program.hidden
+        return Launch(
+            kernel="activate.activate",
+            grid=(Blocks(of=self._rows), -(-width // BLOCK)),
+            tensors={"input": operation.input, "output": operation.output},
+            constants={"WIDTH": width, "BLOCK": BLOCK},
+        )
+
+    def _norm(self, operation: Norm, rest: Sequence[Operation]) -> Launch:
+        width, readers = self._program.buffers[operation.input], _readers(operation.output, rest)
+        products = [reader for reader in readers if isinstance(reader, Linear | Quantize)]
+        # Who is no product, or comes later, reads it as it is.
+        keep = operation.output == self._program.hidden or len(products) < max(1, len(readers))
         if keep:
             self._need(operation.output, width, self._rows)
-        operand, group = self._operand(operation.output, width, rest)
+        operand, group = {"operand": None, "scales": None}, BF16
+        if products:
+            operand, group = self._operand(operation.output, width, rest)
         block = power(width)
         return Launch(
             kernel="norm.norm",
@@ -196,6 +261,7 @@ class _Writer:
                 "BLOCK": block,
                 "GROUP": group,
                 "KEEP": keep,
+                "ROUND": bool(products),
             },
             warps=warps_of(block),
         )
@@ -207,22 +273,11 @@ class _Writer:
         output, width = operation.output, self._program.buffers[operation.output]
         if isinstance(_reader(output, rest), Linear):
             self._need(_unrounded(output), width, "rows", "bf16")
-            yield from self._attended(operation, _unrounded(output))
+            yield from self._attention.lines(operation, _unrounded(output))
         else:
             self._need(output, width, "rows")
-            yield from self._attended(operation, output)
+            yield from self._attention.lines(operation, output)
             yield self._rounding("round.round", output, output, width, rest)
-
-    def _attended(self, operation: Attend | AttendLatent, output: str) -> Iterator[Line]:
-        match operation, self._attention:
-            case AttendLatent(), LatentLaunches() as attention:
-                yield from attention.lines(operation, output, self._angles_of(operation.turn))
-            case Attend(), AttentionLaunches() as attention:
-                yield from attention.lines(operation, output)
-
-    def _angles_of(self, rotary: Rotary) -> int:
-        """Which kind of rotation it is."""
-        return next(i for i, other in enumerate(self._weights.rotations) if same_angles(rotary, other))
 
     def _rounding(
         self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation]
@@ -319,7 +374,9 @@ class _Writer:
         head_dim, buffer = operations[0].head_dim, operations[0].buffer
         first = min(op.first_head for op in operations)
         last = max(op.first_head + op.heads for op in operations)
-        angles = None if rotary is None else self._angles_of(rotary)
+        angles = None
+        if rotary is not None:
+            angles = place_of(rotary, self._weights.rotations)
         return Launch(
             kernel="turn.turn",
             grid=(Blocks(of=self._rows), last - first),
@@ -351,8 +408,42 @@ class _Writer:
 
 
 def _reader(buffer: str, operations: Sequence[Operation]) -> Linear | Quantize:
-    """The first of ``operations`` that reads ``buffer``: nothing else does before it is written again."""
-    return next(op for op in operations if isinstance(op, Linear | Quantize) and op.input == buffer)
+    """The first product of ``operations`` that reads what ``buffer`` holds before them."""
+    return next(op for op in _readers(buffer, operations) if isinstance(op, Linear | Quantize))
+
+
+def _readers(buffer: str, operations: Sequence[Operation]) -> list[Operation]:
+    """Of ``operations`` those that read what ``buffer`` holds before them."""
+    found: list[Operation] = []
+    for operation in operations:
+        adds = isinstance(operation, Activate) or (isinstance(operation, Linear) and operation.add)
+        if buffer in _sources(operation) or (adds and _output(operation) == buffer):
+            found.append(operation)
+        if _output(operation) == buffer:
+            break
+    return found
+
+
+def _rounded(buffer: str, operations: Sequence[Operation]) -> bool:
+    """Whether what ``buffer`` holds behind ``operations`` was written rounded for the product that reads
+    it."""
+    last = next((op for op in reversed(operations) if _output(op) == buffer), None)
+    return isinstance(last, Norm | Gate | Attend | AttendLatent | Quantize)
+
+
+def _sources(operation: Operation) -> tuple[str, ...]:
+    match operation:
+        case HeadNorm() | Rotary():
+            return (operation.buffer,)
+        case AttendLatent():
+            return operation.query, operation.latent
+        case Embed() | Feed():
+            return ()
+    return (operation.input,)
+
+
+def _output(operation: Operation) -> str:
+    return operation.buffer if isinstance(operation, HeadNorm | Rotary) else operation.output
 
 
 def _unrounded(buffer: str) -> str:

@@ -66,6 +66,11 @@ def same_angles(a: Rotary, b: Rotary) -> bool:
     return (a.frequencies, a.scale) == (b.frequencies, b.scale)
 
 
+def place_of(turn: Rotary, rotations: tuple[Rotary, ...]) -> int:
+    """Which of ``rotations`` has the angles of ``turn``."""
+    return next(index for index, other in enumerate(rotations) if same_angles(turn, other))
+
+
 def scales(name: str) -> str:
     """The name of a matrix's scales."""
     return f"{name}.scales"

@@ -36,7 +36,9 @@ def usual_tilings(program: Program) -> tuple[Tiling, ...]:
     """Of attention, by the new tokens of a sequence: one, a few that may be a tree, a chunk of a prompt."""
     if isinstance(program.cache, LatentLayout):
         return _latent_tilings()
-    attend = next(op for layer in program.layers for op in layer if isinstance(op, Attend))
+    attend = next((op for layer in program.layers for op in layer if isinstance(op, Attend)), None)
+    if attend is None:
+        return Tiling(1, LEAST_ROWS, 1, 0), Tiling(CHUNK, LEAST_ROWS, 1, 0)
     group = attend.heads // attend.kv_heads
 
     def few(tokens: int) -> Tiling:

@@ -1,4 +1,4 @@
-"""The C++ compiler: of the system, or of the ziglang wheel, which compiles for other processors too."""
+"""The C++ compiler: of the system, for its own processor or another, or of the ziglang wheel, for any."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FLAGS = (
     "-ffp-contract=off",
     "-pthread",
 )
-_ZIG_TRIPLES: dict[Architecture, str] = {"x86-64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+_TRIPLES: dict[Architecture, str] = {"x86-64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +83,19 @@ class Toolchain:
 
 
 def find(architecture: Architecture, *, static: bool = False) -> Toolchain:
-    """g++ or clang++ of the system for its own architecture, else zig.
+    """g++ or clang++ of the system for its own architecture, its cross compiler for another, else zig.
 
-    ``static`` asks for programs that run without any library of the target (musl), which zig makes. Raises
-    InferCompileError IC311 if there is none.
+    ``static`` asks for programs that run without any library of the target, which a cross compiler makes, and
+    zig with musl. Raises InferCompileError IC311 if there is none.
     """
     if architecture == host_architecture() and not static:
         for name in ("g++", "clang++"):
             if shutil.which(name):
                 return Toolchain((name,), _version(name), zig=False)
+    if architecture != host_architecture() and shutil.which(cross := f"{_TRIPLES[architecture]}-g++"):
+        return Toolchain((cross,), _version(cross), zig=False)
     if importlib.util.find_spec("ziglang") is not None:
-        triple = _ZIG_TRIPLES[architecture]
+        triple = _TRIPLES[architecture]
         if static:
             triple = triple.replace("gnu", "musl")
         zig = (sys.executable, "-m", "ziglang", "c++", "-target", triple)

@@ -102,7 +102,7 @@ def evaluate(folder: Path, wanted: Wanted, stages: Stages) -> Evaluation:
     bundle = open_bundle(folder)
     plan = Plan.from_json((folder / layout.PLAN).read_text(encoding="utf-8"), str(folder / layout.PLAN))
     budget = load(folder / layout.SPEC).spec.quality.max_loss_percent
-    require_here(bundle.manifest.engine.isa, where=str(folder))
+    _require_here(bundle, folder)
     tokenizer = Tokenizer(bundle.model_dir)
     text = read_text(wanted.data or default_evaluation(), _name(wanted.data))
     model = Player(bundle.engine(wanted.threads))
@@ -145,7 +145,7 @@ def _reference(
     if named is not None and layout.is_bundle(named):
         other = open_bundle(named)
         theirs = Plan.from_json((named / layout.PLAN).read_text(encoding="utf-8"), str(named / layout.PLAN))
-        require_here(other.manifest.engine.isa, where=str(named))
+        _require_here(other, named)
         _comparable(other.program.vocabulary, bundle, str(named))
         yield (
             Against(wanted.reference or "", theirs.weights.format, theirs.kv.level),
@@ -166,6 +166,13 @@ def _reference(
         with stages.phase("reference", "MiB"):
             write_reference(found, program, architecture, isa, Path(folder))
         yield Against(found.source, EXACT, EXACT), open_reference(Path(folder), wanted.threads)
+
+
+def _require_here(bundle: Bundle, folder: Path) -> None:
+    """Of a processor's engine; that of a GPU says by itself what is missing."""
+    engine = bundle.manifest.engine
+    if engine.kind == "cpu":
+        require_here(engine.isa, where=str(folder))
 
 
 def _name(data: Path | None) -> str:

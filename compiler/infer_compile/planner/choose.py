@@ -77,4 +77,4 @@ def nearest(survey: Survey, among: NDArray[np.int64] | None = None) -> int:
 
 
 def _built(asked: Deployment, block: Block) -> bool:
-    return asked.target.kind in block.engine.builds
+    return block.engine.builds_for(asked.target.kind, asked.devices)

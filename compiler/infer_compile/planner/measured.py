@@ -35,6 +35,9 @@ class Measured(Frozen):
     weights_loss_percent: float | None
     """With every layer's cache in bf16; None where that was not needed to know."""
     raised: tuple[Raised, ...]
+    stand_in: bool = False
+    """Not the bundle's engine was measured, whose device the building machine need not have, but one of the
+    same program for its processor."""
 
 
 def raised(planned: tuple[str, ...], layers: tuple[str, ...]) -> tuple[Raised, ...]:

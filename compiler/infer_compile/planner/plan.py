@@ -357,7 +357,7 @@ class Plan(Frozen):
                     f"a bundle of {self.engine} for {self.target.name} cannot be built by this version",
                     self.name,
                     self.not_buildable,
-                    "plan still answers for this target; to build, choose a target of kind cpu",
+                    "plan still answers; to build: engine native, on one processor or one NVIDIA GPU",
                 )
             )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .engines.cpu import CpuEngine
 from .errors import Exit, InferCompileError, Problem
 from .formats.isa import flags, lacking
 from .formats.manifest import DRAFTED, Manifest, difference, read
@@ -60,8 +59,8 @@ class Bundle:
         return self.folder / "model"
 
     def engine(self, threads: int | None) -> Engine:
-        """Loads the engine; ``threads`` None means one per core. Raises IC431 for an unknown kind, IC523
-        where this machine's processor cannot run it."""
+        """Loads the engine; ``threads``, of a processor, None means one per core. Raises IC431 for an unknown
+        kind, IC523 where this machine's processor cannot run it, and what opening it raises."""
         return self._engine(self.folder / "engine", threads)
 
     @contextmanager
@@ -97,9 +96,23 @@ class Bundle:
         return DraftModel(engine)
 
     def _engine(self, folder: Path, threads: int | None) -> Engine:
-        kind, isa = self.manifest.engine.kind, self.manifest.engine.isa
-        if kind != "cpu":
-            raise _problem("IC431", f"no engine of kind {kind!r} in this runtime", self.folder, "", REBUILD)
+        # A bundle has the modules of its own kind of engine alone.
+        match self.manifest.engine.kind:
+            case "cpu":
+                return self._on_processor(folder, threads)
+            case "cuda":
+                from .engines.gpu import open_gpu
+
+                return open_gpu(folder)
+            case kind:
+                raise _problem(
+                    "IC431", f"no engine of kind {kind!r} in this runtime", self.folder, "", REBUILD
+                )
+
+    def _on_processor(self, folder: Path, threads: int | None) -> Engine:
+        from .engines.cpu import CpuEngine
+
+        isa = self.manifest.engine.isa
         if missing := lacking(isa, flags()):
             because = f"it was compiled for {isa}, and the processor lacks {', '.join(missing)}"
             fix = "build the bundle for this machine, or run it on one of its target"

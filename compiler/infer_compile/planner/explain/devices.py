@@ -22,9 +22,10 @@ THE_SPEC = "the spec"
 
 def not_buildable(asked: Deployment, engine: Engine) -> str:
     """Why this version cannot build a bundle of ``engine`` for the target; empty if it can."""
-    kind = asked.target.kind
-    if kind in engine.builds:
+    if engine.builds_for(asked.target.kind, asked.devices):
         return ""
+    if asked.target.kind in engine.builds:
+        return f"bundles of the {engine.name} engine are built for one device, and these are {asked.devices}"
     if engine.builds:
         return f"bundles of the {engine.name} engine are built for {' and '.join(engine.builds)} targets"
     return f"this version plans for {engine.name}, and does not write its bundles"
@@ -46,6 +47,20 @@ def engine(contest: Contest) -> Reason:
     )
 
 
+def unverified(contest: Contest) -> Iterator[Reason]:
+    """That the engine's kernels were not run on such a device, where they were not."""
+    kind = contest.asked.target.kind
+    if contest.chosen.engine.on(kind).verified:
+        return
+    yield Reason(
+        key="engine.kernels",
+        value="unverified",
+        why="they were not run on a GPU since they were last changed: what is tested is that they agree with "
+        "the reference, interpreted on a processor, and that they compile for the device",
+        source="catalog/cuda_kernels.yaml, docs/cuda.md",
+    )
+
+
 def version(engine: Engine, field: str) -> str:
     """Where it was read what ``engine`` has."""
     return f"{' '.join(filter(None, (engine.name, engine.version)))}: {engine.source(field)}"
@@ -64,7 +79,7 @@ def _engines(contest: Contest) -> Iterator[str]:
         yield f"the only engine with a plan that keeps every limit: {mine}"
     elif contest.gain(possible[ranked[0]]) <= 1:
         yield f"the best of {len(ranked) + 1} engines: {mine}; {listed(given)}"
-    elif asked.target.kind in chosen.engine.builds:
+    elif chosen.engine.builds_for(asked.target.kind, asked.devices):
         yield f"this version builds its bundles: {mine}; only planned for: {listed(given)}"
     else:
         margin = asked.facts.choices.margins.engine_gain.value - 1

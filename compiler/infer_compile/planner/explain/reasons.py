@@ -29,6 +29,7 @@ def reasons(asked: Deployment, chosen: Candidate, survey: Survey) -> tuple[Reaso
     contest = Contest(survey, chosen)
     return (
         devices.engine(contest),
+        *devices.unverified(contest),
         formats.weights(contest),
         *formats.group(asked, chosen),
         *formats.head(asked, chosen),

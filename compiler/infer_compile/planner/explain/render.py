@@ -27,6 +27,7 @@ _MARKS = {
     "overhead": ("░", "white"),
 }
 _SHORT = {
+    "engine.kernels": "kernels",
     "weights.group": "group",
     "weights.head": "head",
     "kv": "cache",

@@ -6,7 +6,6 @@ processor.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,12 @@ from numpy.typing import NDArray
 from ..errors import InferCompileError, Problem
 from ..formats.launches import (
     BYTES,
+    SETTINGS,
     WEIGHTS_MAGIC,
     Blocks,
     Buffer,
     Cases,
     Count,
-    Dtype,
     Launch,
     Line,
     Matmul,
@@ -35,25 +34,19 @@ from ..formats.launches import (
 )
 from ..formats.program import Program
 from ..step import SequenceStep, StepResult
-from .device import check_driver, check_memory, holders, no_kernels
-from .draws import SETTINGS, altered, draw, draws_of
-from .driver import Driver
-from .inputs import NOWHERE, Inputs, inputs_of
+from ..stopwatch import Stopwatch
+from .device import check_driver, check_memory, holders, lacking_memory, need_compiler
+from .draws import UNSETTLED, altered, draw, draw_among_largest, draws_of
+from .driver import Driver, failed
+from .inputs import Inputs, inputs_of
 from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul
 from .rows import rows_of
+from .transfer import TORCH, Transfer
 
 _log = logging.getLogger(__name__)
 PROGRAM, STEP, WEIGHTS, KERNELS = "program.json", "step.json", "weights.bin", "kernels"
 CUBINS = "sm_{}"
 """The folder of kernels for a compute capability."""
-TORCH: dict[Dtype, torch.dtype] = {
-    "f64": torch.float64,
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int8": torch.int8,
-    "int32": torch.int32,
-}
 
 
 class CudaEngine:
@@ -78,35 +71,65 @@ class CudaEngine:
         if bytes(weights[: len(header)]) != header:
             raise self._broken("weights.bin was written for another program.json")
         self._device = torch.device(device)
-        self._kernels = self._opened()
-        self._parts = {name: self._part(weights, part) for name, part in self._table.weights.items()}
-        self._buffers = self._allocated()
-        self._settings = torch.zeros(self._most["outputs"], SETTINGS, dtype=torch.float64, device=device)
+        # Of the program once, and not in each step: it looks through all its operations for it.
+        self._tells_tokens = self.program.tells_tokens
+        watch = Stopwatch()
+        self._kernels = self._opened(watch)
+        try:
+            self._parts = {name: self._part(weights, part) for name, part in self._table.weights.items()}
+            watch.lap("weights")
+            self._buffers = self._allocated()
+            self._transfer = Transfer(self._table, self._most, self._device)
+        except torch.OutOfMemoryError as failure:
+            raise lacking_memory(self._bytes, *self._memory(), holders(self._index)) from failure
+        watch.lap("buffers")
+        _log.info(watch.line("device"))
         self._lent: list[tuple[weakref.ref[NDArray[np.uint8]], torch.Tensor]] = []
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
+        # What steps need for a while lies in one pool of memory: no two graphs run at a time.
+        self._scratch = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
 
-    def _opened(self) -> Kernels:
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """Rows of the steps that become graphs when they come for the second time."""
+        return self._table.captured if self._device.type == "cuda" else ()
+
+    @property
+    def _index(self) -> int:
+        return self._device.index or 0
+
+    def _memory(self) -> tuple[int, int]:
+        """Bytes of the device that are free, and all of them. Raises InferCompileError IC526."""
+        try:
+            free, total = torch.cuda.mem_get_info(self._index)
+        except RuntimeError as failure:
+            raise failed(str(failure).splitlines()[0]) from failure
+        return free, total
+
+    def _opened(self, watch: Stopwatch) -> Kernels:
         """The kernels for this device: compiled ahead of time if they are, else from their source.
 
-        Raises InferCompileError: IC524 without a driver, IC525 with one that is too old, IC527 without enough
-        free memory, IC528 without kernels for the device or a compiler, IC529 without a PyTorch for CUDA.
+        Raises InferCompileError: IC524 without a driver, IC525 with one that is too old, IC526 without a
+        device, IC527 without enough free memory, IC528 without kernels for the device or a compiler, IC529
+        without a PyTorch for CUDA.
         """
         if self._device.type != "cuda":
             return SourceKernels(self._dir / KERNELS)
         driver = Driver()
         check_driver(driver.version(), torch.version.cuda)
-        index = self._device.index or 0
-        free, total = torch.cuda.mem_get_info(index)
-        check_memory(self._bytes, free, total, holders(index))
-        major, minor = torch.cuda.get_device_capability(index)
+        driver.start()
+        check_memory(self._bytes, *self._memory(), holders(self._index))
+        watch.lap("driver")
+        major, minor = torch.cuda.get_device_capability(self._index)
         cubins = self._dir / CUBINS.format(10 * major + minor)
         try:
             if (cubins / INDEX).is_file():
-                return CubinKernels(cubins, self._table, driver)
+                kernels = CubinKernels(cubins, self._table, driver)
+                watch.lap("kernels")
+                return kernels
         except (OSError, ValueError) as failure:
             raise self._broken(str(failure)) from failure
-        if importlib.util.find_spec("triton") is None:
-            raise no_kernels((major, minor))
+        need_compiler((major, minor))
         _log.info(
             "no kernels for compute capability %d.%d in the bundle: they are compiled now", major, minor
         )
@@ -141,12 +164,14 @@ class CudaEngine:
             "outputs": limits.max_outputs,
             "sequences": limits.max_sequences,
             "tiles": limits.max_batch_tokens,
-            "seals": limits.packed_pages,
+            "seals": self.program.pool_pages[1],
         }
 
     def _allocated(self) -> dict[str, torch.Tensor]:
         found = {}
         for name, buffer in self._table.buffers.items():
+            if name in self._table.inputs:
+                continue
             shape = (self._count(buffer) * buffer.width,)
             found[name] = torch.zeros(shape, dtype=TORCH[buffer.dtype], device=self._device)
         return found
@@ -159,28 +184,31 @@ class CudaEngine:
         worth nothing."""
         rows = rows_of(self.program, batch)
         draws = draws_of(rows, self.program.vocabulary)
-        inputs = inputs_of(self.program.cache, rows, self._table.tiles)
+        inputs = inputs_of(self.program, rows, self._table.tiles, draws.settings)
         outputs = inputs.counts["outputs"]
-        counts = self._captured(inputs)
-        drawn = not draws.greedy
+        told = inputs.counts["rows"] if self._tells_tokens else outputs
+        captured = self._captured(inputs)
+        counts = captured or inputs.counts
+        drawn = not draws.greedy and not draws.altered
         lent = self._returned()
-        self._fill(inputs, counts or inputs.counts, batch)
-        self._settings[:outputs] = torch.from_numpy(draws.settings).to(self._device)
-        if counts is None:
-            tokens = self._forward(inputs.counts, inputs.tile, drawn and not draws.altered)
-        else:
-            tokens = self._replay(counts, inputs.tile, drawn and not draws.altered)
+        self._transfer.send(inputs, counts)
+        tokens = (self._replay if captured else self._forward)(counts, inputs.tile, drawn)
+        scores, settings = self._logits(outputs), self._settings(counts)[:outputs]
         if draws.altered:
-            tokens = draw(altered(self._logits(outputs), draws.steps), self._settings[:outputs])
+            scores = altered(scores, draws.steps)
+            tokens = draw_among_largest(scores, settings)
         for host, device in lent:
             host[:] = device.cpu().numpy()
         self._check_finite()
         sampled = _host(tokens[:outputs]).astype(np.int32)
+        unsettled = np.flatnonzero(sampled == UNSETTLED)
+        if unsettled.size:
+            sampled[unsettled] = _host(draw(scores[unsettled], settings[unsettled]))
         ends = np.cumsum([sequence.outputs for sequence in batch])[:-1]
         return StepResult(
             tokens=np.split(sampled, ends),
             logits=_host(self._logits(outputs)) if logits else None,
-            hidden=_host(self._rows(self._table.hidden, outputs)) if hidden else None,
+            hidden=_host(self._rows(self._table.hidden, told)) if hidden else None,
         )
 
     def pool(self, name: str) -> NDArray[np.uint8]:
@@ -223,6 +251,9 @@ class CudaEngine:
     def _logits(self, outputs: int) -> torch.Tensor:
         return self._rows("logits", outputs)
 
+    def _settings(self, counts: Mapping[Count, int]) -> torch.Tensor:
+        return self._transfer.views(counts)["settings"].view(-1, SETTINGS)
+
     def _check_finite(self) -> None:
         if self._buffers["broken"].item():
             raise InferCompileError(
@@ -243,24 +274,6 @@ class CudaEngine:
             return None
         return {name: min(size, most) for name, most in self._most.items()}
 
-    def _fill(self, inputs: Inputs, counts: Mapping[Count, int], batch: Sequence[SequenceStep]) -> None:
-        """Copies the inputs; what is there beyond them up to ``counts`` is nobody's."""
-        for name, array in inputs.arrays.items():
-            buffer = self._table.buffers[name]
-            if buffer.per is None:
-                raise ValueError(f"{name} is counted in nothing")
-            whole = np.full(counts[buffer.per] * buffer.width, _filler(name), np.int32)
-            whole[: array.size] = array.reshape(-1)
-            self._buffers[name][: whole.size].copy_(torch.from_numpy(whole))
-        for form in ("exact", "packed") if self.program.cache.compressed else ("exact",):
-            name = f"{form}_table"
-            width = self._table.buffers[name].width
-            table = np.full((counts["sequences"], width), NOWHERE, np.int32)
-            for row, sequence in enumerate(batch):
-                pages = getattr(sequence, form)[:width]
-                table[row, : len(pages)] = pages
-            self._buffers[name][: table.size].copy_(torch.from_numpy(table.reshape(-1)))
-
     def _replay(self, counts: Mapping[Count, int], tile: int, drawn: bool) -> torch.Tensor:
         """The step as a graph. The first of its kind runs without one, and so loads what it launches; the
         second is captured."""
@@ -273,7 +286,7 @@ class CudaEngine:
         graph = self._graphs[key]
         if graph is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self._scratch):
                 self._forward(counts, tile, drawn)
             self._graphs[key] = graph
         graph.replay()
@@ -281,6 +294,7 @@ class CudaEngine:
 
     def _forward(self, counts: Mapping[Count, int], tile: int, drawn: bool) -> torch.Tensor:
         """From embedding to tokens, on what the buffers hold."""
+        self._buffers |= self._transfer.views(counts)
         self._buffers["broken"].zero_()
         for line in self._table.lines:
             self._run(line, counts, tile)
@@ -291,7 +305,7 @@ class CudaEngine:
         sampled = self._rows("sampled", outputs)[:, 0]
         scores = self._logits(outputs)
         # Of equal numbers argmax takes the first.
-        sampled.copy_(draw(scores, self._settings[:outputs]) if drawn else scores.argmax(-1))
+        sampled.copy_(draw_among_largest(scores, self._settings(counts)) if drawn else scores.argmax(-1))
         return sampled
 
     def _run(self, line: Line, counts: Mapping[Count, int], tile: int) -> None:
@@ -343,8 +357,3 @@ def _host(tensor: torch.Tensor) -> NDArray[Any]:
     """A copy in the processor's memory: the next step writes where the tensor lies."""
     copied: NDArray[Any] = tensor.to("cpu", copy=True).numpy()
     return copied
-
-
-def _filler(name: str) -> int:
-    """What stands in rows that are nobody's: a token that exists, no place to write to, nothing to do."""
-    return NOWHERE if name in ("slots", "tiles", "jobs") else 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from types import ModuleType
 
 from ..errors import InferCompileError, Problem
@@ -28,19 +31,20 @@ class Holder:
         return f"process {self.pid} ({self.name}) holds {held}"
 
 
+def need_torch() -> None:
+    """Raises InferCompileError IC529 without PyTorch."""
+    if find_spec("torch") is None:
+        raise _no_torch(
+            "PyTorch is not installed", "an engine of a GPU has its matrix products and memory from it"
+        )
+
+
 def check_driver(served: tuple[int, int], built: str | None) -> None:
     """Raises InferCompileError IC525 for a driver that serves an older generation of CUDA than PyTorch was
     ``built`` with ("12.8"): within one generation drivers run what is newer. IC529 where it was built
     without."""
     if built is None:
-        raise InferCompileError(
-            Problem(
-                "IC529",
-                "the installed PyTorch was built without CUDA",
-                because="it cannot use an NVIDIA GPU",
-                fix="install a PyTorch that was built with CUDA",
-            )
-        )
+        raise _no_torch("the installed PyTorch was built without CUDA", "it cannot use an NVIDIA GPU")
     if served[0] < int(built.split(".")[0]):
         raise InferCompileError(
             Problem(
@@ -52,31 +56,48 @@ def check_driver(served: tuple[int, int], built: str | None) -> None:
         )
 
 
+def _no_torch(message: str, because: str) -> InferCompileError:
+    return InferCompileError(
+        Problem("IC529", message, because=because, fix="install a PyTorch that was built with CUDA")
+    )
+
+
 def check_memory(planned: int, free: int, total: int, holders: Sequence[Holder]) -> None:
     """Raises InferCompileError IC527 if ``planned`` bytes are more than are ``free``; it names who holds
     memory."""
-    if planned <= free:
-        return
+    if planned > free:
+        raise lacking_memory(planned, free, total, holders)
+
+
+def lacking_memory(planned: int, free: int, total: int, holders: Sequence[Holder]) -> InferCompileError:
+    """IC527, in numbers."""
     because = f"weights, cache and buffers take {planned / GIB:.1f} GiB, and of {total / GIB:.1f} GiB "
     because += f"{free / GIB:.1f} GiB are free"
     if holders:
         because += "; " + "; ".join(map(str, holders))
     fix = "end what holds the memory, or plan for a smaller context or fewer sequences"
-    raise InferCompileError(
+    return InferCompileError(
         Problem("IC527", "the device has too little free memory", because=because, fix=fix)
     )
 
 
-def no_kernels(capability: tuple[int, int]) -> InferCompileError:
-    """IC528: neither kernels for the device nor a compiler that makes them."""
-    return InferCompileError(
-        Problem(
-            "IC528",
-            f"the bundle has no kernels for compute capability {capability[0]}.{capability[1]}",
-            because="it was built for another device, and triton, which compiles them, is not installed",
-            fix="build the bundle for this device, or pip install triton",
+def need_compiler(capability: tuple[int, int]) -> None:
+    """Raises InferCompileError IC528 where kernels for a device that a bundle lacks cannot be compiled:
+    Triton compiles them, and has a C compiler make what launches them."""
+    lacks = []
+    if find_spec("triton") is None:
+        lacks.append("triton, which compiles them,")
+    if not (os.environ.get("CC") or which("gcc") or which("clang")):
+        lacks.append("a C compiler, which triton takes,")
+    if lacks:
+        raise InferCompileError(
+            Problem(
+                "IC528",
+                f"the bundle has no kernels for compute capability {capability[0]}.{capability[1]}",
+                because=f"it was built for another device, and {' and '.join(lacks)} is not installed",
+                fix="build the bundle for this device, or install triton and gcc",
+            )
         )
-    )
 
 
 def holders(index: int) -> tuple[Holder, ...]:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..formats.launches import SETTINGS
 from ..step import Sampling, SequenceStep
 from .rows import Rows, need
 from .sampling import uniform
 
-SETTINGS = 5
-"""Numbers that a row is drawn with: temperature, top_k, top_p, min_p, and the uniform number."""
+LARGEST = 1024
+"""Candidates of a row that are put in order first. Not tuned on a device yet."""
+UNSETTLED = -1
+"""Stands for a token that the largest logits do not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +100,47 @@ def _mask(rows: torch.Tensor, mask: np.ndarray | None) -> None:
 def draw(logits: torch.Tensor, settings: torch.Tensor) -> torch.Tensor:
     """A token for each row of ``logits``, as sampling.py draws it: candidates by falling logit, lower ids
     first among equals; probabilities are float64."""
-    temperature, top_k, top_p, min_p, target = settings.T.unsqueeze(-1)
     ordered, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
+    return _drawn(ordered, ids, ordered, torch.full_like(ids[:, :1], logits.shape[1] + 1), settings)
+
+
+def draw_among_largest(logits: torch.Tensor, settings: torch.Tensor, count: int = LARGEST) -> torch.Tensor:
+    """The same, looking in order at the ``count`` largest logits alone: UNSETTLED where these do not tell.
+
+    Selecting reads a row a few times; sorting it all writes it as often, with the ids.
+    """
+    if logits.shape[1] <= count:
+        return draw(logits, settings)
+    ids = torch.topk(logits, count, dim=-1, sorted=False).indices.sort(dim=-1).values
+    ordered, places = torch.sort(logits.gather(-1, ids), dim=-1, descending=True, stable=True)
+    # Others may be as large as the least of these.
+    sure = (ordered > ordered[:, -1:]).sum(-1, keepdim=True)
+    return _drawn(ordered, ids.gather(-1, places), logits, sure, settings)
+
+
+def _drawn(
+    ordered: torch.Tensor, ids: torch.Tensor, whole: torch.Tensor, sure: torch.Tensor, settings: torch.Tensor
+) -> torch.Tensor:
+    """A token of ``ids`` for each row, or UNSETTLED. ``ordered`` are the first candidates, of which the first
+    ``sure`` stand where they do among all, ``whole``, in any order."""
+    temperature, top_k, top_p, min_p, target = settings.T.unsqueeze(-1)
     greedy = temperature == 0
-    scaled = ordered.double() / torch.where(greedy, 1.0, temperature)
-    weights = torch.exp(scaled - scaled[:, :1])
-    rank = torch.arange(logits.shape[1], device=logits.device)
+    divisor = torch.where(greedy, 1.0, temperature)
+    most = ordered[:, :1].double() / divisor
+    weights = torch.exp(ordered.double() / divisor - most)
+    everything = torch.exp(whole.double() / divisor - most).sum(-1, keepdim=True)
+    rank = torch.arange(ordered.shape[1], device=ordered.device)
     weights = torch.where((top_k == 0) | (rank < top_k), weights, 0.0)
     cumulative = weights.cumsum(-1)
-    last = (cumulative < top_p * cumulative[:, -1:]).sum(-1, keepdim=True)
-    weights = torch.where((top_p >= 1) | (rank <= last), weights, 0.0)
-    weights = torch.where(weights >= min_p * weights[:, :1], weights, 0.0)
+    total = torch.where(top_k == 0, everything, cumulative[:, -1:])
+    last = (cumulative < top_p * total).sum(-1, keepdim=True)
+    heavy = weights >= min_p * weights[:, :1]
+    weights = torch.where(((top_p >= 1) | (rank <= last)) & heavy, weights, 0.0)
     cumulative = weights.cumsum(-1)
-    place = (cumulative <= target * cumulative[:, -1:]).sum(-1, keepdim=True)
-    return ids.gather(-1, torch.where(greedy, 0, place))[:, 0]
+    cut = (top_k > 0) | ((top_p < 1) & (last < sure)) | ((min_p > 0) & (heavy.sum(-1, keepdim=True) < sure))
+    total = torch.where(cut, cumulative[:, -1:], everything)
+    place = torch.where(greedy, 0, (cumulative <= target * total).sum(-1, keepdim=True))
+    uncut = (top_k == 0) & (top_p >= 1) & (min_p == 0)
+    settled = (greedy | ((top_k <= sure) & (cut | uncut))) & (place < sure)
+    place = place.clamp(max=ordered.shape[1] - 1)
+    return torch.where(settled, ids.gather(-1, place), UNSETTLED)[:, 0]

@@ -40,6 +40,10 @@ class Driver:
         self._ask("cuDriverGetVersion", ctypes.byref(found))
         return found.value // 1000, found.value % 1000 // 10
 
+    def start(self) -> None:
+        """Raises InferCompileError IC526 where the driver shows no device."""
+        self._ask("cuInit", ctypes.c_uint(0))
+
     def load(self, cubin: bytes, entry: str, shared: int) -> ctypes.c_void_p:
         """The function ``entry`` of ``cubin``, in the context that is current."""
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
@@ -79,6 +83,10 @@ class Driver:
         if status:
             said = ctypes.c_char_p()
             self._library.cuGetErrorString(status, ctypes.byref(said))
-            because = f"{name}: {said.value.decode() if said.value else f'error {status}'}"
-            fix = "infer-compile doctor; nvidia-smi tells whether the device is well"
-            raise InferCompileError(Problem("IC526", "the NVIDIA driver failed", because=because, fix=fix))
+            raise failed(f"{name}: {said.value.decode() if said.value else f'error {status}'}")
+
+
+def failed(because: str) -> InferCompileError:
+    """IC526."""
+    fix = "infer-compile doctor; nvidia-smi tells whether the device is well"
+    return InferCompileError(Problem("IC526", "the NVIDIA driver failed", because=because, fix=fix))

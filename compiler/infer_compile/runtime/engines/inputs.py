@@ -10,47 +10,65 @@ from numpy.typing import NDArray
 
 from ..formats.launches import Count
 from ..formats.paging import Paging
-from ..step import Int32
+from ..formats.program import Program
+from ..step import MOST_TREE, Float32, Int32
 from .rows import Rows, need
 
+Float64 = NDArray[np.float64]
 NOWHERE = -1
-SEEN = 32
-"""New tokens of a tree at most: each has a bit of a word for each that it may see."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """``arrays`` by the names of their buffers, and how many there are of everything that is counted."""
+    """``arrays`` by the names of their buffers, ``tables`` of pages by theirs, one for each sequence, and how
+    many there are of everything that is counted."""
 
-    arrays: dict[str, Int32]
+    arrays: dict[str, Int32 | Float32 | Float64]
+    tables: dict[str, list[Int32]]
     counts: dict[Count, int]
     tile: int
 
 
-def inputs_of(layout: Paging, batch: Sequence[Rows], tiles: Sequence[int]) -> Inputs:
-    """The step of ``batch``, in tiles of the first of ``tiles`` tokens that holds every sequence's, else of
-    the last.
+def filler(name: str) -> int:
+    """What stands in rows that are nobody's: a token that exists, no place to write to, nothing to do."""
+    return NOWHERE if name in ("slots", "tiles", "jobs") else 0
 
-    Raises InferCompileError IC521 for a tree of more tokens than a word has bits.
+
+def inputs_of(program: Program, batch: Sequence[Rows], tiles: Sequence[int], settings: Float64) -> Inputs:
+    """The step of ``batch``, in tiles of the first of ``tiles`` tokens that holds every sequence's, else of
+    the last. ``settings`` [outputs, SETTINGS] are what its rows are drawn with.
+
+    Raises InferCompileError IC521 for a sequence that compresses nothing, if the program checks none.
     """
-    tree = max((part.count for part in batch if part.step.parents is not None), default=0)
-    need(tree <= SEEN, f"a tree of {tree} tokens, and the kernels take {SEEN}")
+    layout = program.cache
     packed = all(part.step.packed is not None for part in batch)
-    need(packed or not layout.compressed, "a sequence that compresses nothing, and the kernels do")
+    known = packed or not layout.compressed or program.limits.checked_tokens
+    need(bool(known), "a sequence that compresses nothing, of a program that checks no answers")
     longest = max((part.count for part in batch), default=0)
     tile = next((tokens for tokens in tiles if longest <= tokens), tiles[-1])
-    arrays: dict[str, Int32] = {
+    arrays: dict[str, Int32 | Float32 | Float64] = {
         "tokens": _joined([part.step.tokens for part in batch]),
         "positions": _joined([part.positions for part in batch]),
-        "slots": _joined([_slots(layout, part) for part in batch]),
+        "slots": _joined([_slots(layout, part) for part in batch] if layout.layers else ()),
         "sees": _joined([_bits(part) for part in batch]),
-        "sequences": _table([(part.first, part.step.start, part.count) for part in batch], 3),
+        "sequences": _table([_sequence(layout, part) for part in batch], 4),
         "tiles": _table(
             [(index, first) for index, part in enumerate(batch) for first in range(0, part.count, tile)], 2
         ),
         "chosen": _joined([np.array(part.outputs) for part in batch]),
+        "settings": settings,
     }
+    if program.limits.overflow == "evict":
+        arrays["gaps"] = _joined([np.full(part.count, part.step.evicted) for part in batch])
+    fed = [part.step.features for part in batch if part.step.features is not None]
+    if fed:
+        arrays["fed"] = np.concatenate(fed).astype(np.float32)
+    tables = {"exact_table": [_held(layout, part, part.step.exact) for part in batch]}
     if layout.compressed:
+        tables["packed_table"] = [
+            _held(layout, part, part.step.exact if part.step.packed is None else part.step.packed)
+            for part in batch
+        ]
         arrays["jobs"] = _table([job for part in batch for job in _jobs(layout, part)], 2)
     counts: dict[Count, int] = {
         "rows": len(arrays["tokens"]),
@@ -59,7 +77,22 @@ def inputs_of(layout: Paging, batch: Sequence[Rows], tiles: Sequence[int]) -> In
         "tiles": len(arrays["tiles"]),
         "seals": len(arrays.get("jobs", ())),
     }
-    return Inputs(arrays, counts, tile)
+    return Inputs(arrays, tables, counts, tile)
+
+
+def _held(layout: Paging, part: Rows, table: Int32) -> Int32:
+    """Of a page table what the step may look at, the gap closed."""
+    held, sinks = table[: layout.pages(part.tokens)], layout.sink_pages
+    if not part.step.evicted:
+        return held
+    return np.concatenate([held[:sinks], held[sinks + part.step.evicted // layout.page_tokens :]])
+
+
+def _sequence(layout: Paging, part: Rows) -> tuple[int, ...]:
+    """First row, slot of the first new token, new tokens, and tokens evicted: the complement of these where
+    pages are compressed but none of this sequence."""
+    whole = layout.compressed and part.step.packed is None
+    return part.first, part.step.start, part.count, ~part.step.evicted if whole else part.step.evicted
 
 
 def _slots(layout: Paging, part: Rows) -> NDArray[np.int64]:
@@ -70,13 +103,13 @@ def _slots(layout: Paging, part: Rows) -> NDArray[np.int64]:
 
 
 def _bits(part: Rows) -> Int32:
-    """Which of the sequence's new tokens each sees, one bit per token; none of a chain, whose
+    """Which of the sequence's new tokens each sees, one bit per token in two words; none of a chain, whose
     tokens see those before them."""
-    if part.step.parents is None:
-        return np.zeros(part.count, np.int32)
-    places = np.uint32(1) << np.arange(part.count, dtype=np.uint32)
-    bits: Int32 = (part.sees * places).sum(axis=1, dtype=np.uint32).view(np.int32)
-    return bits
+    bits = np.zeros((part.count, MOST_TREE), np.bool_)
+    if part.step.parents is not None:
+        bits[:, : part.count] = part.sees
+    words: Int32 = np.packbits(bits, axis=1, bitorder="little").view("<i4").reshape(-1)
+    return words
 
 
 def _jobs(layout: Paging, part: Rows) -> list[tuple[int, int]]:

@@ -90,9 +90,10 @@ class CubinKernels:
     def launch(self, launch: Launch, grid: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
         key = self._table.variant(launch)
         cubin = self._cubins.kernels[key]
-        # Behind its own, Triton's kernels take two places for scratch memory, which none of these needs.
+        # Behind its own, Triton's kernels take two places for scratch memory, which none of these needs;
+        # others do not look there.
         packed = [*(_packed(arguments[name]) for name in cubin.arguments), _packed(None), _packed(None)]
-        self._driver.launch(self._functions[key], grid, launch.warps, cubin.shared, self._stream(), packed)
+        self._driver.launch(self._functions[key], grid, cubin.warps, cubin.shared, self._stream(), packed)
 
 
 def _packed(value: torch.Tensor | float | None) -> Argument:

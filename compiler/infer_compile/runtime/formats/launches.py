@@ -21,7 +21,11 @@ Count = Literal["rows", "outputs", "sequences", "tiles", "seals"]
 Dtype = Literal["f64", "f32", "f16", "bf16", "int8", "int32"]
 BYTES: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "int8": 1, "int32": 4}
 ALIGNMENT = 16
-"""Bytes that every pointer is a multiple of, and what kernels may be told that a number is a multiple of."""
+"""Bytes that every pointer of a launch is a multiple of; numbers that are multiples of it are told to be."""
+SETTINGS = 5
+"""Numbers that a row of logits is drawn with: temperature, top_k, top_p, min_p, and the uniform number."""
+
+
 WEIGHTS_MAGIC = b"infer-compile\0\0\1"
 """What the weights file begins with, before the digest of its program."""
 
@@ -105,11 +109,13 @@ class Launch(_Frozen):
 
 class Cubin(_Frozen):
     """A kernel compiled for one architecture: the function ``entry`` of ``file``. A launch hands over its
-    ``arguments`` in this order, and asks for ``shared`` bytes of shared memory."""
+    ``arguments`` in this order, to blocks of so many ``warps``, and asks for ``shared`` bytes of shared
+    memory."""
 
     file: str
     entry: str
     arguments: tuple[str, ...]
+    warps: int
     shared: int
 
 
@@ -164,6 +170,8 @@ class StepTable(_Frozen):
     tiles: tuple[int, ...]
     """Tokens of a tile, ascending: a step takes the first that holds the new tokens of each sequence, else
     the last. Those of several tokens know of trees."""
+    inputs: tuple[str, ...]
+    """The buffers that the caller fills: what the step is. They reach the device in one transfer."""
     hidden: str
     weights_bytes: int
     weights: dict[str, Part]
@@ -192,8 +200,14 @@ class StepTable(_Frozen):
         types |= {
             name: "f32" if isinstance(each, float) else "int32" for name, each in launch.numbers.items()
         }
-        types |= dict.fromkeys(launch.aligned, "int32 aligned")
-        parts = [launch.kernel, launch.constants, types, sorted(launch.counts), launch.options]
+        parts = [
+            launch.kernel,
+            launch.constants,
+            types,
+            launch.aligned,
+            sorted(launch.counts),
+            launch.options,
+        ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:

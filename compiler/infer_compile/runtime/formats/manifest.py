@@ -36,8 +36,12 @@ class Source(_Frozen):
 
 
 class Engine(_Frozen):
+    """``kind`` is ``cpu`` or ``cuda``, ``isa`` the instruction set (``avx2``) or architecture (``sm_89``).
+    Not ``verified``: its kernels were not run on such a device since they were last changed."""
+
     kind: str
     isa: str
+    verified: bool = True
 
 
 class Serving(_Frozen):

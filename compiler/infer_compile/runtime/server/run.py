@@ -6,10 +6,9 @@ import asyncio
 import logging
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -24,8 +23,9 @@ from ..journal import Line
 from ..loop import EngineLoop
 from ..measure import measure
 from ..shadow import Shadow
+from ..stopwatch import Stopwatch
 from ..tokenizer import Tokenizer
-from ..warmup import warm_up
+from ..warmup import capture, warm_up
 from . import keys
 from .api import create_app
 from .metrics import Metrics, Names
@@ -54,22 +54,6 @@ class Options:
     shadow_fraction: float | None
     """Of the answers that are checked against an exact cache; None takes the bundle's."""
     limits: Limits
-
-
-@dataclass(slots=True)
-class Stopwatch:
-    """Seconds of each phase of the start."""
-
-    began: float = field(default_factory=time.monotonic)
-    phases: dict[str, float] = field(default_factory=dict)
-
-    def lap(self, phase: str) -> None:
-        """``phase`` has ended just now."""
-        self.phases[phase] = round(time.monotonic() - self.began - sum(self.phases.values()), 3)
-
-    def line(self) -> Line:
-        seconds = {f"{phase}_s": taken for phase, taken in self.phases.items()}
-        return Line("start", seconds | {"seconds": round(sum(self.phases.values()), 3)})
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -110,6 +94,8 @@ def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Serv
         for engine in opened.engines:
             warm_up(engine)
         watch.lap("warm_up")
+        if sum(map(capture, opened.engines)):
+            watch.lap("graphs")
         measured, *_ = [measure(engine) for engine in opened.engines if engine.program.cache.layers]
         watch.lap("measure")
         cache = {"bytes_per_token": measured.token_bytes, "exact_bytes_per_token": measured.exact_token_bytes}
@@ -155,7 +141,7 @@ def serve(folder: Path, options: Options) -> None:
     before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         with service(bundle, options, watch) as running:
-            log.info(watch.line())
+            log.info(watch.line("start"))
             app = create_app(running, allowed, open_metrics=options.open_metrics)
             if not stopped:
                 asyncio.run(_serve(app, running, bound, options))
