@@ -44,6 +44,8 @@ from infer_compile.runtime.formats.kv import LEVELS
 TOLERANCE = 0.02
 """Of a head's output the root mean square difference, over that of all outputs. Queries are rounded to 127
 steps and softmax weights to 8 or 11 bits, which makes a third of it."""
+WRONG = 1e9
+"""Stands for an error that is no number, and for results that changed while they were timed."""
 OURS = ("tq3", "bf16", "fp8", "int8", "tq4", "ct3")
 TRITON = "triton"
 """Behind a level and a colon: its kernels as Triton compiles them at start, decode.cu by none of them."""
@@ -220,17 +222,26 @@ def measure(
         return {"skipped": f"takes {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} are free"}
     try:
         subject = subject_of(given, heads, name, case)
+        return figures(given, timer, heads, case, subject, copied)
     except Absent as failure:
         return {"absent": str(failure)}
+    except torch.OutOfMemoryError as failure:
+        return {"skipped": str(failure).splitlines()[0]}
+
+
+def figures(
+    given: argparse.Namespace, timer: Timer, heads: Heads, case: Case, subject: Subject, copied: float
+) -> Row:
+    """Held to what is expected before it is timed, and again after."""
     subject.run()
     expected = subject.expected()
     error = difference(subject.output(), expected)
     row: Row = {"error": error, "bytes": subject.bytes, "slots": subject.slots, "kernels": subject.kernels}
     if not error <= TOLERANCE:
-        return row | {"error": error if error == error else 1e9}
+        return row | {"error": error if error == error else WRONG}
     seconds = timer.replayed(subject.run)
     if not difference(subject.output(), expected) <= TOLERANCE:
-        return row | {"error": 1e9}
+        return row | {"error": WRONG}
     numbers = 2 * case.batch * case.context * heads.count * heads.size
     issued = numbers * (subject.slots or 0.0) / slots_per_second(given.target)
     return row | {

@@ -211,6 +211,6 @@ def kind(line: Line) -> Part:
     if isinstance(line, Matmul):
         return "products"
     launch = next(launches_of(line))
-    if launch.kernel.startswith("linear."):
+    if launch.kernel.startswith(("linear.", "experts.")):
         return "products"
     return "attention" if attends(launch) else "rest"

@@ -1,10 +1,11 @@
-"""Products, norms, gates, rotations and the draw on a device: all that the interpreter is asked."""
+"""Products, norms, gates, rotations, experts and the draw on a device: all that the interpreter is asked."""
 
 from on_device import arrays_on_the_device, pytest  # noqa: F401  # before what imports triton
 
 # isort: split
 import test_cuda_kernels
 from test_cuda_draws import *  # noqa: F403
+from test_cuda_experts import *  # noqa: F403
 from test_cuda_kernels import *  # noqa: F403
 
 

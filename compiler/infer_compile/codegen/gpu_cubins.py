@@ -85,7 +85,7 @@ def compile_launch(table: StepTable, launch: Launch, capability: int, file: str)
         attrs={
             (index,): [["tt.divisibility", ALIGNMENT]]
             for index, name in enumerate(names)
-            if types.get(name, "").startswith("*")
+            if types.get(name, "").startswith("*") or name in launch.aligned
         },
     )
     made = run_compiler(launch.kernel, source, capability, launch.options)
