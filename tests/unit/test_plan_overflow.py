@@ -71,6 +71,7 @@ def test_the_bundle_says_what_it_drops() -> None:
         "packages": [],
         "speculation": {"tokens": 0, "draft": ""},
         "engine": {"kind": "cpu", "verified": True, "isa": "x"},
+        "measured": None,
         "port": 1,
         "max_context": 1024,
         "max_sequences": 2,
