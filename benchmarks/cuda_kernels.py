@@ -20,27 +20,35 @@ from infer_compile.catalog.cuda_kernels import load_kernel_runs, sources_digest
 from infer_compile.catalog.target import Target, load_target
 from infer_compile.codegen import cuda_constants as constants
 from infer_compile.codegen import cuda_decode, nvrtc
+from infer_compile.codegen import cuda_latent as latent
 from infer_compile.codegen.cubins import ARCHITECTURES, Compiled, Variant, compile_kernel, disassemble
 from infer_compile.codegen.cuda_constants import Launch, Tiling
 from infer_compile.lower.signs import signs
 from infer_compile.runtime.formats.kv import LEVELS, CacheLayout, LevelName, uniform
+from infer_compile.runtime.formats.latent import LatentLayout, LatentLevel
 from infer_compile.runtime.kv.codec import FP8_MOST
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cuda-kernels.md"
 WARP = 32
 KV_HEADS = 8
 FEW = (80, 90, 100, 120)
+LATENT = (80, 90, 100)
+LATENT_HEADS = 128
+LATENT_STEP = 192
+"""Numbers of a head's query: 128 without and 64 with a rotary embedding."""
 FLOPS_PER_SLOT = 32
 """Dense bf16 operations of tensor cores in the time of one lane's instruction, on Hopper: a multiprocessor
 does 4,096 a clock and issues for 128 lanes (NVIDIA H100 Tensor Core GPU Architecture, 2022)."""
 HEAD = """\
 # CUDA kernels of the cache
 
-Append, seal, query, attend and merge ([kernels/cuda](../kernels/cuda/README.md)), compiled ahead of time by
+Append, seal, query, attend and merge, and those of latent attention
+([kernels/cuda](../kernels/cuda/README.md)), compiled ahead of time by
 Triton {triton}, and decode, which is what attend computes for single tokens, in CUDA C++ by NVRTC {nvrtc};
 for every architecture, without a GPU: `python benchmarks/cuda_kernels.py` writes this page.
 Their results are held to the slow form by Triton's interpreter (`tests/engine/test_cuda_cache.py`: every
-level, heads of 64 to 256, groups of 1 to 16, pages of 16 to 128, chains, trees, windows, ragged batches),
+level, heads of 64 to 256, groups of 1 to 16, pages of 16 to 128, chains, trees, windows, ragged batches;
+`tests/engine/test_cuda_latent.py`),
 and what the compilers made of them by an interpreter of PTX (`tests/engine/test_decode.py`,
 `test_ptx_kernels.py`).
 
@@ -68,7 +76,8 @@ class Row:
     variant: Variant
     architectures: tuple[int, ...]
     numbers: int = 0
-    level: LevelName | None = None
+    bits: float | None = None
+    """Of one number of the cache, where attention reads it."""
 
 
 def main() -> None:
@@ -117,6 +126,7 @@ def rows() -> Iterator[Row]:
     yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4)), FEW)
     merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1))
     yield Row("merge tq3", Variant("merge", merged), FEW)
+    yield from _latents()
 
 
 def _tiling(head_dim: int, group: int, tokens: int) -> Tiling:
@@ -143,7 +153,30 @@ def _attend(
     own = constants.attend_constants(layout, 0, group, _tiling(head_dim, group, tokens))
     variant = Variant("attend", own, launch.warps, launch.stages, launch.registers)
     # A round passes the keys and values of a block.
-    return Row(name, variant, architectures, 2 * launch.block * head_dim, level)
+    bits = uniform(level, 1, head_dim)[0].bits_per_element(head_dim)
+    return Row(name, variant, architectures, 2 * launch.block * head_dim, bits)
+
+
+def _latents() -> Iterator[Row]:
+    """The shape of DeepSeek-V3: 128 heads, of which a program takes as many as tensor cores have rows."""
+    for level in ("bf16", "fp8"):
+        layout = _latent_layout(level)
+        launch, numbers = latent.latent_launch(), layout.rank + layout.rope
+        tiling = Tiling(1, launch.block, exact_splits=1, packed_splits=8)
+        own = latent.latent_constants(layout, LATENT_HEADS, LATENT_STEP, constants.LEAST_ROWS, tiling)
+        variant = Variant("latent", own, launch.warps, launch.stages, launch.registers)
+        bits = 8 * layout.token_bytes / numbers
+        yield Row(f"latent {level}, decode", variant, LATENT, launch.block * numbers, bits)
+    layout = _latent_layout("fp8")
+    yield Row("latent_append", Variant("latent_append", latent.latent_append_constants(layout)), (90,))
+    sealed = latent.latent_seal_constants(layout, FP8_MOST)
+    yield Row("latent_seal fp8", Variant("latent_seal", sealed), (90,))
+
+
+def _latent_layout(level: LatentLevel) -> LatentLayout:
+    return LatentLayout(
+        level=level, page_tokens=32, sink_pages=1, recent_pages=4, rank=512, rope=64, layers=1
+    )
 
 
 def _decode(
@@ -151,8 +184,9 @@ def _decode(
 ) -> Row:
     own = constants.attend_constants(_layout(level, head_dim), 0, group, _tiling(head_dim, group, 1))
     variant = Variant("decode", own, cuda_decode.WARPS)
+    bits = uniform(level, 1, head_dim)[0].bits_per_element(head_dim)
     # In a round each warp passes a block of its own.
-    return Row(name, variant, architectures, cuda_decode.WARPS * 2 * cuda_decode.BLOCK * head_dim, level)
+    return Row(name, variant, architectures, cuda_decode.WARPS * 2 * cuda_decode.BLOCK * head_dim, bits)
 
 
 def _layout(level: LevelName, head_dim: int) -> CacheLayout:
@@ -170,12 +204,12 @@ def _layout(level: LevelName, head_dim: int) -> CacheLayout:
 
 def _line(row: Row, compiled: Compiled, cache: Path) -> str:
     slots = bound = ""
-    if row.level is not None:
+    if row.bits is not None:
         # Only packed pages are multiplied as integers.
         product = "IMMA" if row.variant.kernel == "decode" else "MMA"
         count = longest_loop(disassemble(compiled, cache), product)
         slots = f"{count * row.variant.warps * WARP / row.numbers:.1f}"
-        bound = f"{_bound(row.level, row.variant.constants['D']):.1f}"
+        bound = f"{_bound(row.bits):.1f}"
     cells = (row.name, f"sm_{compiled.capability}", compiled.registers, compiled.stack, compiled.shared)
     return "| " + " | ".join(str(cell) for cell in (*cells, slots, bound)) + " |"
 
@@ -203,10 +237,9 @@ def _h200() -> Target:
     return load_target("h200-sxm", Path())
 
 
-def _bound(level: LevelName, head_dim: int) -> float:
-    """Slots of an H200 in the time in which its memory yields one number."""
-    size = uniform(level, 1, head_dim)[0].bits_per_element(head_dim) / 8
-    return _slots_per_second() / (_h200().bandwidth_gbs * 1e9 / size)
+def _bound(bits: float) -> float:
+    """Slots of an H200 in the time in which its memory yields one number of so many bits."""
+    return _slots_per_second() / (_h200().bandwidth_gbs * 1e9 / (bits / 8))
 
 
 def _slots_per_second() -> float:
@@ -230,14 +263,16 @@ def _head() -> str:
         verified=verified,
         bandwidth=_h200().bandwidth_gbs / 1e3,
         slots=_slots_per_second() / 1e12,
-        exact=_bound(LEVELS["bf16"], 128),
+        exact=_bound(16),
     )
 
 
 def _foot() -> str:
     return (
         f"\nSources: `{sources_digest()}`. Pages of 32 tokens, {KV_HEADS} key-value heads; "
-        "heads of 128 and groups of 4 where nothing else is said.\n"
+        "heads of 128 and groups of 4 where nothing else is said. Latent attention as of DeepSeek-V3: latent "
+        f"vectors of 512, rotary keys of 64, {LATENT_HEADS} heads, 16 of them in a program: each of the "
+        f"{LATENT_HEADS // 16} programs of a page has the slots of its own.\n"
     )
 
 

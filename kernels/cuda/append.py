@@ -40,8 +40,14 @@ def append(
         page = (slot // PAGE).to(tl.int64)
         numbers = exact_pool.to(tl.pointer_type(tl.bfloat16)) + 2 * (page * exact_page + exact_place)
         place = head * (2 * PAGE * D) + (slot % PAGE) * D + columns
-        tl.store(numbers + place, to_bf16(key), mask=inside)
-        tl.store(numbers + place + PAGE * D, to_bf16(value), mask=inside)
-        finite = (tl.abs(key) <= 3.3895313892515355e38) & (tl.abs(value) <= 3.3895313892515355e38)
-        if tl.min(finite.to(tl.int32), axis=0) == 0:
-            tl.store(broken, 1)
+        store_finite(numbers + place, key, inside, broken)
+        store_finite(numbers + place + PAGE * D, value, inside, broken)
+
+
+@triton.jit
+def store_finite(target, numbers, inside, broken):
+    """float32 ``numbers`` as bfloat16; one that is not finite sets ``broken[0]``."""
+    tl.store(target, to_bf16(numbers), mask=inside)
+    finite = tl.abs(numbers) <= 3.3895313892515355e38
+    if tl.min(finite.to(tl.int32), axis=0) == 0:
+        tl.store(broken, 1)

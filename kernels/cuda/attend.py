@@ -19,35 +19,14 @@ import triton
 import triton.language as tl
 
 from .bf16 import product, to_bf16
-from .pages import Pages, page_of, read_keys, read_scales, read_values
+from .codes import FP8_UNIT
+from .pages import Pages, read_keys, read_scales, read_values
+from .seen import SEQUENCE, exact_part, hide, packed_part, rows_of, share
+from .softmax import LOG2E, weigh
 from .turn_back import SHIFT
 
 EVERY = tl.constexpr(1 << 24)
 """More pages than a sequence has."""
-LOG2E = tl.constexpr(1.4426950408889634)
-SEQUENCE = tl.constexpr(4)
-"""Numbers that tell of a sequence."""
-FP8_UNIT = tl.constexpr(256.0)
-"""What ``open_fp8`` leaves out."""
-
-
-class Rows(NamedTuple):
-    """The rows of a tile, each a query head of a token: which are ``real``, and of each the ``slot`` and the
-    ``position`` of its token; new tokens begin at slot ``start``, and each sees ``recent`` pages before its
-    own exactly. In a tree ``positions`` [count], less ``gap``, are those of the new tokens, and a bit of
-    ``sees`` and ``later`` tells of each of the first and of the second 32 whether the row's token sees it.
-    Without any bit the new tokens are a chain."""
-
-    real: Any
-    slot: Any
-    position: Any
-    start: Any
-    count: Any
-    recent: Any
-    gap: Any
-    positions: Any
-    sees: Any
-    later: Any
 
 
 class Target(NamedTuple):
@@ -129,42 +108,39 @@ def attend(
         gap = tl.load(own + 3)
     start -= gap
 
-    index = tl.arange(0, ROWS)
-    token = first_token + index // GROUP
-    real = (index < TOKENS * GROUP) & (token < count)
-    row = (first_row + token).to(tl.int64)
-    if TREE:
-        position = tl.load(positions + row, mask=real, other=0) - gap
-        seen = tl.load(sees + 2 * row, mask=real, other=0)
-        later = tl.load(sees + 2 * row + 1, mask=real, other=0)
-        last = (start + count - 1) // PAGE
-    else:
-        position = start + token
-        seen = token
-        later = token
-        last = (start + tl.minimum(first_token + TOKENS, count) - 1) // PAGE
-    rows = Rows(real, start + token, position, start, count, recent, gap, positions + first_row, seen, later)
-    lowest = tl.min(tl.where(real, position, 2147483647), axis=0)
-    highest = tl.max(tl.where(real, position, 0), axis=0)
+    rows, row, last = rows_of(
+        start,
+        count,
+        recent,
+        gap,
+        first_token,
+        first_row,
+        positions,
+        sees,
+        PAGE,
+        TREE,
+        TOKENS,
+        GROUP,
+        ROWS,
+    )
+    lowest = tl.min(tl.where(rows.real, rows.position, 2147483647), axis=0)
+    highest = tl.max(tl.where(rows.real, rows.position, 0), axis=0)
     # Pages before this one are behind every row's window.
     behind = tl.maximum(lowest - window + 1, 0) // PAGE
     whose = _whose(first_row, first_token, head, ROWS, GROUP, KV_HEADS)
-    query = queries + row * query_stride + (head * GROUP + index % GROUP) * D
+    query = queries + row * query_stride + (head * GROUP + tl.arange(0, ROWS) % GROUP) * D
     target = Target(sums, logs, own, first_token, head, split)
 
     if split < EXACT_SPLITS:
-        first_sink = tl.minimum(behind, SINK)
-        sinks = tl.maximum(tl.minimum(SINK, last + 1) - first_sink, 0)
-        near = tl.maximum(tl.maximum(lowest // PAGE - recent, SINK), behind)
-        count = sinks + tl.maximum(last + 1 - near, 0)
+        first_sink, sinks, near, count = exact_part(rows, lowest, last, behind, PAGE, SINK)
         table = exact_table + sequence * table_stride
         pages = Pages(
             exact_pool, table, exact_page, exact_place + head * (PAGE * D), first_sink, sinks, near, count
         )
-        share = _share(split, EXACT_SPLITS, count, PAGE, BLOCK)
+        blocks = share(split, EXACT_SPLITS, count, PAGE, BLOCK)
         _sweep(
             pages,
-            share,
+            blocks,
             rows,
             query,
             query,
@@ -189,14 +165,13 @@ def attend(
             -1,
         )
     elif SPLITS > EXACT_SPLITS:
-        first = tl.maximum(behind, SINK)
-        count = tl.maximum(highest // PAGE - recent - first, 0)
+        first, count = packed_part(rows, highest, behind, PAGE, SINK)
         table = packed_table + sequence * table_stride
         pages = Pages(packed_pool, table, packed_page, packed_place + head * HEAD, 0, 0, first, count)
-        share = _share(split - EXACT_SPLITS, SPLITS - EXACT_SPLITS, count, PAGE, BLOCK)
+        blocks = share(split - EXACT_SPLITS, SPLITS - EXACT_SPLITS, count, PAGE, BLOCK)
         _sweep(
             pages,
-            share,
+            blocks,
             rows,
             query if KEYS[0][2] == "bf16" else factors + whose * D,
             steps + whose * SEGMENTS,
@@ -231,17 +206,9 @@ def _whose(first_row, first_token, head, ROWS: tl.constexpr, GROUP: tl.constexpr
 
 
 @triton.jit
-def _share(split, SHARES: tl.constexpr, pages, PAGE: tl.constexpr, BLOCK: tl.constexpr):
-    """The first block of tokens of a share, and the one behind its last."""
-    blocks = (pages * PAGE + BLOCK - 1) // BLOCK
-    each = (blocks + SHARES - 1) // SHARES
-    return split * each, tl.minimum((split + 1) * each, blocks)
-
-
-@triton.jit
 def _sweep(
     pages,
-    share,
+    blocks,
     rows,
     query,
     steps,
@@ -285,7 +252,7 @@ def _sweep(
     most = tl.full((height,), float("-inf"), tl.float32)
     total = tl.zeros((height,), tl.float32)
 
-    for block in range(share[0], share[1]):
+    for block in range(blocks[0], blocks[1]):
         first = block * BLOCK
         scores = tl.zeros((height, BLOCK), tl.float32)
         for i in tl.static_range(len(KEYS)):
@@ -295,15 +262,9 @@ def _sweep(
             scores = _see_sinks(scores, pages, rows, turned, factors[0], first, D, PAGE, BLOCK, KEYS)
         if KEY_SCALES >= 0:
             scores *= read_scales(pages, first, PAGE, BLOCK, KEY_SCALES)[None, :]
-        scores = _hide(scores, pages, rows, first, window, EXACT, PAGE, SINK, TREE)
+        scores = hide(scores, pages, rows, first, window, EXACT, PAGE, SINK, TREE)
 
-        higher = tl.maximum(most, tl.max(scores, axis=1))
-        # A row that has seen nothing yet has no maximum to take away.
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        fade = tl.exp2(most - safe)
-        weights = tl.exp2(scores - safe[:, None])
-        total = total * fade + tl.sum(weights, axis=1)
-        most = higher
+        weights, fade, most, total = weigh(scores, most, total)
 
         if VALUE_SCALES >= 0:
             scales = read_scales(pages, first, PAGE, BLOCK, VALUE_SCALES)
@@ -353,45 +314,6 @@ def _see_sinks(
         sinks = first + tl.arange(0, BLOCK) < pages.sinks * PAGE
         scores = tl.where(sinks[None, :], found * factor[:, None], scores)
     return scores
-
-
-@triton.jit
-def _hide(
-    scores,
-    pages,
-    rows,
-    first,
-    window,
-    EXACT: tl.constexpr,
-    PAGE: tl.constexpr,
-    SINK: tl.constexpr,
-    TREE: tl.constexpr,
-):
-    """Scores of tokens from ``first`` on of the list; minus infinity where a row does not see the token
-    so."""
-    listed = first + tl.arange(0, scores.shape[1])
-    page = page_of(pages, listed, PAGE)
-    slot = page * PAGE + listed % PAGE
-    position = slot
-    near = (rows.position // PAGE - rows.recent)[:, None]
-    visible = (listed < pages.count * PAGE)[None, :]
-    if EXACT:
-        visible &= (page < SINK)[None, :] | (page[None, :] >= near)
-        if TREE:
-            own = slot - rows.start
-            new = (own >= 0) & (own < rows.count)
-            position = tl.where(new, tl.load(rows.positions + own, mask=new, other=0) - rows.gap, slot)
-            word = tl.where((own < 32)[None, :], rows.sees[:, None], rows.later[:, None])
-            bit = (word >> (own & 31)[None, :]) & 1
-            chain = ((rows.sees | rows.later) == 0)[:, None]
-            seen = tl.where(chain, slot[None, :] <= rows.slot[:, None], bit != 0)
-            visible &= (own < 0)[None, :] | (new[None, :] & seen)
-        else:
-            visible &= slot[None, :] <= rows.slot[:, None]
-    else:
-        visible &= page[None, :] < near
-    visible &= position[None, :] > (rows.position - window)[:, None]
-    return tl.where(visible, scores, float("-inf"))
 
 
 @triton.jit

@@ -21,6 +21,8 @@ from .bf16 import INTERPRETED
 ROUND = tl.constexpr(12582912.0)
 """1.5 * 2**23: adding and taking it away rounds a small float32 to the nearest integer, ties to even."""
 
+FP8_UNIT = tl.constexpr(256.0)
+"""What ``open_fp8`` leaves out."""
 OPEN_FP8 = tl.constexpr(
     """{
 .reg .b32 low, high, sign, rest;
@@ -191,8 +193,9 @@ def open_fp8(stored):
         wide = stored.to(tl.int16)
         return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
     else:
+        # What has effects the compiler does not do again for each of the forms in which products want it.
         return tl.inline_asm_elementwise(
-            OPEN_FP8, "=r,=r,r", (stored,), dtype=tl.float16, is_pure=True, pack=4
+            OPEN_FP8, "=r,=r,r", (stored,), dtype=tl.float16, is_pure=False, pack=4
         )
 
 

@@ -23,7 +23,7 @@ from infer_compile.quantize.checkpoint import Checkpoint
 from infer_compile.quantize.read import reference_loader
 from infer_compile.quantize.write import write
 from infer_compile.runtime.engines.reference import ReferenceEngine
-from infer_compile.runtime.formats.kv import LEVELS, LevelName
+from infer_compile.runtime.formats.kv import LEVELS, CacheLayout, LevelName
 from infer_compile.runtime.formats.program import Limits, Program
 from infer_compile.runtime.formats.weights import WeightFormat, weight_format
 from infer_compile.runtime.step import Sampling, SequenceStep
@@ -96,7 +96,8 @@ def write_model(rng: np.random.Generator, config: dict[str, object], program: Pr
     save_file(tensors, checkpoint / "model.safetensors")
     (checkpoint / "config.json").write_text(json.dumps(config))
     write(Checkpoint.open(checkpoint), program, folder / "model", config=config)
-    save_file(draw_tables(rng, program.cache), folder / TABLES)
+    tables = draw_tables(rng, program.cache) if isinstance(program.cache, CacheLayout) else {}
+    save_file(tables, folder / TABLES)
     return folder / "model"
 
 

@@ -27,7 +27,7 @@ for row in rows():
     for capability in {wanted!r}.get(row.name, []):
         first = compile_kernel(row.variant, capability, folder)
         assert compile_kernel(row.variant, capability, folder) == first
-        loop = longest_loop(disassemble(first, folder)) if row.level else 0
+        loop = longest_loop(disassemble(first, folder)) if row.bits else 0
         print(json.dumps([row.name, capability, first.stack, len(first.cubin), loop, first.ptx[:400]]))
 """
 WANTED = {
@@ -37,7 +37,9 @@ WANTED = {
     "merge tq3": [100],
     "attend tq3, decode": [89],
     "attend tq3, chunks of a prompt": [80],
+    "latent fp8, decode": [90],
 }
+ATTENTION = ("attend ", "latent ")
 
 
 def test_kernels_compile_without_a_gpu_and_do_not_spill(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_kernels_compile_without_a_gpu_and_do_not_spill(tmp_path: Path) -> None:
         assert stack == 0, name
         assert size > 1000
         assert f".target sm_{capability}" in ptx
-        assert (loop > 100) == name.startswith("attend")
+        assert (loop > 100) == name.startswith(ATTENTION)
 
 
 def test_the_table_is_of_these_sources() -> None:
@@ -65,7 +67,7 @@ def test_the_table_is_of_these_sources() -> None:
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert 30 < len(rows) <= 60
     assert {row[1] for row in rows} == {f"sm_{number}" for number in (80, 86, 87, 89, 90, 100, 120)}
-    decode = [row for row in rows if re.match(r"\| attend .*decode", row[0])]
+    decode = [row for row in rows if re.match(r"\| (attend|latent) .*decode", row[0])]
     assert len(decode) > 20
     assert all(row[3] == "0" for row in rows)
 

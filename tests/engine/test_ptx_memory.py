@@ -40,6 +40,29 @@ def test_reading_before_the_barrier_and_writing_behind_it_is_no_race() -> None:
         launch("st.shared.u32 [%r1], %r0;", threads=64)
 
 
+def test_threads_of_a_warp_are_brought_together() -> None:
+    swap = """
+        st.shared.u32 [%r2], %r0;
+        {}
+        xor.b32 %r3, %r2, 4;
+        ld.shared.u32 %r4, [%r3];
+        {}
+        st.shared.u32 [%r2], %r4;
+        {}
+        ld.shared.u32 %r5, [%r3];
+        st.global.u32 [%rd9], %r5;
+    """
+    found = np.zeros(96, np.uint32)
+    barrier = "bar.warp.sync -1;"
+    launch(swap.format(barrier, barrier, barrier), found, threads=96)
+    assert np.array_equal(found, np.arange(96))
+    for place, did in enumerate(("wrote", "read", "wrote")):
+        barriers = [barrier] * 3
+        barriers[place] = ""
+        with pytest.raises(Fault, match=f"another thread of the warp {did} here"):
+            launch(swap.format(*barriers), found, threads=96)
+
+
 def test_shared_memory_begins_as_garbage() -> None:
     with pytest.raises(Fault, match="never written"):
         launch("ld.shared.u32 %r3, [%r2];")
@@ -150,6 +173,7 @@ def test_matrices_come_from_shared_memory(count: int, transposed: bool) -> None:
         shl.b32 %r7, %r0, 4;
         add.s32 %r7, %r1, %r7;
         st.shared.v4.u32 [%r7], {{%r3, %r4, %r5, %r6}};
+        bar.warp.sync -1;
         add.s64 %rd5, %rd2, %rd8;
         ld.global.u32 %r8, [%rd5];
         shl.b32 %r8, %r8, 4;

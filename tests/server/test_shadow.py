@@ -14,7 +14,7 @@ from fake_engine import FakeEngine, chain_after, random_logits, tiny_program
 from test_scheduler import Answer, run, submit
 
 from infer_compile.runtime.errors import InferCompileError, Problem
-from infer_compile.runtime.formats.kv import CHECK_STEP
+from infer_compile.runtime.formats.paging import CHECK_STEP
 from infer_compile.runtime.loop import EngineLoop
 from infer_compile.runtime.measure import measure
 from infer_compile.runtime.sampling import Controls

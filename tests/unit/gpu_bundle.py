@@ -9,6 +9,7 @@ from typing import Any
 import tiny
 from click.testing import CliRunner
 
+from infer_compile.build import device
 from infer_compile.cli.main import main
 from infer_compile.codegen import gpu_cubins
 from infer_compile.probe.cpu import host_architecture
@@ -37,11 +38,11 @@ def without_compiler(patch: Callable[..., None]) -> None:
     def made_up(table: StepTable, launch: Launch, capability: int, file: str) -> tuple[bytes, Cubin]:
         names = tuple(launch.tensors)
         code = f"ELF of {table.variant(launch)} for {capability}".encode()
-        return code, Cubin(file=file, entry=launch.kernel, arguments=names, warps=1, shared=0)
+        return code, Cubin(file=file, entry=launch.kernel, arguments=names, warps=launch.warps, shared=0)
 
     patch(gpu_cubins, "need_compiler", lambda: None)
     patch(gpu_cubins, "compile_launch", made_up)
-    patch(gpu_cubins, "compilers", lambda table: {"triton": "0"})
+    patch(device, "compiler_version", lambda: "0")
 
 
 def built(spec: Path, out: Path) -> str:

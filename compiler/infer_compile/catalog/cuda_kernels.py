@@ -20,8 +20,12 @@ Kernel = Literal[
     "activate",
     "angles",
     "experts",
+    "fold",
     "gate",
     "gather",
+    "latent",
+    "latent_append",
+    "latent_seal",
     "linear",
     "merge_shares",
     "norm",
@@ -31,6 +35,7 @@ Kernel = Literal[
     "scale",
     "turn",
     "turn_back",
+    "turn_part",
 ]
 
 

@@ -39,30 +39,9 @@ class AttentionLaunches:
         self._layout = program.cache
         self._buffers = buffers
         self._calibrated = {table.name for table in program.cache.tables()}
-        limits, layout = program.limits, program.cache
-        exact, packed = program.pool_pages
-        self._pages = layout.pages(limits.max_context)
-        buffers["broken"] = Buffer(dtype="int32", width=1)
-        self.inputs: tuple[str, ...] = ()
-        """Of the buffers those that tell of a step."""
-        if not layout.layers:
-            return
-        told = {
-            "slots": Buffer(dtype="int32", width=1, per="rows"),
-            "sees": Buffer(dtype="int32", width=2, per="rows"),
-            "tiles": Buffer(dtype="int32", width=2, per="tiles"),
-            "sequences": Buffer(dtype="int32", width=4, per="sequences"),
-            "exact_table": Buffer(dtype="int32", width=self._pages, per="sequences"),
-        }
-        if self._evicts:
-            told["gaps"] = Buffer(dtype="int32", width=1, per="rows")
-        if layout.compressed:
-            told["packed_table"] = told["exact_table"]
-            told["jobs"] = Buffer(dtype="int32", width=2, per="seals")
-            buffers["packed_pool"] = _pool(packed * layout.packed_page_bytes)
-        self.inputs = tuple(told)
-        buffers.update(told)
-        buffers["exact_pool"] = _pool(exact * layout.exact_page_bytes)
+        self._pages = program.cache.pages(program.limits.max_context)
+        own, self.inputs = cache_buffers(program)
+        buffers |= own
 
     def lines(self, operation: Attend, output: str) -> Iterator[Line]:
         """Of one layer, into the buffer ``output``."""
@@ -277,6 +256,30 @@ class AttentionLaunches:
             if f"layers.{layer}.{side}.{name}" in self._calibrated:
                 return f"layers.{layer}.{side}.{name}"
         return UNREAD
+
+
+def cache_buffers(program: Program) -> tuple[dict[str, Buffer], tuple[str, ...]]:
+    """What the kernels of every cache need: pools, where they tell of broken numbers, and what they are told
+    of a step; the names of the latter."""
+    layout, (exact, packed) = program.cache, program.pool_pages
+    buffers = {"broken": Buffer(dtype="int32", width=1)}
+    if not layout.layers:
+        return buffers, ()
+    pages = layout.pages(program.limits.max_context)
+    told = {
+        "slots": Buffer(dtype="int32", width=1, per="rows"),
+        "sees": Buffer(dtype="int32", width=2, per="rows"),
+        "tiles": Buffer(dtype="int32", width=2, per="tiles"),
+        "sequences": Buffer(dtype="int32", width=4, per="sequences"),
+        "exact_table": Buffer(dtype="int32", width=pages, per="sequences"),
+    }
+    if program.limits.overflow == "evict":
+        told["gaps"] = Buffer(dtype="int32", width=1, per="rows")
+    if layout.compressed:
+        told["packed_table"] = told["exact_table"]
+        told["jobs"] = Buffer(dtype="int32", width=2, per="seals")
+        buffers["packed_pool"] = _pool(packed * layout.packed_page_bytes)
+    return buffers | told | {"exact_pool": _pool(exact * layout.exact_page_bytes)}, tuple(told)
 
 
 def _pool(size: int) -> Buffer:

@@ -92,7 +92,7 @@ def attend_constants(
         "EVICTS": evicts,
         "CHECKED": checked and layout.compressed,
         "TOKENS": tiling.tokens,
-        "ROWS": max(LEAST_ROWS, _power(tiling.tokens * group)),
+        "ROWS": max(LEAST_ROWS, power(tiling.tokens * group)),
         "BLOCK": tiling.block,
         "EXACT_SPLITS": tiling.exact_splits,
         "SPLITS": splits(layout, tiling),
@@ -124,7 +124,7 @@ def append_constants(layout: CacheLayout, layer: int) -> Constants:
     own = layout.layers[layer]
     return {
         "D": layout.head_dim,
-        "LANES": _power(layout.head_dim),
+        "LANES": power(layout.head_dim),
         "PAGE": layout.page_tokens,
         "MEANS": own.keys.calibrated or own.values.calibrated,
     }
@@ -148,7 +148,7 @@ def turn_back_constants(layout: CacheLayout, layer: int, group: int, rotated: bo
     return {
         "GROUP": group,
         "D": layout.head_dim,
-        "BLOCK": _power(layout.head_dim // 2),
+        "BLOCK": power(layout.head_dim // 2),
         "ROTATED": rotated,
         "MEANS": layout.layers[layer].keys.calibrated,
     }
@@ -211,9 +211,9 @@ def _unit(plane: Plane, head_dim: int) -> float:
 
 def _height(plane: Plane, group: int) -> int:
     """Rows of the query heads of one key-value head; products of matrices take 16."""
-    return max(LEAST_ROWS if plane.transform == "dense" else 1, _power(group))
+    return max(LEAST_ROWS if plane.transform == "dense" else 1, power(group))
 
 
-def _power(count: int) -> int:
+def power(count: int) -> int:
     """The least power of two that is not smaller."""
     return 1 << (count - 1).bit_length()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..runtime.formats.program import (
     Activate,
     Attend,
+    AttendLatent,
     Embed,
     ExpertLinear,
     Feed,
@@ -34,7 +35,7 @@ def readers_of(buffer: str, operations: Sequence[Operation]) -> list[Operation]:
     found: list[Operation] = []
     for operation in operations:
         adds = isinstance(operation, Activate) or (isinstance(operation, Linear) and operation.add)
-        if _source(operation) == buffer or (adds and _output(operation) == buffer):
+        if buffer in _sources(operation) or (adds and _output(operation) == buffer):
             found.append(operation)
         if _output(operation) == buffer:
             break
@@ -45,16 +46,18 @@ def rounded_before(buffer: str, operations: Sequence[Operation]) -> bool:
     """Whether what ``buffer`` holds behind ``operations`` was written rounded for the product that reads
     it."""
     last = next((op for op in reversed(operations) if _output(op) == buffer), None)
-    return isinstance(last, Norm | Gate | Attend | Quantize)
+    return isinstance(last, Norm | Gate | Attend | AttendLatent | Quantize)
 
 
-def _source(operation: Operation) -> str | None:
+def _sources(operation: Operation) -> tuple[str, ...]:
     match operation:
         case HeadNorm() | Rotary():
-            return operation.buffer
+            return (operation.buffer,)
+        case AttendLatent():
+            return operation.query, operation.latent
         case Embed() | Feed():
-            return None
-    return operation.input
+            return ()
+    return (operation.input,)
 
 
 def _output(operation: Operation) -> str:

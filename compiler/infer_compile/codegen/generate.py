@@ -10,6 +10,7 @@ import jinja2
 
 from ..catalog.resources import folder
 from ..runtime.errors import InferCompileError, Problem
+from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.program import (
     Activate,
     Attend,
@@ -56,9 +57,10 @@ def _refuse(program: Program) -> None:
     for name, width in program.buffers.items():
         if width % VECTOR and name != "logits":
             problems.append(f"the width of {name}, {width}, is not a multiple of {VECTOR}")
-    heads = program.cache.head_dim
-    if heads % 32:
-        problems.append(f"there is no attention kernel for heads of {heads} elements")
+    if isinstance(program.cache, LatentLayout):
+        problems.append("there is no kernel for latent attention")
+    elif program.cache.head_dim % 32:
+        problems.append(f"there is no attention kernel for heads of {program.cache.head_dim} elements")
     if program.cache.page_tokens % 32:
         problems.append(f"a page of {program.cache.page_tokens} tokens is not a multiple of 32")
     if any(isinstance(operation, Route) for operation in program.operations):

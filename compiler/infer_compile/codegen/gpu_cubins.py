@@ -29,7 +29,7 @@ def compilers(table: StepTable) -> dict[str, str]:
     """
     need_compiler()
     versions = {"triton": version("triton")}
-    if any(_by_nvrtc(launch) for launch in table.launches()):
+    if any(by_nvrtc(launch) for launch in table.launches()):
         Nvrtc()
         versions["nvrtc"] = nvrtc.version()
     return versions
@@ -58,7 +58,7 @@ def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:
 
 def compile_launch(table: StepTable, launch: Launch, capability: int, file: str) -> tuple[bytes, Cubin]:
     """The cubin of one launch, which is to be written to ``file``, and what a launch has to know of it."""
-    if _by_nvrtc(launch):
+    if by_nvrtc(launch):
         queries = launch.tensors["queries"]
         if queries is None:
             raise ValueError("attention without queries")
@@ -85,7 +85,7 @@ def compile_launch(table: StepTable, launch: Launch, capability: int, file: str)
         attrs={
             (index,): [["tt.divisibility", ALIGNMENT]]
             for index, name in enumerate(names)
-            if types.get(name, "").startswith("*")
+            if types.get(name, "").startswith("*") or name in launch.aligned
         },
     )
     made = run_compiler(launch.kernel, source, capability, launch.options)
@@ -100,7 +100,8 @@ def compile_launch(table: StepTable, launch: Launch, capability: int, file: str)
     return made.asm["cubin"], cubin
 
 
-def _by_nvrtc(launch: Launch) -> bool:
+def by_nvrtc(launch: Launch) -> bool:
+    """Whether NVRTC compiles its kernel, and not Triton."""
     return launch.kernel == "attend.attend" and cuda_decode.serves(launch.constants)
 
 

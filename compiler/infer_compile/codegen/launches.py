@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..runtime.errors import InferCompileError, Problem
+from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.launches import (
     SETTINGS,
     Blocks,
@@ -21,6 +22,7 @@ from ..runtime.formats.launches import (
 from ..runtime.formats.program import (
     Activate,
     Attend,
+    AttendLatent,
     Embed,
     ExpertLinear,
     Feed,
@@ -37,15 +39,19 @@ from ..runtime.formats.program import (
     Select,
     Tensor,
 )
+from ..runtime.formats.weights import BF16 as BF16_WEIGHTS
 from .attention_launches import AttentionLaunches
-from .cuda_constants import Tiling
+from .cuda_constants import Tiling, power
 from .dataflow import Product, product_of, readers_of, rounded_before
 from .expert_launches import ExpertLaunches
+from .latent_launches import LatentLaunches
 from .tiles import FREQUENCIES, ROWS, WeightParts, place_of, scales
-from .tilings import BLOCK, CAPTURED, ROW_BLOCK, SKINNY, power, product_tilings, usual_tilings, warps_of
+from .tilings import BLOCK, CAPTURED, ROW_BLOCK, SKINNY, product_tilings, usual_tilings, warps_of
 
 FED = "fed"
 """The buffer of what is given with each token."""
+APART = 8
+"""Numbers between what the kernels of latent attention take for aligned."""
 BF16 = 0
 """The group of an operand that is not rounded to bytes."""
 E4M3_SIZES = 16
@@ -66,7 +72,9 @@ def _refuse(program: Program) -> None:
     problems = []
     if program.cache.page_tokens % 16:
         problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
-    if program.cache.head_dim % 32:
+    if isinstance(program.cache, LatentLayout):
+        problems += _latent_problems(program)
+    elif program.cache.head_dim % 32:
         problems.append(f"heads of {program.cache.head_dim} elements")
     for tensor in program.tensors:
         if tensor.format.name == "fp8" and (tensor.rows % E4M3_SIZES or tensor.cols % E4M3_SIZES):
@@ -87,6 +95,17 @@ def _refuse(program: Program) -> None:
         )
 
 
+def _latent_problems(program: Program) -> Iterator[str]:
+    if program.limits.checked_tokens:
+        yield "checks of answers against an exact cache of latent attention"
+    formats = {tensor.name: tensor.format for tensor in program.tensors}
+    for operation in (op for layer in program.layers for op in layer if isinstance(op, AttendLatent)):
+        if formats[operation.unfold] != BF16_WEIGHTS:
+            yield f"latent attention with {formats[operation.unfold].name} weights"
+        if any(part % APART for part in (operation.nope, operation.rope, operation.rank)):
+            yield f"parts of heads and latent vectors that are no multiples of {APART}"
+
+
 class _Writer:
     """Gathers the lines and the buffers that they name."""
 
@@ -102,7 +121,8 @@ class _Writer:
             "settings": Buffer(dtype="f64", width=SETTINGS, per="outputs"),
             "sampled": Buffer(dtype="int32", width=1, per="outputs"),
         }
-        self._attention = AttentionLaunches(program, tilings, self._weights.rotations, self._buffers)
+        kind = LatentLaunches if isinstance(program.cache, LatentLayout) else AttentionLaunches
+        self._attention = kind(program, tilings, self._weights.rotations, self._buffers)
         self._experts = ExpertLaunches(program, self._need)
         self._choices: dict[str, int] = {}
         """Places of each row in a buffer that choices of experts share."""
@@ -172,7 +192,7 @@ class _Writer:
                     yield self._norm(operation, rest)
                 case Gate():
                     yield self._gate(operation, rest)
-                case Attend():
+                case Attend() | AttendLatent():
                     yield from self._attend(operation, rest)
                 case Feed():
                     features, width = self._program.features, self._program.buffers[operation.output]
@@ -278,7 +298,7 @@ class _Writer:
         each = self._choices.get(operation.input, 1)
         return self._rounding("gate.gate", operation.input, operation.output, operation.width, rest, each)
 
-    def _attend(self, operation: Attend, rest: Sequence[Operation]) -> Iterator[Line]:
+    def _attend(self, operation: Attend | AttendLatent, rest: Sequence[Operation]) -> Iterator[Line]:
         output, width = operation.output, self._program.buffers[operation.output]
         if isinstance(product_of(output, rest), Linear):
             self._need(_unrounded(output), width, "rows", "bf16")

@@ -14,8 +14,9 @@ from ..quantize.checkpoint import Checkpoint
 from ..quantize.read import read_tensor
 from ..quantize.rtn import Quantized
 from ..runtime.formats.kv import SIDES, Side
+from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.launches import WEIGHTS_MAGIC, Part
-from ..runtime.formats.program import Program, Rotary, Tensor
+from ..runtime.formats.program import AttendLatent, Program, Rotary, Tensor
 from ..runtime.kv.rotation import unpack_signs
 from .repack import cache_tables
 
@@ -55,7 +56,8 @@ def rotations(program: Program) -> tuple[Rotary, ...]:
     """Rotary operations that differ in their angles."""
     found: list[Rotary] = []
     for operations in (program.prologue, *program.layers, program.epilogue):
-        for op in operations:
+        for one in operations:
+            op = one.turn if isinstance(one, AttendLatent) else one
             if isinstance(op, Rotary) and not any(same_angles(op, other) for other in found):
                 found.append(op)
     return tuple(found)
@@ -95,6 +97,8 @@ def _shapes(tensor: Tensor) -> dict[str, tuple[Any, tuple[int, ...]]]:
 def _cache_shapes(program: Program) -> dict[str, tuple[int, ...]]:
     """What the cache's kernels read: signs, means and the tables of calibrated planes."""
     cache = program.cache
+    if isinstance(cache, LatentLayout):
+        return {}
     shapes: dict[str, tuple[int, ...]] = {SIGNS: (cache.head_dim,)} if cache.compressed else {}
     tables = {table.name: table.shape for table in cache.tables()}
     for layer in sorted({int(name.split(".")[1]) for name in tables}):
@@ -104,6 +108,8 @@ def _cache_shapes(program: Program) -> dict[str, tuple[int, ...]]:
 
 def _cache_arrays(program: Program, source: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     cache, tables = program.cache, cache_tables(program, source)
+    if isinstance(cache, LatentLayout):
+        return
     for name, shape in _cache_shapes(program).items():
         if name == SIGNS:
             yield name, unpack_signs(cache.signs, cache.head_dim)

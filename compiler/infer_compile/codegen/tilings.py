@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.program import Attend, Program
 from ..runtime.formats.weights import WeightFormat
-from .cuda_constants import LEAST_ROWS, Tiling, chunk_launch, decode_launch
+from .cuda_constants import LEAST_ROWS, Tiling, chunk_launch, decode_launch, power
+from .cuda_latent import latent_launch
 
 BLOCK = 1024
 """Columns of one program of kernels that go along rows: whole groups of every format."""
@@ -34,6 +36,8 @@ LEAST_TILES = 4
 
 def usual_tilings(program: Program) -> tuple[Tiling, ...]:
     """Of attention, by the new tokens of a sequence: one, a few that may be a tree, a chunk of a prompt."""
+    if isinstance(program.cache, LatentLayout):
+        return _latent_tilings()
     attend = next((op for layer in program.layers for op in layer if isinstance(op, Attend)), None)
     if attend is None:
         return Tiling(1, LEAST_ROWS, 1, 0), Tiling(CHUNK, LEAST_ROWS, 1, 0)
@@ -47,9 +51,11 @@ def usual_tilings(program: Program) -> tuple[Tiling, ...]:
     return few(1), few(DRAFTS), Tiling(chunk, chunk_launch().block, 1, 1, tree=True)
 
 
-def power(count: int) -> int:
-    """The least power of two that is not smaller."""
-    return 1 << (count - 1).bit_length()
+def _latent_tilings() -> tuple[Tiling, ...]:
+    """Tiles have as many rows whatever their tokens: few tokens have many heads, a chunk's have one."""
+    block = latent_launch().block
+    one, few = (Tiling(tokens, block, EXACT_SHARES, PACKED_SHARES, tree=tokens > 1) for tokens in (1, DRAFTS))
+    return one, few, Tiling(LEAST_ROWS, block, 1, 1, tree=True)
 
 
 def warps_of(block: int) -> int:

@@ -21,6 +21,7 @@ class Counted:
 
     ``prefix`` begins the names of the checkpoint's tensors; ``table``, ``final`` (under the prefix) and
     ``head`` are those outside of the layers. ``layer_norm``: the final norm has a bias, and so has the head.
+    ``assembled``: a Program can be made of it all the same, which the reference engine runs.
     """
 
     vocabulary: int
@@ -37,6 +38,7 @@ class Counted:
     head: str = "lm_head"
     layer_norm: bool = False
     last: tuple[Control, ...] = ()
+    assembled: bool = False
 
 
 def language(fields: Fields, required: bool = False) -> Fields:
@@ -60,6 +62,7 @@ def counted(
     head: str = "lm_head",
     layer_norm: bool = False,
     last: tuple[Control, ...] = (),
+    assembled: bool = False,
 ) -> Counted:
     """What all configs name alike, joined with what an architecture reads itself.
 
@@ -81,6 +84,7 @@ def counted(
         head=head,
         layer_norm=layer_norm,
         last=last,
+        assembled=assembled,
     )
 
 
@@ -112,6 +116,7 @@ def graph(shape: Counted, architecture: str, name: str) -> Graph:
         tied=shape.tied,
         operations=tuple(operations),
         native_reason=shape.reason,
+        assembled=shape.assembled,
     )
 
 

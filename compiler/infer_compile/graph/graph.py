@@ -20,7 +20,8 @@ class Graph:
     """What is counted and, if ``native``, lowered.
 
     ``architecture`` is the Hugging Face class name, ``max_context`` the positions that the model was made
-    for. ``native_reason`` says why our own engine does not run it, and is empty where it does. ``stored_as``
+    for. ``native_reason`` says why our own engine does not run it, and is empty where it does; ``assembled``:
+    a Program can be made of it all the same, which the reference engine runs. ``stored_as``
     is the weight format of a checkpoint that is quantized already. ``states`` are the values that it tells as
     hidden states, where those are not what its head reads.
     """
@@ -36,6 +37,7 @@ class Graph:
     native_reason: str = ""
     stored_as: str = ""
     states: str = ""
+    assembled: bool = False
 
     @property
     def native(self) -> bool:

@@ -5,7 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .cost import Cost
+from .rotary import Rotation
 from .source import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfolding:
+    """How a layer attends, beyond what is counted: ``query`` holds heads of ``nope_dim`` elements and
+    ``rope_dim`` that ``rotation`` turns, in pairs that are ``neighbours`` or halves; ``latent`` a latent
+    vector and a rotary key; the product ``weight`` makes of a latent vector each head's key, without the
+    rotary part, and value. Scores are times ``scale``."""
+
+    query: str
+    latent: str
+    weight: str
+    nope_dim: int
+    rope_dim: int
+    rotation: Rotation
+    neighbours: bool
+    scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +33,8 @@ class LatentAttend:
 
     An entry stands for ``ratio`` tokens, which divides both. A query sees those of a ``window`` or, of all,
     the best ``selected`` tokens' worth. ``unfolded_dim``: elements of a head's key and value together once
-    they are computed from the latent vector, as is cheaper over a prompt.
+    they are computed from the latent vector, as is cheaper over a prompt. ``unfolding`` is known where a
+    Program can be made of it.
     """
 
     name: str
@@ -30,6 +49,7 @@ class LatentAttend:
     selected: int | None = None
     unfolded_dim: int | None = None
     sinks: Source | None = None
+    unfolding: Unfolding | None = None
 
     @property
     def width(self) -> int:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from . import rope
 from .fields import Fields
-from .latent import Index, LatentAttend
+from .latent import Index, LatentAttend, Unfolding
 from .layer import Layer
-from .operations import Operation
+from .operations import HeadNorm, Operation
+from .rope import Rope
+from .rotary import YarnScaling, rotation, sharpened
 
 MODULE = "self_attn"
+EPSILON = 1e-6
+"""Of the norms of latent vectors, whatever the config says of the others: transformers 5.23,
+``models/deepseek_v3``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +35,13 @@ class Latent:
     index_heads: int = 0
     index_dim: int = 0
     index_top: int | None = None
+    rope: Rope | None = None
+    """Where a Program can be made of it."""
+    neighbours: bool = True
 
 
-def read(fields: Fields, *, indexed: bool = False) -> Latent:
-    """The fields of DeepSeek's configs."""
+def read(fields: Fields, *, indexed: bool = False, runs: bool = False) -> Latent:
+    """The fields of DeepSeek's configs; ``runs`` where a Program can be made of the model."""
     rank = fields.nullable("q_lora_rank")
     if indexed and rank is None and fields.sound("q_lora_rank"):
         fields.wrong("q_lora_rank", "a whole number: the index reads the queries' latent vector")
@@ -47,17 +56,20 @@ def read(fields: Fields, *, indexed: bool = False) -> Latent:
         index_heads=fields.integer("index_n_heads") if indexed else 0,
         index_dim=fields.integer("index_head_dim") if indexed else 0,
         index_top=fields.integer("index_topk") if indexed else None,
+        rope=rope.read(fields) if runs else None,
+        neighbours=fields.boolean("rope_interleave", True),
     )
 
 
 def attend(layer: Layer, shape: Latent, own_index: bool) -> Iterator[Operation]:
     """The operations from ``normed`` to the sum with ``x``."""
     key_dim = shape.nope_dim + shape.rope_dim
+    inner = replace(layer, epsilon=EPSILON)
     queries = {f"{MODULE}.{'q_b_proj' if shape.query_rank else 'q_proj'}": shape.heads * key_dim}
     if shape.query_rank:
         down = {f"{MODULE}.q_a_proj": shape.query_rank}
         yield layer.linear("attention.query_down", down, layer.hidden, bias=shape.bias, output="query_latent")
-        yield layer.norm(
+        yield inner.norm(
             "attention.query_norm",
             f"{MODULE}.q_a_layernorm",
             shape.query_rank,
@@ -69,11 +81,19 @@ def attend(layer: Layer, shape: Latent, own_index: bool) -> Iterator[Operation]:
         yield layer.linear("attention.query", queries, layer.hidden, output="query")
     down = {f"{MODULE}.kv_a_proj_with_mqa": shape.rank + shape.rope_dim}
     yield layer.linear("attention.latent", down, layer.hidden, bias=shape.bias, output="latent")
-    yield layer.norm(
-        "attention.latent_norm", f"{MODULE}.kv_a_layernorm", shape.rank, input="latent", output="latent"
+    yield HeadNorm(
+        name=layer.name("attention.latent_norm"),
+        layer=layer.index,
+        weight=layer.source(f"{MODULE}.kv_a_layernorm.weight", shape.rank),
+        epsilon=EPSILON,
+        buffer="latent",
+        first_head=0,
+        heads=1,
     )
     unfolded = {f"{MODULE}.kv_b_proj": shape.heads * (shape.nope_dim + shape.value_dim)}
-    yield layer.linear("attention.unfold", unfolded, shape.rank, input="latent", output="unfolded")
+    yield layer.linear(
+        "attention.unfold", unfolded, shape.rank, input="latent", output="unfolded", role="unfolding"
+    )
     if own_index:
         yield from _index(layer, shape)
     yield LatentAttend(
@@ -86,6 +106,7 @@ def attend(layer: Layer, shape: Latent, own_index: bool) -> Iterator[Operation]:
         head_value_dim=shape.value_dim,
         selected=shape.index_top,
         unfolded_dim=key_dim + shape.value_dim,
+        unfolding=_unfolding(layer, shape),
     )
     yield layer.linear(
         "attention.output",
@@ -94,6 +115,24 @@ def attend(layer: Layer, shape: Latent, own_index: bool) -> Iterator[Operation]:
         bias=shape.bias,
         input="attended",
         add=True,
+    )
+
+
+def _unfolding(layer: Layer, shape: Latent) -> Unfolding | None:
+    if shape.rope is None:
+        return None
+    theta, scaling = shape.rope.theta, shape.rope.scaling
+    sharper = sharpened(scaling.factor, scaling.mscale_all) if isinstance(scaling, YarnScaling) else 1.0
+    return Unfolding(
+        query="query",
+        latent="latent",
+        weight=layer.name("attention.unfold"),
+        nope_dim=shape.nope_dim,
+        rope_dim=shape.rope_dim,
+        rotation=rotation(shape.rope_dim, theta, scaling),
+        neighbours=shape.neighbours,
+        # A config without a factor for all has 0 there, which sharpens nothing.
+        scale=float((shape.nope_dim + shape.rope_dim) ** -0.5 * sharper**2),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from .control import Control
 from .operations import Gate, Linear, Norm, Operation
@@ -47,6 +48,7 @@ class Layer:
         input: str = "normed",
         output: str = "x",
         add: bool = False,
+        role: Literal["matrix", "unfolding"] = "matrix",
     ) -> Linear:
         """A product with ``modules``: each one's outputs, stacked in this order."""
         return Linear(
@@ -59,6 +61,7 @@ class Layer:
             input=input,
             output=output,
             add=add,
+            role=role,
         )
 
     def control(

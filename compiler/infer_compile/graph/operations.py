@@ -122,12 +122,13 @@ class Linear:
     It begins at column ``first`` of ``output``.
 
     ``role`` is ``head`` for the matrix that makes logits: it runs for the asked tokens only and has its own
-    storage rule. ``tied``: its source is the embedding's table.
+    storage rule. It is ``unfolding`` for one that latent attention applies itself. ``tied``: its source is
+    the embedding's table.
     """
 
     name: str
     layer: int | None = None
-    role: Literal["matrix", "head"] = "matrix"
+    role: Literal["matrix", "unfolding", "head"] = "matrix"
     tied: bool = False
     weights: tuple[Source, ...]
     biases: tuple[Source, ...] = ()

@@ -103,14 +103,15 @@ def _yarn_ramp(head_dim: int, theta: float, scaling: YarnScaling) -> tuple[float
     return tuple(min(1.0, max(0.0, (index - low) / length)) for index in range(head_dim // 2))
 
 
+def sharpened(factor: float, mscale: float) -> float:
+    """``0.1 mscale ln(factor) + 1`` (arXiv 2309.00071, section 3.4)."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
 def _yarn_scale(scaling: YarnScaling) -> float:
-    """``0.1 ln(factor) + 1`` (arXiv 2309.00071, section 3.4) unless the config says otherwise."""
-
-    def sharpened(mscale: float) -> float:
-        return 1.0 if scaling.factor <= 1 else 0.1 * mscale * math.log(scaling.factor) + 1.0
-
+    """``sharpened`` unless the config says otherwise."""
     if scaling.attention_factor is not None:
         return scaling.attention_factor
     if scaling.mscale and scaling.mscale_all:
-        return sharpened(scaling.mscale) / sharpened(scaling.mscale_all)
-    return sharpened(1.0)
+        return sharpened(scaling.factor, scaling.mscale) / sharpened(scaling.factor, scaling.mscale_all)
+    return sharpened(scaling.factor, 1.0)

@@ -44,7 +44,7 @@ Written = (
 )
 """The operations that write values of their own."""
 
-Role = Literal["table", "matrix", "head", "vector"]
+Role = Literal["table", "matrix", "unfolding", "head", "vector"]
 
 FLOAT_BYTES = 4
 """Every value between operations is float32."""
@@ -60,7 +60,7 @@ class Misfit:
 
 def stored_format(role: Role, weights: WeightFormat) -> WeightFormat:
     """The format of a tensor when the layers' matrices are in ``weights``."""
-    if role == "matrix":
+    if role in ("matrix", "unfolding"):
         return weights
     if role == "head" and weights.group:
         return weight_format("int8", weights.group)

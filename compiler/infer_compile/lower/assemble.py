@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from ..graph import operations as model
 from ..graph.graph import Graph
+from ..graph.latent import Unfolding
 from ..graph.storage import (
     QUANTIZED,
     misfits,
@@ -17,6 +18,7 @@ from ..graph.storage import (
 from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats import program as concrete
 from ..runtime.formats.kv import CacheLayout, shared_window
+from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.program import Limits, Program, Tensor
 from ..runtime.formats.weights import WeightFormat
 
@@ -24,13 +26,15 @@ INTO, BACK = "{}.into", "{}.back"
 """The tensors of a layer's experts."""
 
 
-def assemble(graph: Graph, weights: WeightFormat, cache: CacheLayout, limits: Limits) -> Program:
+def assemble(
+    graph: Graph, weights: WeightFormat, cache: CacheLayout | LatentLayout, limits: Limits
+) -> Program:
     """The Program of ``graph`` with its layers' matrices in ``weights``.
 
     Raises InferCompileError: IC280 for a model that the native engine does not run, IC281 for groups that do
     not divide a matrix.
     """
-    _refuse(graph, weights)
+    _refuse(graph, weights, limits)
     window = shared_window(operation.window for operation in graph.attention)
     return Program(
         model=graph.name,
@@ -47,10 +51,13 @@ def assemble(graph: Graph, weights: WeightFormat, cache: CacheLayout, limits: Li
     )
 
 
-def _refuse(graph: Graph, weights: WeightFormat) -> None:
-    if not graph.native:
+def _refuse(graph: Graph, weights: WeightFormat, limits: Limits) -> None:
+    because = "" if graph.assembled else graph.native_reason
+    if graph.assembled and limits.overflow == "evict":
+        because = "rotary keys of latent attention are not turned back when tokens before them are dropped"
+    if because:
         raise InferCompileError(
-            Problem("IC280", "the native engine does not run this model", graph.name, graph.native_reason)
+            Problem("IC280", "the native engine does not run this model", graph.name, because)
         )
     if graph.experts and weights.bits_per_row:
         raise InferCompileError(
@@ -87,7 +94,7 @@ def _tensors(operation: model.Operation, weights: WeightFormat) -> Iterable[Tens
             form = stored_format("vector", weights)
             yield _tensor(operation.name, 1, operation.weight.elements, form, (operation.weight,))
         case model.Linear():
-            if operation.role == "matrix" or stores_head(operation.tied, weights):
+            if operation.role != "head" or stores_head(operation.tied, weights):
                 form = stored_format(operation.role, weights)
                 yield _tensor(operation.name, operation.rows, operation.cols, form, operation.weights)
             if operation.biases:
@@ -136,6 +143,9 @@ def _lower(operation: model.Operation, weights: WeightFormat) -> Iterable[concre
                 heads=operation.heads,
                 head_dim=operation.head_dim,
             )
+        case model.Linear(role="unfolding"):
+            # Latent attention reads its matrix.
+            return
         case model.Linear():
             yield from _linear(operation, weights)
         case model.Route():
@@ -167,6 +177,23 @@ def _lower(operation: model.Operation, weights: WeightFormat) -> Iterable[concre
                 head_dim=operation.head_dim,
                 scale=operation.scale,
                 window=operation.window,
+            )
+        case model.LatentAttend(unfolding=Unfolding() as unfolding):
+            yield concrete.AttendLatent(
+                layer=operation.layer,
+                query=unfolding.query,
+                latent=unfolding.latent,
+                output=operation.output,
+                unfold=unfolding.weight,
+                heads=operation.heads,
+                rank=operation.value_dim,
+                nope=unfolding.nope_dim,
+                rope=unfolding.rope_dim,
+                value=operation.head_value_dim,
+                scale=unfolding.scale,
+                frequencies=unfolding.rotation.frequencies,
+                rotary_scale=unfolding.rotation.scale,
+                neighbours=unfolding.neighbours,
             )
         case model.Feed():
             yield concrete.Feed(output=operation.output, first=operation.first)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Exit, InferCompileError, Problem
-from .formats.kv import CacheLayout
+from .formats.paging import Paging
 from .pool import ABSENT
 from .step import Engine, SequenceStep, blank
 
@@ -70,7 +70,7 @@ def _write(engine: Engine, tokens: int) -> None:
         engine.step([SequenceStep(chunk, start, len(chunk), sealed, exact, packed, outputs=0, features=fed)])
 
 
-def _tokens(layout: CacheLayout, exact_pages: int, packed_pages: int, max_context: int) -> int:
+def _tokens(layout: Paging, exact_pages: int, packed_pages: int, max_context: int) -> int:
     """Enough for one page to be compressed, and half a page more, as far as there is room."""
     pages = min(layout.sink_pages + 2, exact_pages)
     if layout.compressed:
@@ -99,7 +99,7 @@ def measure(engine: Engine) -> Measured:
     return Measured(cache.level, packed // sealed if sealed else exact // tokens, exact // tokens)
 
 
-def _mismatch(cache: CacheLayout, exact: float, packed: float) -> InferCompileError:
+def _mismatch(cache: Paging, exact: float, packed: float) -> InferCompileError:
     measured = f"{packed:g} bytes at level {cache.level!r} and " if cache.compressed else ""
     planned = f"{cache.token_bytes} and " if cache.compressed else ""
     return InferCompileError(

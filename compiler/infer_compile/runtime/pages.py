@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .errors import InferCompileError, Problem
-from .formats.kv import CacheLayout
+from .formats.paging import Paging
 from .formats.program import Limits
 from .pool import ABSENT, ALL, Holding, Pool, broken
 from .prefix import PageNames
@@ -62,7 +62,7 @@ class Pages:
     for more than sinks.
     """
 
-    def __init__(self, layout: CacheLayout, limits: Limits) -> None:
+    def __init__(self, layout: Paging, limits: Limits) -> None:
         self.layout = layout
         self.exact = Pool("exact", limits.exact_pages)
         self.packed = Pool("packed", limits.packed_pages)
@@ -297,7 +297,7 @@ class Pages:
                     raise broken(f"a page table holds {counted} {pool.name} pages, but counts {holding.held}")
 
 
-def _no_room(layout: CacheLayout, capacity: int) -> InferCompileError:
+def _no_room(layout: Paging, capacity: int) -> InferCompileError:
     least = (layout.sink_pages + 2) * layout.page_tokens
     return InferCompileError(
         Problem(

@@ -24,7 +24,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from .errors import InferCompileError, Problem
-from .formats.kv import CHECK_STEP, CacheLayout
+from .formats.paging import CHECK_STEP, Paging
 from .logprobs import Float64, divergence, log_softmax
 from .pages import Pages, PageTable
 from .pool import ABSENT
@@ -179,7 +179,7 @@ def _forms(engine: Engine) -> list[_Form]:
     program = engine.program
     layout, limits = program.cache, program.limits
 
-    def pages(cache: CacheLayout) -> Pages:
+    def pages(cache: Paging) -> Pages:
         tokens = limits.checked_tokens
         own = {
             "max_context": tokens,

@@ -130,7 +130,14 @@ def wait(statement: Statement) -> tuple[Execute, Read]:
     if statement.parts != ["warp", "sync"]:
         raise Unknown(statement.line.text)
     (members,) = statement.operand(1)
-    return lambda warps: None, members.reader(_COUNT)
+    named = members.reader(_COUNT)
+
+    def execute(warps: Warps) -> None:
+        together = warps.mask.flags & (named(warps) == warps.mask.bits)
+        whole = (together | ~warps.alive).reshape(-1, WARP).all(axis=1)
+        warps.shared.settle_warps(whole, WARP)
+
+    return execute, named
 
 
 def shuffled(warps: Warps, mode: str, values: Array, lane: Array, limits: Array) -> tuple[Array, Array]:

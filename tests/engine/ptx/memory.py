@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .numbers import Array, unsigned
-from .watch import Places, Watch, refuse
+from .watch import Flags, Places, Watch, refuse
 
 REGION = 40
 """Each array has 2**40 bytes of addresses to itself."""
@@ -128,36 +128,46 @@ class Local(Memory):
 
 class Shared(Local):
     """Reading what was never written is an offence, and so are two warps at one byte, one of them writing,
-    without a barrier of the block in between."""
+    without a barrier of the block in between, and two threads of a warp without a barrier of the warp."""
 
     def __init__(self, blocks: int, stride: int) -> None:
         super().__init__(blocks, stride)
         self.written = np.zeros(len(self.bytes), bool)
         self._watch = Watch(len(self.bytes), "another warp {} here since the barrier")
+        self._inner = Watch(len(self.bytes), "another thread of the warp {} here since the warp's barrier")
 
     def _owners(self, threads: Threads) -> Places:
         return threads.blocks
 
     def settle(self, block: int) -> None:
         """All threads of a block have come to a barrier."""
-        self._watch.settle(slice(block * self.stride, (block + 1) * self.stride))
+        own = slice(block * self.stride, (block + 1) * self.stride)
+        self._watch.settle(own)
+        self._inner.settle(own)
+
+    def settle_warps(self, warps: Flags, size: int) -> None:
+        """All ``size`` threads of some warps have come to one."""
+        self._inner.settle_groups(warps, size)
 
     def on_read(self, places: Places, size: int, threads: Threads) -> None:
         touched = _touched(places, size)
         refuse(~self.written[touched], "shared memory that was never written, or is still being copied to")
         self._watch.read(touched, threads.warps)
+        self._inner.read(touched, threads.numbers, threads.warps)
 
     def put(self, places: Places, values: NDArray[np.uint8], threads: Threads) -> None:
         touched = _touched(places, values.shape[1])
         changed = ~self.written[touched] | (self.bytes[touched] != values)
         self._watch.write(touched, threads.warps, changed)
+        self._inner.write(touched, threads.numbers, changed)
         self.written[touched] = True
         self._watch.put(self.bytes, touched, values, threads.warps)
 
     def begin_copy(self, addresses: Places, size: int, threads: Threads) -> None:
         """From now on until ``end_copy`` the bytes may be anything."""
         touched = _touched(self.places(addresses, size, threads), size)
-        self._watch.write(touched, threads.warps, np.ones(touched.shape, bool))
+        for watch, by in ((self._watch, threads.warps), (self._inner, threads.numbers)):
+            watch.write(touched, by, np.ones(touched.shape, bool))
         self.written[touched] = False
 
     def end_copy(self, addresses: Places, values: NDArray[np.uint8], threads: Threads) -> None:

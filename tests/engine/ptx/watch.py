@@ -36,15 +36,24 @@ class Watch:
         """Whatever was done there was before what will be."""
         self._writer[own] = self._reader[own] = _NOBODY
 
-    def read(self, touched: Places, by: Places) -> None:
-        """Bytes [threads, bytes] by whom [threads]."""
+    def settle_groups(self, groups: Flags, size: int) -> None:
+        """The same for all that some groups of ``size`` neighbours did."""
+        # Nobody is of no group.
+        chosen = np.append(groups, False)
+        for touched in (self._writer, self._reader):
+            group = np.where(touched >= 0, touched // size, _SEVERAL - touched)
+            touched[chosen[group]] = _NOBODY
+
+    def read(self, touched: Places, by: Places, groups: Places | None = None) -> None:
+        """Bytes [threads, bytes] by whom [threads], and of what groups."""
         by = by[:, None]
+        many = np.broadcast_to(_SEVERAL if groups is None else _SEVERAL - groups[:, None], touched.shape)
         self._refuse(self._writer[touched], by, True, "wrote")
         reader = self._reader[touched]
-        self._reader[touched] = np.where((reader == _NOBODY) | (reader == by), by, _SEVERAL)
+        self._reader[touched] = np.where((reader == _NOBODY) | (reader == by), by, many)
         # Of several that read one byte in one instruction the last one remains.
         several = self._reader[touched] != by
-        self._reader[touched[several]] = _SEVERAL
+        self._reader[touched[several]] = many[several]
 
     def write(self, touched: Places, by: Places, changed: Flags) -> None:
         by = by[:, None]

@@ -33,8 +33,9 @@ def latent(
     ``indexes`` tells which layers select keys with an index of their own; the others of such a model use
     what the layer before them selected. Layers that predict further tokens are not counted.
     """
-    attention = latent_layer.read(fields, indexed=indexes is not None)
     dense = fields.integer("first_k_dense_replace", minimum=0)
+    runs = indexes is None and dense >= fields.integer("num_hidden_layers")
+    attention = latent_layer.read(fields, indexed=indexes is not None, runs=runs)
     every = fields.integer("moe_layer_freq", 1)
     width, activation = fields.integer("intermediate_size"), fields.text("hidden_act", "silu")
     expert = fields.integer("moe_intermediate_size")
@@ -59,4 +60,5 @@ def latent(
             yield from mix(layer, mixture)
 
     lacks = "latent attention, with keys selected by an index" if indexes else "latent attention"
-    return counted(fields, write, f"{lacks}; mixture of experts", tied=tied, prefix=prefix, head=head)
+    reason = lacks if runs else f"{lacks}; mixture of experts"
+    return counted(fields, write, reason, tied=tied, prefix=prefix, head=head, assembled=runs)

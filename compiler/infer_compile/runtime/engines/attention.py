@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.kv import SIDES, CacheLayout
+from ..formats.paging import Paging
 from ..formats.program import Attend, Rotary
 from ..kv.codec import Bytes, Codec
 from ..kv.rounding import MOST_FACTOR, MOST_WEIGHT, MOST_WIDE, rounded
@@ -98,8 +99,8 @@ class Attention:
             for page, (keys, _) in zip(pages, forms, strict=True)
         ]
         seen = np.concatenate(scores, axis=-1)[..., : len(slots)]
-        visible = np.repeat(self._visible(operation, rows, chosen, slots), grouped.shape[2], axis=0)
-        seen = np.where(visible, seen, -np.inf)
+        sees = visible(self._layout, rows, chosen, slots, operation.window)
+        seen = np.where(np.repeat(sees, grouped.shape[2], axis=0), seen, -np.inf)
         weights = np.exp(seen - seen.max(axis=-1, keepdims=True))
         total = weights.sum(axis=-1, keepdims=True)
         out = np.zeros(vectors.shape)
@@ -139,21 +140,22 @@ class Attention:
         scores: Float64 = keys.scores(turned) + (turned.astype(np.float64) - vectors) @ means
         return scores
 
-    def _visible(
-        self, operation: Attend, rows: Rows, chosen: NDArray[np.intp], slots: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        """Which of ``slots`` the ``chosen`` queries see, ``[queries, slots]``."""
-        step = rows.step
-        positions = slots.copy()
-        own = slots >= step.start
-        positions[own] = rows.positions[slots[own] - step.start]
-        if step.evicted:
-            positions[slots < self._layout.sink_pages * self._layout.page_tokens] += step.evicted
-        seen = np.ones((len(chosen), len(slots)), np.bool_)
-        seen[:, own] = rows.sees[chosen][:, slots[own] - step.start]
-        if operation.window is not None:
-            seen &= positions[None] > rows.positions[chosen, None] - operation.window
-        return seen
+
+def visible(
+    layout: Paging, rows: Rows, chosen: NDArray[np.intp], slots: NDArray[np.int64], window: int | None
+) -> NDArray[np.bool_]:
+    """Which of ``slots`` the ``chosen`` queries see, ``[queries, slots]``."""
+    step = rows.step
+    positions = slots.copy()
+    own = slots >= step.start
+    positions[own] = rows.positions[slots[own] - step.start]
+    if step.evicted:
+        positions[slots < layout.sink_pages * layout.page_tokens] += step.evicted
+    seen = np.ones((len(chosen), len(slots)), np.bool_)
+    seen[:, own] = rows.sees[chosen][:, slots[own] - step.start]
+    if window is not None:
+        seen &= positions[None] > rows.positions[chosen, None] - window
+    return seen
 
 
 def _turned(vectors: Float32, turn: Rotary, positions: int) -> Float32:

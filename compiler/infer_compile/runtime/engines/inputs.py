@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats.kv import CacheLayout
 from ..formats.launches import Count
+from ..formats.paging import Paging
 from ..formats.program import Program
 from ..step import MOST_TREE, Float32, Int32
 from .rows import Rows, need
@@ -80,7 +80,7 @@ def inputs_of(program: Program, batch: Sequence[Rows], tiles: Sequence[int], set
     return Inputs(arrays, tables, counts, tile)
 
 
-def _held(layout: CacheLayout, part: Rows, table: Int32) -> Int32:
+def _held(layout: Paging, part: Rows, table: Int32) -> Int32:
     """Of a page table what the step may look at, the gap closed."""
     held, sinks = table[: layout.pages(part.tokens)], layout.sink_pages
     if not part.step.evicted:
@@ -88,14 +88,14 @@ def _held(layout: CacheLayout, part: Rows, table: Int32) -> Int32:
     return np.concatenate([held[:sinks], held[sinks + part.step.evicted // layout.page_tokens :]])
 
 
-def _sequence(layout: CacheLayout, part: Rows) -> tuple[int, ...]:
+def _sequence(layout: Paging, part: Rows) -> tuple[int, ...]:
     """First row, slot of the first new token, new tokens, and tokens evicted: the complement of these where
     pages are compressed but none of this sequence."""
     whole = layout.compressed and part.step.packed is None
     return part.first, part.step.start, part.count, ~part.step.evicted if whole else part.step.evicted
 
 
-def _slots(layout: CacheLayout, part: Rows) -> NDArray[np.int64]:
+def _slots(layout: Paging, part: Rows) -> NDArray[np.int64]:
     """Where each new token goes in the exact pool, counted in tokens."""
     slots = part.step.start + np.arange(part.count)
     pages = part.step.exact[slots // layout.page_tokens].astype(np.int64)
@@ -112,7 +112,7 @@ def _bits(part: Rows) -> Int32:
     return words
 
 
-def _jobs(layout: CacheLayout, part: Rows) -> list[tuple[int, int]]:
+def _jobs(layout: Paging, part: Rows) -> list[tuple[int, int]]:
     """The pool pages to compress and where to."""
     exact, packed = part.step.exact, part.step.packed
     if packed is None:

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..formats.latent import LatentLayout
 from ..formats.program import (
     Activate,
     Attend,
+    AttendLatent,
     Embed,
     ExpertLinear,
     Feed,
@@ -34,6 +36,7 @@ from ..formats.program import (
 )
 from ..step import Float32, SequenceStep, StepResult
 from .attention import Attention
+from .latent import ExactLatents, LatentAttention, PackedLatents
 from .mixture import expert_products, routed
 from .pools import ExactDtype, ExactPool, PackedPool
 from .rounding import rounded
@@ -63,11 +66,18 @@ class ReferenceEngine:
         self.program = program
         self._device = torch.device(device)
         self._weights = {tensor.name: self._tensor(load(tensor)) for tensor in program.tensors}
-        cache = program.cache
-        exact, packed = program.pool_pages
-        self._exact = ExactPool(cache, exact, tables, exact_dtype)
-        self._packed = PackedPool(cache, packed, tables) if cache.compressed else None
-        self._attention = Attention(cache, tables, self._exact, self._packed, program.turns)
+        self._exact: ExactPool | ExactLatents
+        self._packed: PackedPool | PackedLatents | None
+        self._attention: Attention | LatentAttention
+        cache, (exact, packed) = program.cache, program.pool_pages
+        if isinstance(cache, LatentLayout):
+            self._exact = latents = ExactLatents(cache, exact, exact_dtype)
+            self._packed = coded = PackedLatents(cache, packed) if cache.compressed else None
+            self._attention = LatentAttention(cache, latents, coded)
+        else:
+            self._exact = numbers = ExactPool(cache, exact, tables, exact_dtype)
+            self._packed = codes = PackedPool(cache, packed, tables) if cache.compressed else None
+            self._attention = Attention(cache, tables, numbers, codes, program.turns)
 
     def step(
         self, batch: Sequence[SequenceStep], *, logits: bool = False, hidden: bool = False
@@ -122,7 +132,7 @@ class ReferenceEngine:
             case Rotary():
                 heads = _heads(values[operation.buffer], operation)
                 heads.copy_(self._turn(heads, operation, rows))
-            case Attend():
+            case Attend() if isinstance(self._attention, Attention):
                 inputs = values[operation.input].cpu().numpy()
                 values[operation.output] = self._tensor(self._attention.run(operation, inputs, rows))
             case Route():
@@ -133,6 +143,11 @@ class ReferenceEngine:
                 products = expert_products(values[operation.input], routes, weight, operation)
                 before = values[operation.output] if operation.combine else 0
                 values[operation.output] = before + products
+            case AttendLatent() if isinstance(self._attention, LatentAttention):
+                inputs, latents = (values[name].cpu().numpy() for name in (operation.query, operation.latent))
+                weight = self._weights[operation.unfold].cpu().numpy()
+                found = self._attention.run(operation, inputs, latents, weight, rows)
+                values[operation.output] = self._tensor(found)
             case Gate():
                 both = values[operation.input].double().unflatten(-1, (-1, 2, operation.width))
                 gated = torch.nn.functional.silu(both[..., 0, :]) * both[..., 1, :]

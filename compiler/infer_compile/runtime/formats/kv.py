@@ -9,6 +9,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from .paging import Paging, Table
+
 LevelName = Literal["bf16", "fp8", "int8", "k8v4", "tq4", "tq3", "tq2", "ct4", "ct3", "ct2"]
 Transform = Literal["none", "hadamard", "dense", "diagonal"]
 Side = Literal["keys", "values"]
@@ -18,8 +20,6 @@ GRANULE = 16
 """Columns come in multiples of this; one bit of so many columns is two bytes of every vector."""
 STRIP_BITS = 4
 """The widest code that is looked up in one table, and multiplied in bytes."""
-CHECK_STEP = 16
-"""Tokens of a step that checks an answer against an exact cache."""
 
 
 class _Frozen(BaseModel):
@@ -151,54 +151,16 @@ def layer_cache(level: LevelName, head_dim: int) -> LayerCache:
     return LayerCache(level=level, keys=keys, values=values)
 
 
-class Table(_Frozen):
-    """Calibrated numbers of one layer, float32: see ``CacheLayout.tables``."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        size = 4
-        for length in self.shape:
-            size *= length
-        return size
-
-
-class CacheLayout(_Frozen):
-    """The cache of one model: pages of ``page_tokens`` tokens, each kept exact (bf16), compressed, or both.
-
-    Visibility: a query in page P sees key page p exact if ``exact(P, p)``, else compressed. It depends on the
-    two page indices alone, so chunking, batching, preemption and speculation never change a result. With
-    level ``bf16`` every page is exact and there is no compressed pool. Layers may differ in level; one at
-    bf16 among compressed ones keeps a copy in bf16 as its compressed form.
-
-    ``window`` is what all layers share (``shared_window``): pages hold every layer, so one that lies before
-    it is of no use to any, and is given back in both forms, sinks too.
-    """
+class CacheLayout(Paging):
+    """The cache of one model: keys and values of ``kv_heads`` heads in every layer. Layers may differ in
+    level; one at bf16 among compressed ones keeps a copy in bf16 as its compressed form."""
 
     level: LevelName
-    page_tokens: int
-    sink_pages: int
-    recent_pages: int
     kv_heads: int
     head_dim: int
     layers: tuple[LayerCache, ...]
-    window: int | None = None
     signs: str = ""
     """Signs of the rotation, one bit per dimension, hexadecimal, least significant bit first in each byte."""
-
-    @property
-    def compressed(self) -> bool:
-        return self.level != "bf16"
-
-    def exact(self, query_page: int, key_page: int) -> bool:
-        """Whether a query in ``query_page`` reads ``key_page`` in bf16."""
-        return not self.compressed or key_page < self.sink_pages or key_page >= query_page - self.recent_pages
-
-    def packs(self, page: int) -> bool:
-        """Whether ``page`` gets a compressed form when it seals."""
-        return self.compressed and page >= self.sink_pages
 
     @cached_property
     def token_bytes(self) -> int:
@@ -211,76 +173,11 @@ class CacheLayout(_Frozen):
         return len(self.layers) * layer_cache("bf16", self.head_dim).token_bytes(self.head_dim, self.kv_heads)
 
     @property
-    def exact_page_bytes(self) -> int:
-        return self.page_tokens * self.exact_token_bytes
-
-    @property
-    def packed_page_bytes(self) -> int:
-        return self.page_tokens * self.token_bytes if self.compressed else 0
-
-    def pages(self, tokens: int) -> int:
-        """Pages that ``tokens`` tokens take."""
-        return -(-tokens // self.page_tokens)
-
-    def touched(self, tokens: int) -> int:
-        """Most pages that ``tokens`` neighbouring tokens lie in, wherever the first is."""
-        return 1 + self.pages(tokens - 1)
-
-    def first_page(self, position: int, window: int | None) -> int:
-        """The first page that a query at ``position``, or at any later one, sees within ``window``."""
-        return 0 if window is None else max(0, position - window + 1) // self.page_tokens
-
-    def seen(self, position: int, last_page: int, evicted: int, window: int | None) -> list[int]:
-        """Pages up to ``last_page`` of which a query at ``position`` may see a token within ``window``."""
-        sinks, rest = self.spans(position, last_page, evicted, window)
-        return [*sinks, *rest]
-
-    def spans(self, position: int, last_page: int, evicted: int, window: int | None) -> tuple[range, range]:
-        """What ``seen`` lists, as the sinks before a gap and the pages behind it.
-
-        Of a sequence that dropped ``evicted`` tokens the sinks are seen as if the gap were closed, and what
-        lies in the gap not at all.
-        """
-        first = self.first_page(position, window)
-        if not evicted:
-            return range(0), range(first, last_page + 1)
-        sinks = range(self.first_page(position - evicted, window), self.sink_pages)
-        kept = self.sink_pages + evicted // self.page_tokens
-        return sinks, range(max(kept, first), last_page + 1)
-
-    def exact_pages(self, tokens: int, chunk: int = 1) -> int:
-        """Most exact pages one sequence of ``tokens`` tokens holds during a step of ``chunk`` new tokens."""
-        held = self.pages(tokens)
-        if self.compressed:
-            # Recent pages precede the first of the step's own.
-            held = min(held, self.sink_pages + self.recent_pages + self.touched(chunk))
-        if self.window is not None:
-            # The first new token sees the window that ends with it.
-            held = min(held, self.touched(self.window + chunk - 1))
-        return held
-
-    def packed_pages(self, tokens: int, chunk: int = 1) -> int:
-        """Most compressed pages it holds then."""
-        if not self.compressed:
-            return 0
-        held = max(0, tokens // self.page_tokens - self.sink_pages)
-        # Those that end between the window's first token and the last new one.
-        return held if self.window is None else min(held, self.pages(self.window + chunk - 1))
-
-    @property
     def unpacked(self) -> CacheLayout:
         """What a sequence without compressed pages sees: the same, and every page exact."""
         layers = uniform("bf16", len(self.layers), self.head_dim)
         # Not copied: a copy would keep the bytes that were counted for these layers.
         return CacheLayout.model_validate(self.model_dump() | {"level": "bf16", "layers": layers})
-
-    def check_pages(self, tokens: int) -> tuple[int, int]:
-        """Exact and compressed pages that it takes to check an answer of ``tokens`` tokens, its prompt among
-        them: once in this cache, and once in an exact one."""
-        if not tokens:
-            return 0, 0
-        exact = sum(layout.exact_pages(tokens, CHECK_STEP) for layout in (self, self.unpacked))
-        return exact, self.packed_pages(tokens, CHECK_STEP)
 
     def tables(self) -> Iterator[Table]:
         """What calibrated planes read, in order, named ``layers.{layer}.{keys|values}.{what}``.

@@ -21,7 +21,7 @@ Count = Literal["rows", "outputs", "sequences", "tiles", "seals"]
 Dtype = Literal["f64", "f32", "f16", "bf16", "e4m3", "int8", "int32"]
 BYTES: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "e4m3": 1, "int8": 1, "int32": 4}
 ALIGNMENT = 16
-"""Bytes that every pointer of a launch is a multiple of."""
+"""Bytes that every pointer of a launch is a multiple of; numbers that are multiples of it are told to be."""
 SETTINGS = 5
 """Numbers that a row of logits is drawn with: temperature, top_k, top_p, min_p, and the uniform number."""
 
@@ -95,6 +95,13 @@ class Launch(_Frozen):
     stages: int = 1
     registers: int = 255
     """Most of a thread."""
+
+    @property
+    def aligned(self) -> list[str]:
+        """The numbers of whole blocks of ``ALIGNMENT``: where addresses are reckoned from them, a kernel that
+        knows reads wide."""
+        whole = (name for name, each in self.numbers.items() if not each % ALIGNMENT)
+        return sorted(name for name in whole if isinstance(self.numbers[name], int))
 
     @property
     def options(self) -> dict[str, int]:
@@ -202,7 +209,14 @@ class StepTable(_Frozen):
         types |= {
             name: "f32" if isinstance(each, float) else "int32" for name, each in launch.numbers.items()
         }
-        parts = [launch.kernel, launch.constants, types, sorted(launch.counts), launch.options]
+        parts = [
+            launch.kernel,
+            launch.constants,
+            types,
+            launch.aligned,
+            sorted(launch.counts),
+            launch.options,
+        ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .kv import CacheLayout
+from .latent import LatentLayout
 from .weights import Rounded, WeightFormat
 
 
@@ -144,6 +145,49 @@ class Attend(_Frozen):
     window: int | None = None
 
 
+class AttendLatent(_Frozen):
+    """The same for latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): append the step's latent
+    vectors and rotary keys, seal, and attend.
+
+    ``query`` holds ``heads`` heads of ``nope + rope`` elements, ``latent`` a latent vector of ``rank``,
+    behind its norm, and a rotary key of ``rope``; the parts of ``rope`` are turned here, pair j by ``position
+    * frequencies[j]``, sine and cosine times ``rotary_scale``. Pairs are ``neighbours``, or halves.
+
+    The matrix ``unfold`` ``[heads * (nope + value), rank]`` makes of a latent vector each head's key without
+    a rotary part, and its value. What comes out is as if it did so for every cached token; what is computed
+    are queries multiplied by the parts for keys, and mean latent vectors by those for values. ``output``
+    holds ``heads`` heads of ``value`` elements.
+    """
+
+    kind: Literal["attend_latent"] = "attend_latent"
+    layer: int
+    query: str
+    latent: str
+    output: str
+    unfold: str
+    heads: int
+    rank: int
+    nope: int
+    rope: int
+    value: int
+    scale: float
+    frequencies: tuple[float, ...]
+    rotary_scale: float = 1.0
+    neighbours: bool = True
+
+    @property
+    def turn(self) -> Rotary:
+        """The rotation of queries; their parts without it stand between the heads."""
+        return Rotary(
+            buffer=self.query,
+            first_head=0,
+            heads=self.heads,
+            head_dim=self.rope,
+            frequencies=self.frequencies,
+            scale=self.rotary_scale,
+        )
+
+
 class Route(_Frozen):
     """Choose ``per_token`` experts for each token: those of the largest ``softmax(input @ weight.T)``, of
     equal ones the first. ``output`` holds their numbers, the best first, then their probabilities, divided by
@@ -211,6 +255,7 @@ Operation = Annotated[
     | Linear
     | Rotary
     | Attend
+    | AttendLatent
     | Route
     | ExpertLinear
     | Gate
@@ -261,7 +306,7 @@ class Program(_Frozen):
     prologue: tuple[Operation, ...]
     layers: tuple[tuple[Operation, ...], ...]
     epilogue: tuple[Operation, ...]
-    cache: CacheLayout
+    cache: CacheLayout | LatentLayout
     limits: Limits
     states: str = ""
 
