@@ -37,6 +37,8 @@ LARGE = {"batch": 32, "context": 32768}
 GROUP = 128
 ABOVE = 10.0
 """Stands where more work took no longer: it hides behind what is read."""
+LEAST = 0.001
+"""What three digits can tell."""
 Row = Mapping[str, Any]
 
 
@@ -61,7 +63,7 @@ def entry(attention: Row, decode: Row, target: Target) -> str:
             "engine": "native",
             "device_class": known.device_class(target).name,
             "devices": [target.id],
-            "formats": sorted(set(found["weight_efficiency"]) - {"other"}),
+            "formats": sorted(set(found.get("weight_efficiency", ())) - {"other"}),
             "rates": prior.rates.model_dump() | found,
             "waiting": prior.waiting.model_dump(),
             "spread": prior.spread.model_dump(),
@@ -155,11 +157,11 @@ def _others(found: dict[str, float]) -> dict[str, float]:
 
 
 def _share(value: float) -> float:
-    return round(min(1.0, value), 3)
+    return round(min(1.0, max(LEAST, value)), 3)
 
 
 def _ratio(ideal: float, took: float) -> float:
-    return round(min(ABOVE, ideal / took), 3) if took > 0 else ABOVE
+    return round(min(ABOVE, max(LEAST, ideal / took)), 3) if took > 0 else ABOVE
 
 
 def _micro(seconds: float) -> float:
