@@ -22,10 +22,12 @@ from infer_compile.quantize.checkpoint import Checkpoint  # noqa: E402
 from infer_compile.quantize.pack import pack  # noqa: E402
 from infer_compile.quantize.read import reference_loader  # noqa: E402
 from infer_compile.quantize.write import write  # noqa: E402
+from infer_compile.runtime.engines.reference import ReferenceEngine  # noqa: E402
 from infer_compile.runtime.engines.rounding import rounded  # noqa: E402
 from infer_compile.runtime.formats.kv import CacheLayout, uniform  # noqa: E402
 from infer_compile.runtime.formats.program import Limits, Program, Quantize  # noqa: E402
 from infer_compile.runtime.formats.weights import FP8, weight_format  # noqa: E402
+from infer_compile.runtime.step import SequenceStep  # noqa: E402
 
 # The models are small: more threads than one only get in each other's way.
 torch.set_num_threads(1)
@@ -141,6 +143,31 @@ def test_transformers_computes_with_the_written_weights(case: str, tmp_path: Pat
     original = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     drift = np.abs(logits(original, tokens) - wanted).max() / np.abs(wanted).max()
     assert drift < 1e-6 if format == "bf16" else drift > 1e-3
+
+
+def test_experts_are_written_one_by_one(tmp_path: Path) -> None:
+    """A mixture's matrices, which transformers stacks when it has loaded them; its router stays bf16."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    save_random(source, "Qwen3Moe", experts)
+    program = convert(source, out, "int4-rtn", 64)
+    described = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert described["ignore"] == ["model.layers.0.mlp.gate", "model.layers.1.mlp.gate"]
+    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    # The reference engine with the written weights, and without what rounds activations.
+    written, load = {tensor.name: tensor for tensor in program.tensors}, reference_loader(out)
+    plain = program_of(json.loads((source / "config.json").read_text()), "bf16", 0)
+    engine = ReferenceEngine(plain, lambda tensor: load(written.get(tensor.name, tensor)), exact_dtype="f32")
+    tokens = np.random.default_rng(1).integers(0, SHAPE["vocab_size"], 24).astype(np.int32)
+    pages = np.array([0], np.int32)
+    step = SequenceStep(tokens=tokens, start=0, accepted=24, sealed=0, exact=pages, packed=None)
+    found = engine.step([step], logits=True).logits
+    assert found is not None
+    wanted = logits(loaded, torch.from_numpy(tokens.astype(np.int64))[None])[0, -1]
+    assert np.abs(found[0] - wanted).max() < 3e-4 * np.abs(wanted).max()
 
 
 def test_a_head_of_its_own_is_int8_over_int4_layers(tmp_path: Path) -> None:
