@@ -82,12 +82,10 @@ def _models(engines: Engines) -> Iterator[tuple[str, ...]]:
 
 def _runs(engine: Engine, name: str) -> str:
     runs = engine.architectures
-    if runs.own:
-        return "graph/build.py"
-    if name not in runs.served:
-        return "-"
     limited = runs.limited.get(name)
-    mark = "(●)" if name in runs.assumed else "●"
+    if name not in runs.served and not runs.own:
+        return "-"
+    mark = "graph/build.py" if runs.own else "(●)" if name in runs.assumed else "●"
     return f"{mark} {describe(limited.devices)}" if limited else mark
 
 

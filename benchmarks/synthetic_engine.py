@@ -17,65 +17,23 @@ from safetensors.numpy import save_file
 from infer_compile.codegen.engine import emit
 from infer_compile.codegen.generate import generate
 from infer_compile.codegen.repack import TABLES
-from infer_compile.lower.signs import signs
 from infer_compile.probe.cpu import processor
 from infer_compile.quantize.checkpoint import Checkpoint
 from infer_compile.quantize.write import write
 from infer_compile.runtime.engines.cpu import CpuEngine
-from infer_compile.runtime.formats.kv import (
-    CacheLayout,
-    LayerCache,
-    LevelName,
-    Plane,
-    Segment,
-    Table,
-    layer_cache,
-)
+from infer_compile.runtime.formats.kv import CacheLayout, LevelName
 from infer_compile.runtime.formats.program import Program
 from infer_compile.runtime.step import SequenceStep
+from synthetic_cache import drawn, layout_of
 from synthetic_llama import CONFIG, HEAD_DIM, KV_HEADS, LAYERS
 
-# Columns by bits, of a key and of a value, as much as the level stores in all.
-SPREADS: Mapping[str, tuple[dict[int, int], dict[int, int]]] = {
-    "ct4": ({8: 48, 7: 32, 5: 16, 2: 16}, {8: 16, 7: 16, 4: 16, 2: 16}),
-    "ct3": ({8: 16, 7: 16, 6: 32, 4: 16, 2: 16, 1: 16}, {8: 16, 5: 16, 3: 16}),
-    "ct2": ({7: 16, 5: 16, 4: 32, 2: 16}, {8: 16, 4: 16}),
-}
 WRITTEN = 512
 """Tokens that are really computed; their pages are copied to all others."""
 
 
 def layout(level: LevelName) -> CacheLayout:
-    """The cache of the random Llama with the default windows."""
-    return CacheLayout(
-        level=level,
-        page_tokens=32,
-        sink_pages=1,
-        recent_pages=4,
-        kv_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
-        layers=(_layer(level),) * LAYERS,
-        signs="" if level == "bf16" else signs(HEAD_DIM),
-    )
-
-
-def _layer(level: LevelName) -> LayerCache:
-    planned = layer_cache(level, HEAD_DIM)
-    if level not in SPREADS:
-        return planned
-    keys, values = (
-        tuple(Segment(bits=bits, columns=columns) for bits, columns in widths.items())
-        for widths in SPREADS[level]
-    )
-    layer = LayerCache(
-        level=level,
-        keys=Plane(kind="codes", transform="dense", segments=keys),
-        values=Plane(kind="codes", transform="diagonal", segments=values),
-    )
-    found, expected = (each.token_bytes(HEAD_DIM, 1) for each in (layer, planned))
-    if found != expected:
-        raise ValueError(f"{level}: {found} bytes a token and head, not {expected}")
-    return layer
+    """The cache of the random Llama."""
+    return layout_of(level, LAYERS, KV_HEADS, HEAD_DIM)
 
 
 def opened(
@@ -96,7 +54,7 @@ def opened(
         model = folder / f"model-{_digest(repr(program.tensors))}"
         write(Checkpoint.open(checkpoint), program, model, config=dict(config))
         rng = np.random.default_rng(0)
-        if tables := {table.name: _drawn(rng, table) for table in program.cache.tables()}:
+        if tables := {table.name: drawn(rng, table) for table in program.cache.tables()}:
             save_file(tables, place / TABLES)
         emit(program, machine.architecture, machine.isa, model, place)
     engine = CpuEngine(place, threads=threads)
@@ -106,16 +64,6 @@ def opened(
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _drawn(rng: np.random.Generator, table: Table) -> np.ndarray:
-    """Rotations, and steps that fill the codes of columns of unit variance."""
-    kind = table.name.rsplit(".", 1)[-1]
-    if kind not in ("encode", "decode"):
-        return np.full(table.shape, 0.1 if kind == "scale" else 0.0, np.float32)
-    heads, columns, size = table.shape
-    turns = np.linalg.qr(rng.standard_normal((heads, size, size)))[0][:, :columns]
-    return np.ascontiguousarray(turns * (10.0 if kind == "encode" else 0.1), np.float32)
 
 
 def step(

@@ -54,6 +54,54 @@ def add_group(
     return total + sums * weight_scale[None, :]
 
 
+@triton.jit
+def sum_products(
+    input,
+    scales,
+    weight,
+    weight_scales,
+    m,
+    n,
+    first,
+    share,
+    rows,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROUNDED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """[BLOCK_M, BLOCK_N]: products of the inputs ``m``, zero from ``rows`` on, with the weight rows
+    ``first + n``, of one share of the inputs. A matrix of ROWS begins at ``first``, a multiple of 16."""
+    HELD: tl.constexpr = 8 // BITS
+    TILES: tl.constexpr = (COLS // GROUP + HELD - 1) // HELD
+    SHARE: tl.constexpr = (TILES + SPLIT - 1) // SPLIT
+    PADDED: tl.constexpr = (ROWS + 15) // 16 * 16
+    block = ((first + n) // 16).to(tl.int64)
+    place = weight + block[:, None] * (TILES * 16 * GROUP)
+    place += (n % 16)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    scale_place = weight_scales + block * (TILES * HELD * 16) + n % 16
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for index in range(SHARE):
+        tile = share * SHARE + index
+        held = n < tl.where(tile < TILES, PADDED, 0)
+        bytes = tl.load(place + tile * (16 * GROUP), mask=held[:, None], other=0)
+        factor = tl.load(scale_place + tile * (HELD * 16), mask=held, other=0.0).to(tl.float32)
+        if BITS == 8:
+            total = add_group(total, input, scales, bytes, factor, m, tile, rows, COLS, GROUP, ROUNDED)
+        else:
+            upper = tl.load(scale_place + tile * 32 + 16, mask=held, other=0.0).to(tl.float32)
+            low, high = lower(bytes), bytes & -16
+            factor, upper = factor * 0.0625, upper * 0.0625
+            group = 2 * tile
+            total = add_group(total, input, scales, low, factor, m, group, rows, COLS, GROUP, ROUNDED)
+            total = add_group(total, input, scales, high, upper, m, group + 1, rows, COLS, GROUP, ROUNDED)
+    return total
+
+
 # A count is no reason to compile anew.
 @triton.jit(do_not_specialize=["rows"])
 def linear(
@@ -82,28 +130,25 @@ def linear(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     share = tl.program_id(2)
-    HELD: tl.constexpr = 8 // BITS
-    TILES: tl.constexpr = (COLS // GROUP + HELD - 1) // HELD
-    SHARE: tl.constexpr = (TILES + SPLIT - 1) // SPLIT
-    PADDED: tl.constexpr = (ROWS + 15) // 16 * 16
-    place = weight + (n // 16).to(tl.int64)[:, None] * (TILES * 16 * GROUP)
-    place += (n % 16)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    scale_place = weight_scales + (n // 16).to(tl.int64) * (TILES * HELD * 16) + n % 16
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for index in range(SHARE):
-        tile = share * SHARE + index
-        held = n < tl.where(tile < TILES, PADDED, 0)
-        bytes = tl.load(place + tile * (16 * GROUP), mask=held[:, None], other=0)
-        factor = tl.load(scale_place + tile * (HELD * 16), mask=held, other=0.0).to(tl.float32)
-        if BITS == 8:
-            total = add_group(total, input, scales, bytes, factor, m, tile, rows, COLS, GROUP, ROUNDED)
-        else:
-            upper = tl.load(scale_place + tile * 32 + 16, mask=held, other=0.0).to(tl.float32)
-            low, high = lower(bytes), bytes & -16
-            factor, upper = factor * 0.0625, upper * 0.0625
-            group = 2 * tile
-            total = add_group(total, input, scales, low, factor, m, group, rows, COLS, GROUP, ROUNDED)
-            total = add_group(total, input, scales, high, upper, m, group + 1, rows, COLS, GROUP, ROUNDED)
+    total = sum_products(
+        input,
+        scales,
+        weight,
+        weight_scales,
+        m,
+        n,
+        0,
+        share,
+        rows,
+        ROWS,
+        COLS,
+        BITS,
+        GROUP,
+        ROUNDED,
+        SPLIT,
+        BLOCK_M,
+        BLOCK_N,
+    )
     inside = (m < rows)[:, None] & (n < ROWS)[None, :]
     target = m[:, None] * ROWS + n[None, :]
     if SPLIT > 1:

@@ -17,6 +17,7 @@ def norm(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
+    E4M3: tl.constexpr,
     KEEP: tl.constexpr,
     ROUND: tl.constexpr,
 ):
@@ -32,4 +33,4 @@ def norm(
     if KEEP:
         tl.store(output + row * WIDTH + columns, values, mask=inside)
     if ROUND:
-        store_operand(operand, scales, row, 0, values, WIDTH, BLOCK, GROUP)
+        store_operand(operand, scales, row, 0, values, WIDTH, BLOCK, GROUP, E4M3)

@@ -1,4 +1,5 @@
-"""What a product reads: bf16 numbers, or int8 ones with a float32 scale for every group of inputs.
+"""What a product reads: bf16 numbers, int8 ones with a float32 scale for every group of inputs, or e4m3 ones
+with a scale for the row.
 
 Whoever computes the numbers writes them in this form, so that no kernel does nothing but round.
 """
@@ -7,27 +8,58 @@ import triton
 import triton.language as tl
 
 from .bf16 import to_bf16
-from .codes import rint
+from .codes import close_fp8, rint
 
 
 @triton.jit
 def store_operand(
-    operand, scales, row, first, values, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
+    operand,
+    scales,
+    row,
+    first,
+    values,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    E4M3: tl.constexpr,
 ):
     """Columns ``[first, first + BLOCK)`` of ``row``, zero beyond WIDTH. ``GROUP == 0`` means bf16; a group's
-    scale is a 127th of its largest magnitude."""
+    scale is a 127th of its largest magnitude. With E4M3 the columns are all of the row."""
     columns = first + tl.arange(0, BLOCK)
     place = row * WIDTH + columns
     if GROUP == 0:
         tl.store(operand + place, to_bf16(values), mask=columns < WIDTH)
+    elif E4M3:
+        inverse = store_scale(scales, row, tl.max(tl.abs(values), axis=0))
+        store_e4m3(operand, row, first, values, inverse, WIDTH, BLOCK)
     else:
         GROUPS: tl.constexpr = BLOCK // GROUP
         grouped = tl.reshape(values, [GROUPS, GROUP])
-        largest = tl.max(tl.abs(grouped), axis=1)
-        scale = tl.div_rn(largest, tl.full([GROUPS], 127.0, tl.float32))
-        one = tl.full([GROUPS], 1.0, tl.float32)
-        inverse = tl.where(scale > 0, tl.div_rn(one, tl.where(scale > 0, scale, one)), 0.0)
+        scale, inverse = step_of(tl.max(tl.abs(grouped), axis=1), 127.0)
         rounded = tl.reshape(rint(grouped * inverse[:, None]), [BLOCK])
         tl.store(operand + place, rounded.to(tl.int8), mask=columns < WIDTH)
         group = first // GROUP + tl.arange(0, GROUPS)
         tl.store(scales + row * (WIDTH // GROUP) + group, scale, mask=group < WIDTH // GROUP)
+
+
+@triton.jit
+def store_scale(scales, row, largest):
+    """The scale of a whole row of e4m3 numbers, a 448th of its largest magnitude; its inverse comes back."""
+    scale, inverse = step_of(largest, 448.0)
+    tl.store(scales + row, scale)
+    return inverse
+
+
+@triton.jit
+def store_e4m3(operand, row, first, values, inverse, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Columns ``[first, first + BLOCK)`` of ``row``, over the scale."""
+    columns = first + tl.arange(0, BLOCK)
+    rounded = close_fp8(values * inverse, 448.0).to(tl.int8, bitcast=True)
+    tl.store(operand + row * WIDTH + columns, rounded, mask=columns < WIDTH)
+
+
+@triton.jit
+def step_of(largest, MOST: tl.constexpr):
+    """What makes MOST of ``largest``, and its inverse; 0 where that is 0."""
+    scale = tl.div_rn(largest, MOST)
+    return scale, tl.where(scale > 0, tl.div_rn(1.0, tl.where(scale > 0, scale, 1.0)), 0.0)

@@ -17,7 +17,7 @@ import torch
 import triton.language as tl
 from ptx import Inside, Module
 
-from infer_compile.codegen.cuda_constants import Launch, chunk_launch, decode_launch
+from infer_compile.codegen.cuda_constants import SEAL_WARPS, Launch, chunk_launch, decode_launch
 from infer_compile.codegen.cuda_sources import kernel
 from infer_compile.runtime.formats import launches
 
@@ -213,9 +213,13 @@ def _launch(function: str, constants: Mapping[str, Any]) -> Launch:
     """As many threads as the engine takes."""
     if function == "attend":
         few = constants["TOKENS"] <= 8
-        return decode_launch(constants["D"], constants["ROWS"]) if few else chunk_launch()
+        # Codes without scales are calibrated.
+        sides = ((constants[f"{side}S"], constants[f"{side}_SCALES"]) for side in ("KEY", "VALUE"))
+        calibrated = any(pieces[0][2] == "codes" and scales < 0 for pieces, scales in sides)
+        return decode_launch(constants["D"], constants["ROWS"], calibrated) if few else chunk_launch()
     # Tiles of few rows are fetched eight at a time.
-    return Launch(block=0, warps=4, stages=8 if function == "linear" else 1)
+    warps = SEAL_WARPS if function == "seal" else 4
+    return Launch(block=0, warps=warps, stages=8 if function == "linear" else 1)
 
 
 def _type(value: Any) -> str:

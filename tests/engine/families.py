@@ -44,6 +44,8 @@ YARN = {
     "original_max_position_embeddings": 32,
 }
 
+EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+
 CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "llama-grouped": ("Llama", {}),
     "llama-multi-head": ("Llama", {"num_attention_heads": 2, "num_key_value_heads": 2}),
@@ -72,6 +74,12 @@ CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
         {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3", {"num_attention_heads": 3, "num_key_value_heads": 3}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 6}),
+    "qwen3-moe-as-they-are": ("Qwen3Moe", EXPERTS | {"norm_topk_prob": False}),
+    "qwen3-moe-normalized-every-other": (
+        "Qwen3Moe",
+        EXPERTS | {"norm_topk_prob": True, "decoder_sparse_step": 2, "num_attention_heads": 4},
+    ),
     "qwen3-biases-and-layer-types": (
         "Qwen3",
         {
@@ -105,6 +113,22 @@ def model(name: str, seed: int = 0, **changes: object) -> transformers.PreTraine
 def config(module: transformers.PreTrainedModel) -> dict[str, object]:
     """What its ``config.json`` would hold."""
     return module.config.to_dict() | {"architectures": [type(module).__name__]}
+
+
+def state(module: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Its tensors as a checkpoint names them: transformers stacks the experts of a layer."""
+    mixtral = type(module).__name__.startswith("Mixtral")
+    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    found: dict[str, torch.Tensor] = {}
+    for full, tensor in module.state_dict().items():
+        name = full.replace(".mlp.", ".block_sparse_moe.") if mixtral else full
+        stem, _, part = name.partition(".experts.")
+        halves = dict(zip((gate, up), tensor.chunk(2, 1), strict=True)) if part.startswith("gate_up") else {}
+        for inner, experts in (halves or {down: tensor}).items() if part else ():
+            found |= {f"{stem}.experts.{i}.{inner}.weight": one for i, one in enumerate(experts)}
+        if not part:
+            found[name] = tensor
+    return found
 
 
 def graph(module: transformers.PreTrainedModel) -> Graph:

@@ -30,6 +30,7 @@ from infer_compile.runtime.engines.cpu import CpuEngine
 from infer_compile.runtime.engines.sampling import draw
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.formats.program import Program
+from infer_compile.runtime.formats.weights import FP8
 from infer_compile.runtime.step import Engine, SequenceStep, StepResult
 
 EMULATION = {name: Path(__file__).with_name(f"{name}_emulated.hpp") for name in ("avx512", "amx")}
@@ -314,10 +315,16 @@ def test_same_program_compiles_to_the_same_bytes(small: tuple[Program, Path, Pat
 
 def test_a_shape_without_a_kernel_is_refused_by_name() -> None:
     rng = np.random.default_rng(0)
-    program = draw_program(rng, draw_config(rng))
+    config = draw_config(rng)
+    program = draw_program(rng, config)
     narrow = program.model_copy(update={"buffers": program.buffers | {"gated": 40}})
     with pytest.raises(InferCompileError, match=r"IC310.*gated, 40"):
         generate(narrow)
+    with pytest.raises(InferCompileError, match=r"IC310.*no product with weights in fp8"):
+        generate(draw_program(rng, config, weights=FP8))
+    mixture = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2}
+    with pytest.raises(InferCompileError, match=r"IC310.*mixtures of experts"):
+        generate(draw_program(rng, config | mixture))
 
 
 def test_compiler_of_the_host_is_found() -> None:

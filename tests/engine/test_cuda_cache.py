@@ -241,12 +241,13 @@ def test_sealed_pages_hold_the_codec_s_codes(head_dim: int, page_tokens: int) ->
 def test_sealing_writes_one_page_whole() -> None:
     """Whatever was there before, and nothing beside it."""
     case = Case(Shape(("tq3", "int8", "ct3"), kv_heads=2), [Past(33, 1)])
-    (step,), pool = case.steps, case.cache.packed.numpy().reshape(case.pages, -1)
+    (step,) = case.steps
     place, written = int(step.packed[1]), []
     for fill in (0x00, 0xFF):
         case.cache.packed.fill_(fill)
         for layer in range(3):
             case.cache.seal(layer, [(int(step.exact[1]), place), (-1, -1)])
+        pool = case.cache.packed.numpy().reshape(case.pages, -1)
         assert np.all(np.delete(pool, place, axis=0) == fill)
         written.append(pool[place].copy())
     assert np.array_equal(*written)

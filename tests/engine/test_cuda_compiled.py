@@ -51,7 +51,7 @@ def test_levels(level: LevelName, compiler: Compiler, monkeypatch: pytest.Monkey
     case = Case(Shape((level,), group=4), [Past(75, 2)])
     test_cuda_cache.hold(*case.run(0, Tiling(2, 32, 1, 2)), level)
     issued = kernels.counts["attend"]
-    assert issued["cp.async.cg.shared.global"] > 0
+    assert (issued["cp.async.cg.shared.global"] > 0) == (level != "ct3")
     assert any(opcode.startswith("mma.sync") for opcode in issued)
     assert issued["prmt.b32"] > 0 or level == "int8"
 
@@ -68,6 +68,21 @@ def test_another_architecture(compiler: Compiler, monkeypatch: pytest.MonkeyPatc
     case = Case(shape, [Past(140, 3, tree=True), Past(33, 2)])
     replaced(monkeypatch, compiler, 89)
     test_cuda_cache.hold(*case.run(0, Tiling(4, 32, 1, 2, tree=True)))
+
+
+@pytest.mark.parametrize("level", ["tq3", "ct3"])
+def test_sequences_that_evict_or_compress_nothing(
+    level: LevelName, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pasts = [Past(75, 1, evicted=48), Past(60, 1, evicted=16, whole=True), Past(20, 1)]
+    case = Case(Shape((level,)), pasts)
+    replaced(monkeypatch, compiler, 80)
+    test_cuda_cache.hold(*case.run(0, Tiling(1, 32, 1, 1), turn=test_cuda_cache.TURN))
+
+
+def test_trees_of_many_tokens(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced(monkeypatch, compiler, 80)
+    test_cuda_cache.test_trees_of_many_tokens()
 
 
 def test_a_chunk_of_a_prompt(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +124,8 @@ def test_what_lies_between_products(compiler: Compiler, monkeypatch: pytest.Monk
     test_cuda_kernels.test_norms_are_rounded_for_their_reader(0)
     test_cuda_kernels.test_gates_and_buffers_are_rounded_for_their_reader(0)
     test_cuda_kernels.test_heads_are_normed_and_turned_in_place(True, True)
+    test_cuda_kernels.test_columns_are_placed_beside_others()
+    test_cuda_kernels.test_what_is_activated_is_added()
 
 
 def test_steps_of_an_engine(compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

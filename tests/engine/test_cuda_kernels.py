@@ -13,8 +13,13 @@ from ptx import run
 
 from infer_compile.codegen.cuda_sources import kernel
 from infer_compile.codegen.tiles import tiled, tiled_scales
+from infer_compile.runtime.engines.kernels import matmul_e4m3
+from infer_compile.runtime.engines.rounding import rounded
+from infer_compile.runtime.formats.program import Quantize
 
 LOWER = kernel("linear").LOWER
+SUM_ERROR = 1e-6
+"""Of a product, over the spread of all: sums in float32, in another order."""
 # (bits, rows of weights, inputs, group, rows of inputs, shares): odd numbers of groups and of tiles, last
 # blocks that are not full.
 PRODUCTS = [
@@ -27,10 +32,10 @@ PRODUCTS = [
 ]
 
 
-@pytest.mark.parametrize("rounded", [True, False])
+@pytest.mark.parametrize("bytes", [True, False])
 @pytest.mark.parametrize(("bits", "rows", "cols", "group", "count", "split"), PRODUCTS)
 def test_products_are_exact_but_for_the_order_of_sums(
-    bits: int, rows: int, cols: int, group: int, count: int, split: int, rounded: bool
+    bits: int, rows: int, cols: int, group: int, count: int, split: int, bytes: bool
 ) -> None:
     rng = np.random.default_rng(rows + cols)
     top = 2 ** (bits - 1) - 1
@@ -39,7 +44,7 @@ def test_products_are_exact_but_for_the_order_of_sums(
     weights = values * np.repeat(factors.astype(np.float64), group, axis=1)
     bias = torch.randn(rows).to(torch.bfloat16)
     before = torch.randn(count, rows)
-    if rounded:
+    if bytes:
         inputs = torch.from_numpy(rng.integers(-127, 128, (count, cols)).astype(np.int8))
         scales = torch.from_numpy(rng.uniform(0.5, 1.5, (count, cols // group)).astype(np.float32))
         numbers = inputs.double() * scales.double().repeat_interleave(group, dim=1)
@@ -62,7 +67,7 @@ def test_products_are_exact_but_for_the_order_of_sums(
         COLS=cols,
         BITS=bits,
         GROUP=group,
-        ROUNDED=rounded,
+        ROUNDED=bytes,
         BLOCK_M=16,
         BLOCK_N=32,
         **ends,
@@ -71,47 +76,60 @@ def test_products_are_exact_but_for_the_order_of_sums(
         assert torch.equal(output, before)
         module.merge_shares[(count, 1)](parts, bias, output, count, BLOCK=64, **ends)
     error = (output.double() - expected).abs().max() / expected.std()
-    assert error < 1e-6
+    assert error < SUM_ERROR
 
 
-@pytest.mark.parametrize("group", [0, 32, 64])
-def test_norms_are_rounded_for_their_reader(group: int) -> None:
+@pytest.mark.parametrize(("group", "e4m3"), [(0, False), (32, False), (64, False), (192, True)])
+def test_norms_are_rounded_for_their_reader(group: int, e4m3: bool) -> None:
     count, width = 3, 192
     values, weight = torch.randn(count, width) * 5, torch.rand(width).to(torch.bfloat16)
     values[1] = 0
     wide = values.double()
     expected = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5) * weight.double()
     output, operand, scales = _operands(count, width, group)
-    kernel("norm").norm[(count,)](
-        values,
-        weight,
-        output,
-        operand,
-        scales,
-        EPSILON=1e-5,
-        WIDTH=width,
-        BLOCK=256,
-        GROUP=group,
-        KEEP=True,
-        ROUND=True,
-    )
+    sizes = {"WIDTH": width, "BLOCK": 256, "GROUP": group, "E4M3": e4m3}
+    given = (values, weight, output, operand, scales)
+    kernel("norm").norm[(count,)](*given, EPSILON=1e-5, KEEP=True, ROUND=True, **sizes)
     torch.testing.assert_close(output.double(), expected, atol=1e-6, rtol=1e-6)
-    _check_operand(output, operand, scales, group)
+    _check_operand(output, operand, scales, group, e4m3)
 
 
-@pytest.mark.parametrize("group", [0, 32])
-def test_gates_and_buffers_are_rounded_for_their_reader(group: int) -> None:
+@pytest.mark.parametrize(("group", "e4m3"), [(0, False), (32, False), (160, True)])
+def test_gates_and_buffers_are_rounded_for_their_reader(group: int, e4m3: bool) -> None:
+    """In two blocks of a row, the second not full."""
     count, width, block = 2, 160, 128
+    grid = (count, 1 if e4m3 else 2)
     both = torch.randn(count, 2 * width) * 3
     expected = torch.nn.functional.silu(both[:, :width].double()) * both[:, width:].double()
     _, operand, scales = _operands(count, width, group)
-    kernel("gate").gate[(count, 2)](both, operand, scales, WIDTH=width, BLOCK=block, GROUP=group)
-    numbers = _numbers(operand, scales, group)
-    step = 2**-7 * expected.abs() if group == 0 else scales.repeat_interleave(group, dim=1)
+    sizes = {"WIDTH": width, "BLOCK": block, "GROUP": group, "E4M3": e4m3}
+    kernel("gate").gate[grid](both, operand, scales, **sizes)
+    numbers = _numbers(operand, scales, group, e4m3)
+    if e4m3:
+        # Between numbers of e4m3 there is an eighth at most, near zero a 512th of the scale.
+        step = expected.abs() / 8 + scales / 512
+    else:
+        step = 2**-7 * expected.abs() if group == 0 else scales.repeat_interleave(group, dim=1)
     assert bool(((numbers - expected).abs() <= 0.501 * step + 1e-6).all())
     buffer = expected.float()
-    kernel("round").round[(count, 2)](buffer, operand, scales, WIDTH=width, BLOCK=block, GROUP=group)
-    _check_operand(buffer, operand, scales, group)
+    kernel("round").round[grid](buffer, operand, scales, **sizes)
+    _check_operand(buffer, operand, scales, group, e4m3)
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_products_of_fp8_are_scaled_by_rows_and_columns(add: bool) -> None:
+    count, rows, cols = 3, 80, 48
+    inputs = torch.randn(count, cols).to(torch.float8_e4m3fn)
+    weight = torch.randn(rows, cols).to(torch.float8_e4m3fn)
+    scales, factors = torch.rand(count) + 0.5, torch.rand(rows) + 0.5
+    bias, before = torch.randn(rows).to(torch.bfloat16), torch.randn(count, rows)
+    products, output = torch.empty(count, rows), before.clone()
+    matmul_e4m3(inputs, weight, torch.ones(1), products)
+    ends = {"ROWS": rows, "BIAS": True, "ADD": add, "BLOCK": 64}
+    kernel("scale").scale[(count, 2)](products, scales, factors, bias, output, **ends)
+    numbers, weights = inputs.double() * scales.double()[:, None], weight.double() * factors.double()[:, None]
+    expected = numbers @ weights.T + bias.double() + (before.double() if add else 0)
+    assert (output.double() - expected).abs().max() / expected.std() < 1e-6
 
 
 def _operands(count: int, width: int, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -120,20 +138,21 @@ def _operands(count: int, width: int, group: int) -> tuple[torch.Tensor, torch.T
     return torch.zeros(count, width), torch.zeros(count, width, dtype=kind), scales
 
 
-def _numbers(operand: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
-    return operand.float() * scales.repeat_interleave(group, dim=1) if group else operand.float()
+def _numbers(operand: torch.Tensor, scales: torch.Tensor, group: int, e4m3: bool) -> torch.Tensor:
+    values = operand.view(torch.float8_e4m3fn).float() if e4m3 else operand.float()
+    return values * scales.repeat_interleave(group, dim=1) if group else values
 
 
-def _check_operand(values: torch.Tensor, operand: torch.Tensor, scales: torch.Tensor, group: int) -> None:
-    """To the bit what the reference engine rounds to."""
+def _check_operand(
+    values: torch.Tensor, operand: torch.Tensor, scales: torch.Tensor, group: int, e4m3: bool
+) -> None:
+    """To the bit what the reference engine rounds to; on a device PyTorch divides less exactly."""
+    values, operand, scales = values.cpu(), operand.cpu(), scales.cpu()
     if group == 0:
         assert torch.equal(operand, values.to(torch.bfloat16))
         return
-    groups = values.unflatten(-1, (-1, group))
-    scale = groups.abs().amax(-1, keepdim=True) / 127
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    assert torch.equal(scales, scale[..., 0])
-    assert torch.equal(operand.float(), torch.round(groups * inverse).flatten(-2))
+    rounding = Quantize(input="x", output="y", group=group, to="fp8" if e4m3 else "int8")
+    assert torch.equal(_numbers(operand, scales, group, e4m3), rounded(values, rounding))
 
 
 @pytest.mark.parametrize("half", [32, 48])
@@ -189,6 +208,30 @@ def test_rows_of_a_table_are_gathered() -> None:
     chosen = torch.tensor([6, 0, 6], dtype=torch.int32)
     kernel("gather").gather[(3, 2)](chosen, table, output, WIDTH=80, BLOCK=64)
     assert torch.equal(output, table.float()[chosen.long()])
+
+
+def test_columns_are_placed_beside_others() -> None:
+    input, output = torch.randn(3, 90), torch.randn(3, 200)
+    expected = output.clone()
+    expected[:, 110:180] = input[:, 20:]
+    kernel("place").place[(3, 2)](
+        input,
+        output,
+        STRIDE=90,
+        FIRST=20,
+        OUTPUT_STRIDE=200,
+        OUTPUT_FIRST=110,
+        WIDTH=70,
+        BLOCK=64,
+    )
+    assert torch.equal(output, expected)
+
+
+def test_what_is_activated_is_added() -> None:
+    input, output = 3 * torch.randn(3, 80), torch.randn(3, 80)
+    expected = output + torch.nn.functional.silu(input)
+    kernel("activate").activate[(3, 2)](input, output, WIDTH=80, BLOCK=64)
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_lower_halves_of_bytes_as_a_gpu_takes_them() -> None:

@@ -40,6 +40,29 @@ def test_reading_before_the_barrier_and_writing_behind_it_is_no_race() -> None:
         launch("st.shared.u32 [%r1], %r0;", threads=64)
 
 
+def test_threads_of_a_warp_are_brought_together() -> None:
+    swap = """
+        st.shared.u32 [%r2], %r0;
+        {}
+        xor.b32 %r3, %r2, 4;
+        ld.shared.u32 %r4, [%r3];
+        {}
+        st.shared.u32 [%r2], %r4;
+        {}
+        ld.shared.u32 %r5, [%r3];
+        st.global.u32 [%rd9], %r5;
+    """
+    found = np.zeros(96, np.uint32)
+    barrier = "bar.warp.sync -1;"
+    launch(swap.format(barrier, barrier, barrier), found, threads=96)
+    assert np.array_equal(found, np.arange(96))
+    for place, did in enumerate(("wrote", "read", "wrote")):
+        barriers = [barrier] * 3
+        barriers[place] = ""
+        with pytest.raises(Fault, match=f"another thread of the warp {did} here"):
+            launch(swap.format(*barriers), found, threads=96)
+
+
 def test_shared_memory_begins_as_garbage() -> None:
     with pytest.raises(Fault, match="never written"):
         launch("ld.shared.u32 %r3, [%r2];")
@@ -72,6 +95,24 @@ def test_arrays_lie_apart() -> None:
     assert second.tolist() == [*range(32), *[0] * 32]
     with pytest.raises(ValueError, match="overlap"):
         launch("", first, first[4:])
+
+
+def test_blocks_come_in_no_order() -> None:
+    found = np.zeros(WARP, np.uint32)
+    mine = "mov.u32 %r3, %ctaid.x; setp.eq.u32 %p0, %r3, {}; @%p0 "
+    launch(mine.format(1) + "st.global.u32 [%rd9], %r0;", found, grid=2)
+    for first, second, did in (
+        ("ld.global.u32 %r4, [%rd9];", "st.global.u32 [%rd9], 9;", "read"),
+        ("st.global.u32 [%rd9], 9;", "ld.global.u32 %r4, [%rd9];", "wrote"),
+        ("st.global.u32 [%rd9], 9;", "st.global.u32 [%rd9], 8;", "wrote"),
+    ):
+        # More of them than run at once.
+        for other in (1, 40):
+            with pytest.raises(Fault, match=f"a race: another block {did} here"):
+                launch(mine.format(0) + first + mine.format(other) + second, found.copy(), grid=41)
+    with pytest.raises(Fault, match="a race: another block writes something else here"):
+        launch("mov.u32 %r3, %ctaid.x; st.global.u32 [%rd9], %r3;", found, grid=2)
+    launch("st.global.u32 [%rd9], 5;", found, grid=2)
 
 
 def copies(tail: str) -> str:
@@ -132,6 +173,7 @@ def test_matrices_come_from_shared_memory(count: int, transposed: bool) -> None:
         shl.b32 %r7, %r0, 4;
         add.s32 %r7, %r1, %r7;
         st.shared.v4.u32 [%r7], {{%r3, %r4, %r5, %r6}};
+        bar.warp.sync -1;
         add.s64 %rd5, %rd2, %rd8;
         ld.global.u32 %r8, [%rd5];
         shl.b32 %r8, %r8, 4;

@@ -18,7 +18,7 @@ def test_logits_are_those_of_transformers(name: str) -> None:
     module = families.model(name)
     tokens = np.random.default_rng(1).integers(0, 97, TOKENS)
     program = families.program(families.graph(module))
-    engine = ReferenceEngine(program, families.loader(module.state_dict()), exact_dtype="f32")
+    engine = ReferenceEngine(program, families.loader(families.state(module)), exact_dtype="f32")
     driver = Driver(engine)
 
     with torch.no_grad():
@@ -50,7 +50,7 @@ def close(ours: np.ndarray | None, theirs: torch.Tensor) -> None:
 def test_every_source_is_in_the_checkpoint_and_nothing_else(name: str) -> None:
     module = families.model(name)
     graph = families.graph(module)
-    state = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    state = {key: tuple(value.shape) for key, value in families.state(module).items()}
     if graph.tied:
         del state["lm_head.weight"]
     assert {source.name: source.shape for source in graph.sources} == state

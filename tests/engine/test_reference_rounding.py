@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import families
+import ml_dtypes
 import numpy as np
+import torch
 from driver import TEXT, Driver
 
+from infer_compile.quantize.rtn import quantize
 from infer_compile.runtime.engines.reference import ReferenceEngine
-from infer_compile.runtime.formats.program import Embed, Linear, Quantize, Select, Tensor
-from infer_compile.runtime.formats.weights import BF16, weight_format
+from infer_compile.runtime.engines.rounding import rounded
+from infer_compile.runtime.formats.program import Embed, Linear, Norm, Quantize, Select, Tensor
+from infer_compile.runtime.formats.weights import BF16, FP8, weight_format
 
 
 def test_activations_are_rounded_as_the_operation_says() -> None:
@@ -40,9 +44,9 @@ def test_activations_are_rounded_as_the_operation_says() -> None:
     result = Driver(ReferenceEngine(program, lambda tensor: tensors[tensor.name])).run([0, 1], [2])[0]
     expected = [0, 2, 2, 0, -2, 126, -127]
     assert result[0, :8].tolist() == [127, *expected]
-    for row, rounded in zip(rows, result, strict=True):
+    for row, numbers in zip(rows, result, strict=True):
         for first in (0, group):
-            part, found = row[first : first + group], rounded[first : first + group]
+            part, found = row[first : first + group], numbers[first : first + group]
             scale = np.abs(part).max() / np.float32(127)
             if scale == 0:
                 assert not found.any()
@@ -51,6 +55,75 @@ def test_activations_are_rounded_as_the_operation_says() -> None:
             assert np.abs(steps - np.rint(steps)).max() < 1e-4 and np.abs(steps).max() < 127.001
             assert np.abs(found - part).max() <= scale * 0.5001
             assert np.abs(found - part).max() > scale * 0.2
+
+
+def test_fp8_is_the_arithmetic_of_float8_e4m3fn() -> None:
+    """Every midpoint between two numbers, zeros, and what lies beside them, against ml_dtypes' rounding."""
+    numbers = np.arange(128, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)[:127]
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    beside = np.concatenate([np.nextafter(middles, np.float32(0)), np.nextafter(middles, np.float32(448))])
+    row = np.concatenate([numbers, middles, beside, [np.float32(2.0**-11)]]).astype(np.float32)
+    row = np.concatenate([row, -row])
+    small = row * np.float32(2.0**-7)
+    quantize = Quantize(input="x", output="y", group=len(row), to="fp8")
+    found = rounded(torch.from_numpy(np.stack([row, small, np.zeros_like(row)])), quantize).numpy()
+    expected = row.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    assert np.array_equal(found[0], expected)
+    assert np.array_equal(found[1], expected * np.float32(2.0**-7))
+    assert not found[2].any()
+
+
+def test_fp8_layers_multiply_rounded_states_and_rounded_weights() -> None:
+    """A layer's first product, written out in torch's float8_e4m3fn."""
+    module = families.model("qwen2", tie_word_embeddings=False)
+    state = module.state_dict()
+    of = families.graph(module)
+    program = families.program(of, weights=FP8)
+    tensors = {tensor.name: tensor for tensor in program.tensors}
+    load = families.loader(state)
+
+    def quantized(tensor: Tensor) -> np.ndarray:
+        values = load(tensor)
+        return quantize(values, FP8).dequantize() if tensor.format == FP8 else values
+
+    qkv, head = tensors["layers.0.attention.qkv"], tensors["head"]
+    assert qkv.format == FP8 and head.format == BF16
+    operations = program.layers[0][:3]
+    norm, rounding, product = operations
+    assert isinstance(norm, Norm) and isinstance(rounding, Quantize) and isinstance(product, Linear)
+    assert (rounding.to, rounding.group) == ("fp8", 64)
+    engine = ReferenceEngine(
+        program.model_copy(
+            update={
+                "layers": ((*operations,),),
+                "epilogue": (
+                    Select(input=product.output, output="selected"),
+                    Linear(weight="identity", input="selected", output="logits"),
+                ),
+                "tensors": (
+                    *(tensors[name] for name in ("embed", norm.weight, product.weight, str(product.bias))),
+                    Tensor(name="identity", rows=qkv.rows, cols=qkv.rows, format=BF16, sources=("none",)),
+                ),
+                "buffers": program.buffers | {"logits": qkv.rows},
+            }
+        ),
+        lambda tensor: np.eye(qkv.rows, dtype=np.float32) if tensor.name == "identity" else quantized(tensor),
+    )
+    found = Driver(engine).run(TEXT[:5], [5])[0]
+    states = state["model.embed_tokens.weight"][torch.from_numpy(np.array(TEXT[:5]))]
+    states = torch.nn.functional.rms_norm(states, (64,), state["model.layers.0.input_layernorm.weight"], 1e-5)
+    weight = torch.from_numpy(load(qkv))
+    one = (states.abs().amax(1, keepdim=True) / 448, weight.abs().amax(1, keepdim=True) / 448)
+    other = one[1].to(torch.bfloat16).float()
+    sums = torch._scaled_mm(
+        (states / one[0]).to(torch.float8_e4m3fn),
+        (weight / other).clamp(-448, 448).to(torch.float8_e4m3fn).T,
+        torch.ones(1),
+        torch.ones(1),
+        out_dtype=torch.float32,
+    )
+    expected = sums * one[0] * other.T + torch.from_numpy(load(tensors[str(product.bias)]))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=2e-5)
 
 
 def test_the_head_of_an_integer_model_reads_rounded_states() -> None:

@@ -38,7 +38,7 @@ def without_compiler(patch: Callable[..., None]) -> None:
     def made_up(table: StepTable, launch: Launch, capability: int, file: str) -> tuple[bytes, Cubin]:
         names = tuple(launch.tensors)
         code = f"ELF of {table.variant(launch)} for {capability}".encode()
-        return code, Cubin(file=file, entry=launch.kernel, arguments=names, shared=0)
+        return code, Cubin(file=file, entry=launch.kernel, arguments=names, warps=launch.warps, shared=0)
 
     patch(gpu_cubins, "need_compiler", lambda: None)
     patch(gpu_cubins, "compile_launch", made_up)

@@ -18,6 +18,7 @@ import fake_hub
 import huggingface_hub
 import pytest
 import tiny
+import yaml
 from click.testing import CliRunner, Result
 from test_source import reach
 
@@ -331,3 +332,26 @@ def test_the_dockerfile_has_no_complaint_of_hadolint(spec: Path) -> None:
     assert run("build", spec).exit_code == 0
     done = subprocess.run([linter, "bundles/tiny/deploy/Dockerfile"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("name", "called"), [("tiny", "tiny"), ("7b.v2", "serve-7b-v2")])
+def test_kubernetes_takes_its_objects(spec: Path, name: str, called: str) -> None:
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+    spec.write_text(spec.read_text().replace("name: tiny", f"name: {name}"))
+    assert run("build", spec).exit_code == 0
+    objects = {}
+    for path in sorted(Path("bundles", name, "deploy", "kubernetes").iterdir()):
+        objects[path.stem] = yaml.safe_load(path.read_text())
+        kubernetes.validate(objects[path.stem], kubernetes.latest_version(), strict=True)
+    service, deployment = objects["service"], objects["deployment"]["spec"]
+    assert service["metadata"]["name"] == called
+    labels = deployment["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == deployment["selector"]["matchLabels"] == labels
+    (container,) = deployment["template"]["spec"]["containers"]
+    assert container["image"] == name
+    assert (
+        container["resources"]["requests"]["memory"].endswith("Mi") and "limits" not in container["resources"]
+    )
+    plan = json.loads(Path("bundles", name, "plan.json").read_text())
+    planned = plan["predicted"]["memory_gib"]["total"]
+    assert 0 <= int(container["resources"]["requests"]["memory"][:-2]) - planned * 1024 < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+    },
 }
 
 
@@ -84,6 +91,13 @@ def settings_of(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 tensors[f"{prefix}{part}_proj.bias"] = draw.standard_normal(rows).astype(np.float32)
             if name == "qwen3" and part != "v":
                 tensors[f"{prefix}{part}_norm.weight"] = draw.standard_normal(64).astype(np.float32)
+        if name == "mixtral":
+            stem = f"model.layers.{layer}."
+            inner = [tensors.pop(f"{stem}mlp.{part}_proj.weight") for part in ("gate", "down", "up")]
+            mixture = f"{stem}block_sparse_moe."
+            tensors[f"{mixture}gate.weight"] = draw.standard_normal((3, 128)).astype(np.float32)
+            for expert, (number, matrix) in itertools.product(range(3), enumerate(inner, 1)):
+                tensors[f"{mixture}experts.{expert}.w{number}.weight"] = np.roll(matrix, expert, 0)
     return config, tensors
 
 

@@ -187,8 +187,8 @@ class TestFormats:
         assert have == {
             "t4": [],
             "a100-sxm-80gb": ["vllm", "sglang"],
-            "rtx-4090": ["tensorrt-llm", "vllm", "sglang"],
-            "h100-sxm": ["tensorrt-llm", "vllm", "sglang"],
+            "rtx-4090": ["native", "tensorrt-llm", "vllm", "sglang"],
+            "h100-sxm": ["native", "tensorrt-llm", "vllm", "sglang"],
             "mi300x": ["vllm", "sglang"],
             "m4-10-core": [],
         }

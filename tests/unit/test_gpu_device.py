@@ -15,6 +15,7 @@ from infer_compile.runtime.engines.device import (
     Holder,
     check_driver,
     check_memory,
+    check_numbers,
     holders,
     need_compiler,
     need_torch,
@@ -49,6 +50,15 @@ def test_memory_that_is_not_there_is_told_with_who_holds_it() -> None:
     assert "of 40.0 GiB 10.0 GiB are free" in text
     assert "process 12 (python) holds 30.0 GiB" in text
     assert "process 13 (other) holds an amount that the driver does not tell" in text
+
+
+def test_weights_in_fp8_need_a_device_that_multiplies_them() -> None:
+    check_numbers((8, 0), {"bf16", "f32"})
+    check_numbers((8, 9), {"e4m3"})
+    check_numbers((12, 0), {"e4m3"})
+    with pytest.raises(InferCompileError, match=r"IC535.*compute capability 8\.6") as refusal:
+        check_numbers((8, 6), {"bf16", "e4m3"})
+    assert "from compute capability 8.9 on" in str(refusal.value)
 
 
 def test_holders_come_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:

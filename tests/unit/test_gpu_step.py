@@ -105,7 +105,7 @@ def test_few_launches_make_a_layer() -> None:
     assert rounded["linear.linear"] == 4 and rounded["norm.norm"] == 2
 
 
-@pytest.mark.parametrize("weights", ["bf16", "int8", "int4-rtn"])
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4-rtn", "fp8"])
 @pytest.mark.parametrize("level", ["bf16", "fp8", "tq3", "ct3"])
 @pytest.mark.parametrize("overflow", ["stop", "evict"])
 def test_every_name_and_argument_is_known(weights: str, level: LevelName, overflow: str) -> None:
@@ -128,6 +128,20 @@ def arguments(kernel: str) -> list[str]:
     found = re.search(rf"^def {name}\((.*?)\):", source, re.DOTALL | re.MULTILINE)
     assert found is not None, kernel
     return [part.split(":")[0].strip() for part in found[1].split(",") if part.strip()]
+
+
+def test_a_product_of_fp8_is_the_librarys_and_the_scales_are_a_kernels() -> None:
+    table = step_table(program("fp8", "bf16"))
+    layer = [line for line in table.lines if getattr(line, "kernel", "").startswith("scale")]
+    assert [launch.constants["ADD"] for launch in layer if isinstance(launch, Launch)] == [False, True] * 2
+    products = [line for line in table.lines if isinstance(line, Matmul)]
+    assert [table.weights[line.weight].dtype for line in products] == ["e4m3"] * 4
+    assert {(line.input, line.output, line.bias, line.add) for line in products} == {
+        ("quantized", "products", None, False)
+    }
+    # A row's scale is of all of the row: one program makes it.
+    rounding = [each for each in table.launches() if each.constants.get("E4M3")]
+    assert len(rounding) == 4 and all(each.grid[1:] in ((), (1,)) for each in rounding)
 
 
 def test_what_one_line_writes_the_next_may_read() -> None:
@@ -201,3 +215,13 @@ def test_tiles_hold_every_weight_once() -> None:
 def test_what_has_no_kernel_is_refused_by_name(change: dict[str, object], says: str) -> None:
     with pytest.raises(InferCompileError, match=rf"IC315.*{says}"):
         step_table(program(**change))  # type: ignore[arg-type]
+
+
+def test_sizes_that_the_librarys_product_of_fp8_does_not_take_are_refused() -> None:
+    subject = program("fp8", "bf16")
+    odd = tuple(
+        tensor.model_copy(update={"rows": tensor.rows + 8}) if "mlp.down" in tensor.name else tensor
+        for tensor in subject.tensors
+    )
+    with pytest.raises(InferCompileError, match=r"IC315.*mlp\.down in fp8: 264 x 512"):
+        step_table(subject.model_copy(update={"tensors": odd}))

@@ -17,9 +17,13 @@ from infer_compile.runtime.errors import Exit, InferCompileError
 from infer_compile.runtime.formats import program as concrete
 from infer_compile.runtime.formats.kv import CacheLayout, LevelName, uniform
 from infer_compile.runtime.formats.program import Limits, Program
-from infer_compile.runtime.formats.weights import BF16, WeightFormat, weight_format
+from infer_compile.runtime.formats.weights import BF16, FP8, WeightFormat, weight_format
 
-FORMATS = (BF16, *(weight_format(name, group) for name in ("int8", "int4-rtn") for group in (32, 64, 128)))
+FORMATS = (
+    BF16,
+    FP8,
+    *(weight_format(name, group) for name in ("int8", "int4-rtn") for group in (32, 64, 128)),
+)
 CONFIG: dict[str, object] = {
     "vocab_size": 1000,
     "hidden_size": 256,
@@ -56,12 +60,22 @@ def operations(of: Program) -> list[concrete.Operation]:
     return [*of.prologue, *itertools.chain.from_iterable(of.layers), *of.epilogue]
 
 
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+QWEN3_MOE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 128,
+    "mlp_only_layers": [0],
+    "head_dim": 128,
+}
 VARIANTS = [
     ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
     ("LlamaForCausalLM", {"tie_word_embeddings": True, "head_dim": 128}),
     ("MistralForCausalLM", {"sliding_window": 32}),
     ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     ("Qwen3ForCausalLM", {}),
+    ("MixtralForCausalLM", MIXTRAL),
+    ("Qwen3MoeForCausalLM", QWEN3_MOE),
 ]
 
 
@@ -71,21 +85,28 @@ def test_counted_bytes_are_the_programs(
     architecture: str, changes: dict[str, object], weights: WeightFormat
 ) -> None:
     of = graph(architecture, **changes)
+    if weights == FP8 and of.experts:
+        with pytest.raises(InferCompileError, match=r"IC280.*fp8"):
+            program(of, weights)
+        return
     assert program(of, weights).weight_bytes == weight_bytes(of, native_scheme(weights))
 
 
 @pytest.mark.parametrize(("architecture", "changes"), VARIANTS)
-@pytest.mark.parametrize("weights", [BF16, weight_format("int4-rtn", 64)], ids=lambda form: form.name)
+@pytest.mark.parametrize("weights", [BF16, FP8, weight_format("int4-rtn", 64)], ids=lambda form: form.name)
 def test_a_program_holds_together(
     architecture: str, changes: dict[str, object], weights: WeightFormat
 ) -> None:
     """Every operation finds its weights, in the right size, and reads what was written before it."""
     of = graph(architecture, **changes)
+    if weights == FP8 and of.experts:
+        return
     lowered = program(of, weights)
     tensors = {tensor.name: tensor for tensor in lowered.tensors}
     assert len(tensors) == len(lowered.tensors)
     read: set[str] = set()
     width: dict[str, int] = {}
+    experts = next((one.experts for one in of.experts), 0)
 
     def vector(name: str, size: int) -> None:
         assert (tensors[name].rows, tensors[name].cols, tensors[name].format) == (1, size, BF16)
@@ -108,7 +129,7 @@ def test_a_program_holds_together(
                 tensor = tensors[weight]
                 read.add(weight)
                 assert tensor.cols == width[source]
-                assert (source == "quantized") is (tensor.format.activation == "int8")
+                assert (source == "quantized") is (tensor.format.activation != "none")
                 if bias:
                     vector(bias, tensor.rows)
                 assert not add or width[output] == tensor.rows
@@ -119,9 +140,21 @@ def test_a_program_holds_together(
             case concrete.Attend(input=source, output=output, heads=heads, kv_heads=kv_heads, head_dim=dim):
                 assert width[source] == (heads + 2 * kv_heads) * dim
                 width[output] = heads * dim
+            case concrete.Route(weight=weight, input=source, output=output, per_token=count):
+                assert tensors[weight].cols == width[source] and tensors[weight].format == BF16
+                read.add(weight)
+                width[output] = 2 * count
+            case concrete.ExpertLinear(weight=weight, routes=routes, input=source, output=output):
+                tensor, count, rows = tensors[weight], operation.per_token, operation.rows
+                read.add(weight)
+                assert width[routes] == 2 * count and tensor.rows == experts * rows
+                assert (source == "quantized") is (tensor.format.activation != "none")
+                assert width[source] == tensor.cols * (count if operation.combine else 1)
+                assert not operation.combine or width[output] == rows
+                width[output] = rows if operation.combine else count * rows
             case concrete.Gate(input=source, output=output):
-                assert width[source] == 2 * operation.width
-                width[output] = operation.width
+                assert width[source] % (2 * operation.width) == 0
+                width[output] = width[source] // 2
             case concrete.Select(input=source, output=output):
                 width[output] = width[source]
         for name, size in width.items():

@@ -15,6 +15,7 @@ from infer_compile.build.resolve import plan_of, resolve
 from infer_compile.catalog.facts import load_facts
 from infer_compile.graph.build import build
 from infer_compile.graph.graph import Graph
+from infer_compile.lower.lower import lower
 from infer_compile.planner import support
 from infer_compile.planner.deployment import deployment
 from infer_compile.planner.plan import Plan
@@ -22,6 +23,7 @@ from infer_compile.planner.rank import rank
 from infer_compile.planner.search import plan
 from infer_compile.planner.survey import survey
 from infer_compile.runtime.errors import Exit, InferCompileError
+from infer_compile.runtime.formats.weights import FP8
 from infer_compile.spec.spec import DeviceGroup, Spec
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"
@@ -85,6 +87,32 @@ def test_pins_are_obeyed(weights: str, kv: str) -> None:
     made = plan(spec(pin={"weights": weights, "kv": kv}), tiny(), cpu())
     assert (made.weights.format, made.kv.level) == (weights, kv)
     assert reason(made, "weights").startswith("pinned") and reason(made, "kv").startswith("pinned")
+
+
+def test_fp8_is_for_devices_that_multiply_it() -> None:
+    native = {"weights": "fp8", "engine": "native"}
+    made = plan(spec(target="round-gpu", pin=native), tiny(), gpu())
+    assert (made.engine, made.weights.format, made.weights.group) == ("native", "fp8", 0)
+    assert "stays bf16" in reason(made, "weights.head")
+    program = lower(tiny(), made)
+    assert program.weight_bytes == made.weights.bytes
+    assert {tensor.format for tensor in program.tensors if "mlp" in tensor.name and tensor.rows > 1} == {FP8}
+    old = refused(spec(target="round-gpu", pin=native), tiny(), gpu(compute_capability="8.6"))
+    assert "from compute capability 8.9" in str(old)
+    assert "native has fp8 on NVIDIA" in str(refused(spec(pin=native), tiny(), cpu()))
+    assert plan(spec(), tiny(), cpu()).weights.format != "fp8"
+
+
+def test_mixtures_are_for_gpus() -> None:
+    fields = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 64}
+    mixture = tiny(architectures=["MixtralForCausalLM"], **fields)
+    for weights in ("bf16", "int8", "int4-rtn"):
+        pin = {"engine": "native", "weights": weights}
+        made = plan(spec(target="round-gpu", pin=pin), mixture, gpu())
+        assert lower(mixture, made).weight_bytes == made.weights.bytes
+    fp8 = refused(spec(target="round-gpu", pin={"engine": "native", "weights": "fp8"}), mixture, gpu())
+    assert "not for MixtralForCausalLM" in str(fp8)
+    assert codes(refused(spec(pin={"engine": "native"}), mixture, cpu())) == ["IC208"]
 
 
 def test_the_group_is_the_largest_that_divides_the_model() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from infer_compile.quantize.pack import pack, unpack
 from infer_compile.quantize.rtn import NotFinite, Quantized, quantize
-from infer_compile.runtime.formats.weights import BF16, GROUPS, weight_format
+from infer_compile.runtime.formats.weights import BF16, FP8, GROUPS, weight_format
 
 FORMATS = [weight_format(name, group) for name in ("int8", "int4-rtn") for group in GROUPS]
 TOP = {8: 127, 4: 7}
@@ -45,6 +45,29 @@ def test_codes_and_scales_are_those_of_the_formula(format) -> None:
         chosen = [item for item in tried if item[1] == scale]
         assert chosen and np.array_equal(chosen[0][0], codes)
         assert chosen[0][2] <= min(item[2] for item in tried) * (1 + 1e-5)
+
+
+def test_fp8_has_a_scale_for_each_row_and_the_nearest_numbers_of_e4m3() -> None:
+    weights = np.random.default_rng(6).standard_normal((5, 40)).astype(np.float32)
+    weights[1] *= 1e-4
+    weights[2, :4] = [448, 17, 19, -21]
+    weights[2, 4:] /= 100
+    weights[3] = 0
+    result = quantize(weights, FP8)
+    assert result.values.dtype == ml_dtypes.float8_e4m3fn and result.scales.shape == (5, 1)
+    scales = (np.abs(weights).max(1) / np.float32(448)).astype(ml_dtypes.bfloat16)
+    scales[3] = 1
+    assert result.scales.tobytes() == scales.tobytes()
+    numbers = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    numbers = np.unique(numbers[np.isfinite(numbers)])
+    found = result.values.astype(np.float64)
+    for row, scale in enumerate(scales.astype(np.float64)):
+        exact = np.clip(weights[row] / scale, -448, 448)
+        nearest = np.abs(numbers[None, :] - exact[:, None]).min(1)
+        assert np.all(np.abs(found[row] - exact) <= nearest * (1 + 1e-6) + 1e-6)
+    # Between 16 and 32 numbers are two apart; halfway goes to the one whose last bit is 0.
+    assert found[2, :4].tolist() == [448, 16, 20, -20]
+    assert not found[3].any()
 
 
 def test_a_code_halfway_goes_to_the_even_one() -> None:

@@ -25,12 +25,13 @@ from infer_compile.quantize.assets import require_tokenizer
 from infer_compile.quantize.checkpoint import Checkpoint
 from infer_compile.quantize.read import read_tensor, reference_loader
 from infer_compile.quantize.rtn import Quantized, quantize
+from infer_compile.quantize.shard import open_shard
 from infer_compile.quantize.write import Written, write
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.formats.weights import weight_format
 
 SMALL = 60_000
-FORMATS = ["bf16", "int8", "int4-rtn"]
+FORMATS = ["bf16", "int8", "int4-rtn", "fp8"]
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_the_program_gets_back_what_the_checkpoint_holds(tmp_path: Path, format:
     for tensor in program.tensors:
         parts = [tensors[name].astype(np.float32) for name in tensor.sources]
         value = read_tensor(tmp_path / "out", tensor)
-        if tensor.format.group:
+        if tensor.format.scaled:
             wanted = quantize(np.concatenate(parts), tensor.format)
             assert isinstance(value, Quantized)
             assert np.array_equal(value.values, wanted.values)
@@ -80,8 +81,8 @@ def test_the_program_gets_back_what_the_checkpoint_holds(tmp_path: Path, format:
             stacked = np.concatenate(parts).reshape(tensor.rows, tensor.cols).astype(ml_dtypes.bfloat16)
             assert not isinstance(value, Quantized) and value.tobytes() == stacked.tobytes()
             assert np.array_equal(load(tensor), stacked.astype(np.float32))
-    quantized = [tensor.name for tensor in program.tensors if tensor.format.group]
-    assert len(quantized) == (0 if format == "bf16" else 4 * 3 + 1)
+    quantized = [tensor.name for tensor in program.tensors if tensor.format.scaled]
+    assert len(quantized) == {"bf16": 0, "fp8": 4 * 3}.get(format, 4 * 3 + 1)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -89,9 +90,9 @@ def test_the_files_hold_the_bytes_that_the_program_counts(source: Path, tmp_path
     written = run(source, tmp_path / "out", format)
     program = program_of(CONFIG, format)
     stored = sum(
-        tensor.nbytes
+        entry.end - entry.begin
         for path in (tmp_path / "out").glob("*.safetensors")
-        for name, tensor in load_file(path).items()
+        for name, entry in open_shard(path).entries.items()
         if not name.endswith(".weight_shape")
     )
     assert stored == program.weight_bytes
@@ -114,6 +115,21 @@ def test_a_tied_head_is_not_stored_and_quantized_when_read(tmp_path: Path) -> No
     assert isinstance(found, Quantized) and np.array_equal(found.values, wanted.values)
     described = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert described["ignore"] == ["lm_head"] and len(described["config_groups"]) == 1
+
+
+def test_the_description_is_what_vllm_takes_for_fp8_with_dynamic_activations(
+    source: Path, tmp_path: Path
+) -> None:
+    # Its rule (compressed_tensors.py, _is_fp8_w8a8): floating-point weights, symmetric, static, a scale per
+    # channel, and floating-point activations that are dynamic.
+    run(source, tmp_path / "out", "fp8")
+    described = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert described["format"] == "float-quantized" and described["ignore"] == ["lm_head"]
+    (group,) = described["config_groups"].values()
+    numbers = {"num_bits": 8, "type": "float", "symmetric": True}
+    assert group["targets"] == ["Linear"] and group["format"] == "float-quantized"
+    assert group["weights"] == numbers | {"strategy": "channel", "dynamic": False}
+    assert group["input_activations"] == numbers | {"strategy": "token", "dynamic": True}
 
 
 def test_the_description_is_what_vllm_takes_for_weight_only_integers(source: Path, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from ..catalog.target import Cpu, Gpu
-from ..codegen.cubins import compiler_version
+from ..codegen import gpu_cubins
+from ..codegen.launches import step_table
 from ..codegen.toolchain import find
 from ..evaluate.machine import host
+from ..runtime.formats.program import Program
 
 Device = Cpu | Gpu
 
@@ -23,11 +25,12 @@ def this_processor() -> Cpu:
     return Cpu(architecture=architecture, isa=isa, cores=1)
 
 
-def compilers(device: Device, measured_by: Cpu | None) -> dict[str, str]:
-    """Name to version of what compiles the bundle's engine, and one that is measured in its place.
+def compilers(device: Device, program: Program, measured_by: Cpu | None) -> dict[str, str]:
+    """Name to version of what compiles the engine of ``program``, and one that is measured in its place.
 
-    Raises InferCompileError IC311 without a C++ compiler, IC313 without triton.
+    Raises InferCompileError IC311 without a C++ compiler, IC313 without one of kernels for GPUs, IC315 for a
+    program that these do not run.
     """
     processor = device if isinstance(device, Cpu) else measured_by
     versions = {} if processor is None else {"c++": find(processor.architecture).version}
-    return versions if isinstance(device, Cpu) else versions | {"triton": compiler_version()}
+    return versions if isinstance(device, Cpu) else versions | gpu_cubins.compilers(step_table(program))

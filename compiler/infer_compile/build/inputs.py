@@ -9,7 +9,6 @@ from ..bundle.files import model_digest
 from ..catalog.source import ModelSource, fetch
 from ..catalog.source import resolve as resolve_source
 from ..catalog.target import Cpu, Gpu
-from ..codegen.launches import step_table
 from ..evaluate.machine import require_here
 from ..evaluate.text import Text
 from ..graph.build import build, build_heads
@@ -187,8 +186,6 @@ def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
     calibrated = any(True for _ in program.cache.tables())
     gate = _gate(resolved, device)
     measured_by = this_processor() if gate is not None and isinstance(device, Gpu) else None
-    if isinstance(device, Gpu):
-        step_table(program)
     return Inputs(
         spec=resolved.loaded.path.read_bytes(),
         serving=_serving(resolved.spec.serving),
@@ -203,7 +200,7 @@ def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
         draft=draft,
         device=device,
         measured_by=measured_by,
-        toolchain=identity.toolchain(compilers(device, measured_by)),
+        toolchain=identity.toolchain(compilers(device, program, measured_by)),
     )
 
 

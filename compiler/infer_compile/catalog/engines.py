@@ -59,7 +59,8 @@ class Architectures(Frozen):
     """Hugging Face classes of the models that an engine runs.
 
     ``own``: those that our graph calls native. ``limited`` are those that run on some devices only,
-    ``assumed`` those that the source does not list by this name; both are among ``served``.
+    ``assumed`` those that the source does not list by this name; both are among ``served``, where those are
+    listed.
     """
 
     own: bool = False
@@ -70,6 +71,8 @@ class Architectures(Frozen):
 
     @model_validator(mode="after")
     def _among(self) -> Architectures:
+        if self.own:
+            return self
         if stray := {*self.limited, *self.assumed} - set(self.served):
             raise ValueError(f"not among those served: {sorted(stray)}")
         return self

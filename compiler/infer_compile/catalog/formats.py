@@ -13,12 +13,14 @@ Arithmetic = Literal["bf16", "fp8", "int8", "fp4"]
 
 
 class Bits(Frozen):
-    """Bits per weight, scales included, by the part of the model. Vectors are always 16."""
+    """Bits per weight, scales included, by the part of the model. Vectors are always 16. ``row`` are bits
+    beside each output of a layer's matrix."""
 
     table: float = 16
     matrix: float
     expert: float
     head: float = 16
+    row: float = 0
 
 
 class WeightScheme(Frozen):

@@ -15,6 +15,7 @@ from typing import Literal
 
 import click
 
+from ..codegen import nvrtc
 from ..codegen.toolchain import find
 from ..probe.cpu import host_architecture, processor, usable
 from ..probe.gpu import gpus, nvml
@@ -128,12 +129,19 @@ def compiler() -> Iterator[Finding]:
 
 
 def kernels() -> Iterator[Finding]:
-    """Triton makes the kernels of bundles for GPUs."""
-    if _installed("triton"):
-        yield Finding("gpu kernels", "ok", f"triton {importlib.metadata.version('triton')}")
+    """Triton and NVRTC make the kernels of bundles for GPUs."""
+    lacking = [
+        *([] if _installed("triton") else ["triton"]),
+        *([] if nvrtc.installed() else [nvrtc.PACKAGES[0]]),
+    ]
+    if lacking:
+        fix = f"{sys.executable} -m pip install {' '.join(lacking)}"
+        yield Finding(
+            "gpu kernels", "note", f"no {' and no '.join(lacking)}; building for a GPU needs it", fix
+        )
     else:
-        fix = f"{sys.executable} -m pip install triton"
-        yield Finding("gpu kernels", "note", "no triton; only building for a GPU needs it", fix)
+        versions = f"triton {importlib.metadata.version('triton')}, NVRTC {nvrtc.version()}"
+        yield Finding("gpu kernels", "ok", versions)
 
 
 def machine() -> Iterator[Finding]:

@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
+from ..catalog.engines import load_engines
 from ..catalog.model import ModelCard, card_names, load_card
 from ..graph.build import build
+from ..planner.support import describe
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..spec.unserved import nearest
 from .console import print_json, print_table
@@ -75,7 +77,13 @@ def _served(card: ModelCard) -> tuple[str, str]:
         graph = build(card.config, card.id)
     except InferCompileError as error:
         return "no", error.problems[0].message
-    return ("yes", "") if graph.native else ("counted", graph.native_reason)
+    if not graph.native:
+        return "counted", graph.native_reason
+    native = load_engines().of("native")
+    limited = native.architectures.limited.get(graph.architecture)
+    if limited and not any(set(one.kinds) & set(native.builds) for one in limited.devices):
+        return "counted", f"runs on {describe(limited.devices)}, which no bundle is built for"
+    return "yes", ""
 
 
 def _fields(card: ModelCard) -> dict[str, Any]:

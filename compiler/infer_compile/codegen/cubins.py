@@ -191,12 +191,6 @@ def _found(pattern: str, text: str) -> str:
     return match[1]
 
 
-def compiler_version() -> str:
-    """Of triton. Raises InferCompileError IC313 as ``need_compiler``."""
-    need_compiler()
-    return version("triton")
-
-
 def need_compiler() -> None:
     """Raises InferCompileError IC313 without triton, or under its interpreter."""
     because, fix = "triton is not installed", "pip install triton"

@@ -25,6 +25,7 @@ from ..runtime.formats.program import (
     Program,
     Quantize,
     Rotary,
+    Route,
     Select,
     Tensor,
 )
@@ -35,12 +36,15 @@ from .cache import cache_view
 SOURCE = "engine.cpp"
 VECTOR = 16
 """Widths are multiples of the longest vector, so that no kernel has a ragged end."""
+NO_PRODUCT = frozenset({"fp8"})
+"""Weight formats that no kernel multiplies."""
 
 
 def generate(program: Program) -> dict[str, str]:
     """The sources of the engine, file name to text: ``engine.cpp`` and ``kernels/*``.
 
-    Raises InferCompileError: IC310 for a shape that the CPU kernels do not take.
+    Raises InferCompileError: IC310 for what the CPU kernels do not take: a shape, a weight format,
+    a mixture of experts.
     """
     _refuse(program)
     kernels = sorted((folder("kernels") / "cpu").iterdir())
@@ -59,6 +63,10 @@ def _refuse(program: Program) -> None:
         problems.append(f"there is no attention kernel for heads of {program.cache.head_dim} elements")
     if program.cache.page_tokens % 32:
         problems.append(f"a page of {program.cache.page_tokens} tokens is not a multiple of 32")
+    if any(isinstance(operation, Route) for operation in program.operations):
+        problems.append("there are no kernels for mixtures of experts")
+    for name in sorted({tensor.format.name for tensor in program.tensors} & NO_PRODUCT):
+        problems.append(f"there is no product with weights in {name}")
     if problems:
         raise InferCompileError(
             [Problem("IC310", text, program.model, fix="choose another engine") for text in problems]

@@ -4,20 +4,35 @@ compiler. A launch of ``attend`` is compiled from CUDA C++ where that serves it 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ..runtime.formats.launches import ALIGNMENT, Cubin, Cubins, Dtype, Launch, StepTable
-from . import cuda_decode
+from . import cuda_decode, nvrtc
 from .cubins import need_compiler, run_compiler
 from .cuda_sources import kernel
+from .nvrtc import Nvrtc
 
 INDEX = "cubins.json"
 TYPES: Mapping[Dtype, str] = MappingProxyType(
     {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "int8": "i8", "int32": "i32"}
 )
-"""Triton's words for the types of numbers."""
+"""Triton's words for the types of numbers; kernels see e4m3 as bytes."""
+
+
+def compilers(table: StepTable) -> dict[str, str]:
+    """Name to version of what compiles the kernels of ``table``.
+
+    Raises InferCompileError IC313 where it is not installed, or triton interprets.
+    """
+    need_compiler()
+    versions = {"triton": version("triton")}
+    if any(by_nvrtc(launch) for launch in table.launches()):
+        Nvrtc()
+        versions["nvrtc"] = nvrtc.version()
+    return versions
 
 
 def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:
@@ -43,7 +58,7 @@ def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:
 
 def compile_launch(table: StepTable, launch: Launch, capability: int, file: str) -> tuple[bytes, Cubin]:
     """The cubin of one launch, which is to be written to ``file``, and what a launch has to know of it."""
-    if launch.kernel == "attend.attend" and cuda_decode.serves(launch.constants):
+    if by_nvrtc(launch):
         queries = launch.tensors["queries"]
         if queries is None:
             raise ValueError("attention without queries")
@@ -83,6 +98,11 @@ def compile_launch(table: StepTable, launch: Launch, capability: int, file: str)
         shared=made.metadata.shared,
     )
     return made.asm["cubin"], cubin
+
+
+def by_nvrtc(launch: Launch) -> bool:
+    """Whether NVRTC compiles its kernel, and not Triton."""
+    return launch.kernel == "attend.attend" and cuda_decode.serves(launch.constants)
 
 
 def _types(table: StepTable, launch: Launch) -> dict[str, str]:

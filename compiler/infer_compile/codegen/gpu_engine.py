@@ -32,6 +32,13 @@ def emit(
     and what reading the weights raises.
     """
     table = step_table(program, tilings)
+    emit_step(program, table, capability, engine_dir)
+    write_weights(program, model_dir, engine_dir / TABLES, engine_dir / WEIGHTS)
+    return table
+
+
+def emit_step(program: Program, table: StepTable, capability: int | None, engine_dir: Path) -> None:
+    """Write all but the weights; raises IC313 and IC314 where the kernels of ``table`` cannot be compiled."""
     (engine_dir / KERNELS).mkdir(parents=True, exist_ok=True)
     (engine_dir / PROGRAM).write_text(program.to_json())
     (engine_dir / STEP).write_text(table.to_json())
@@ -39,5 +46,3 @@ def emit(
         (engine_dir / KERNELS / path.name).write_text(path.read_text())
     if capability is not None:
         compile_step(table, capability, engine_dir / CUBINS.format(capability))
-    write_weights(program, model_dir, engine_dir / TABLES, engine_dir / WEIGHTS)
-    return table

@@ -17,12 +17,14 @@ from ..runtime.formats.launches import (
     Line,
     Matmul,
     StepTable,
+    View,
 )
 from ..runtime.formats.program import (
     Activate,
     Attend,
     AttendLatent,
     Embed,
+    ExpertLinear,
     Feed,
     Gate,
     HeadNorm,
@@ -33,15 +35,18 @@ from ..runtime.formats.program import (
     Program,
     Quantize,
     Rotary,
+    Route,
     Select,
     Tensor,
 )
 from ..runtime.formats.weights import BF16 as BF16_WEIGHTS
 from .attention_launches import AttentionLaunches
 from .cuda_constants import Tiling, power
+from .dataflow import Product, product_of, readers_of, rounded_before
+from .expert_launches import ExpertLaunches
 from .latent_launches import LatentLaunches
-from .tiles import FREQUENCIES, WeightParts, place_of, scales
-from .tilings import BLOCK, CAPTURED, SKINNY, product_tilings, usual_tilings, warps_of
+from .tiles import FREQUENCIES, ROWS, WeightParts, place_of, scales
+from .tilings import BLOCK, CAPTURED, ROW_BLOCK, SKINNY, product_tilings, usual_tilings, warps_of
 
 FED = "fed"
 """The buffer of what is given with each token."""
@@ -49,6 +54,8 @@ APART = 8
 """Numbers between what the kernels of latent attention take for aligned."""
 BF16 = 0
 """The group of an operand that is not rounded to bytes."""
+E4M3_SIZES = 16
+"""Both sizes of a matrix of e4m3 numbers are multiples of it (torch._scaled_mm)."""
 
 
 def step_table(program: Program, tilings: tuple[Tiling, ...] | None = None) -> StepTable:
@@ -69,6 +76,15 @@ def _refuse(program: Program) -> None:
         problems += _latent_problems(program)
     elif program.cache.head_dim % 32:
         problems.append(f"heads of {program.cache.head_dim} elements")
+    for tensor in program.tensors:
+        if tensor.format.name == "fp8" and (tensor.rows % E4M3_SIZES or tensor.cols % E4M3_SIZES):
+            problems.append(
+                f"{tensor.name} in fp8: {tensor.rows} x {tensor.cols}, no multiples of {E4M3_SIZES}"
+            )
+    rounded = {tensor.name: tensor.format.scaled for tensor in program.tensors}
+    for operation in program.operations:
+        if isinstance(operation, ExpertLinear) and rounded[operation.weight] and operation.rows % ROWS:
+            problems.append(f"{operation.weight}: experts of {operation.rows} rows, no multiple of {ROWS}")
     if problems:
         fix = "choose another engine"
         raise InferCompileError(
@@ -107,6 +123,9 @@ class _Writer:
         }
         kind = LatentLaunches if isinstance(program.cache, LatentLayout) else AttentionLaunches
         self._attention = kind(program, tilings, self._weights.rotations, self._buffers)
+        self._experts = ExpertLaunches(program, self._need)
+        self._choices: dict[str, int] = {}
+        """Places of each row in a buffer that choices of experts share."""
         if program.features:
             self._buffers[FED] = Buffer(dtype="f32", width=program.features, per="rows")
         self._rows: Count = "rows"
@@ -160,7 +179,7 @@ class _Writer:
         while place < len(operations):
             before, operation, rest = operations[:place], operations[place], operations[place + 1 :]
             place += 1
-            if isinstance(operation, Linear | Quantize) and not _rounded(operation.input, before):
+            if isinstance(operation, Linear | Quantize) and not rounded_before(operation.input, before):
                 width = self._program.buffers[operation.input]
                 yield self._rounding("round.round", operation.input, operation.input, width, (operation,))
             match operation:
@@ -185,11 +204,19 @@ class _Writer:
                     yield self._activate(operation)
                 case Linear() if operation.output in self._shared:
                     own = operation.model_copy(update={"output": f"{operation.output}.part", "first": 0})
-                    yield self._linear(own)
+                    yield from self._linear(own)
                     width = self._tensors[operation.weight].rows
                     yield self._place(own.output, width, 0, operation.output, operation.first, width)
                 case Linear():
-                    yield self._linear(operation)
+                    yield from self._linear(operation)
+                case Route():
+                    yield from self._experts.route(operation)
+                case ExpertLinear():
+                    self._choices[operation.output] = 1 if operation.combine else operation.per_token
+                    form = self._tensors[operation.weight].format
+                    rounded = form.activation == "int8"
+                    source = operation.input if rounded else _unrounded(operation.input)
+                    yield from self._experts.products(operation, source)
                 case HeadNorm() | Rotary():
                     turned = _turned(operations[place - 1 :])
                     yield self._turn(turned)
@@ -236,15 +263,16 @@ class _Writer:
         )
 
     def _norm(self, operation: Norm, rest: Sequence[Operation]) -> Launch:
-        width, readers = self._program.buffers[operation.input], _readers(operation.output, rest)
-        products = [reader for reader in readers if isinstance(reader, Linear | Quantize)]
+        width, readers = self._program.buffers[operation.input], readers_of(operation.output, rest)
+        products = [reader for reader in readers if isinstance(reader, Product)]
         # Who is no product, or comes later, reads it as it is.
         keep = operation.output == self._program.hidden or len(products) < max(1, len(readers))
         if keep:
             self._need(operation.output, width, self._rows)
-        operand, group = {"operand": None, "scales": None}, BF16
+        operand: dict[str, str | View | None] = {"operand": None, "scales": None}
+        rounding: dict[str, int | bool] = {"GROUP": BF16, "E4M3": False}
         if products:
-            operand, group = self._operand(operation.output, width, rest)
+            operand, rounding = self._operand(operation.output, width, rest)
         block = power(width)
         return Launch(
             kernel="norm.norm",
@@ -259,7 +287,7 @@ class _Writer:
                 "EPSILON": operation.epsilon,
                 "WIDTH": width,
                 "BLOCK": block,
-                "GROUP": group,
+                **rounding,
                 "KEEP": keep,
                 "ROUND": bool(products),
             },
@@ -267,11 +295,12 @@ class _Writer:
         )
 
     def _gate(self, operation: Gate, rest: Sequence[Operation]) -> Launch:
-        return self._rounding("gate.gate", operation.input, operation.output, operation.width, rest)
+        each = self._choices.get(operation.input, 1)
+        return self._rounding("gate.gate", operation.input, operation.output, operation.width, rest, each)
 
     def _attend(self, operation: Attend | AttendLatent, rest: Sequence[Operation]) -> Iterator[Line]:
         output, width = operation.output, self._program.buffers[operation.output]
-        if isinstance(_reader(output, rest), Linear):
+        if isinstance(product_of(output, rest), Linear):
             self._need(_unrounded(output), width, "rows", "bf16")
             yield from self._attention.lines(operation, _unrounded(output))
         else:
@@ -280,35 +309,43 @@ class _Writer:
             yield self._rounding("round.round", output, output, width, rest)
 
     def _rounding(
-        self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation]
+        self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation], each: int = 1
     ) -> Launch:
-        operand, group = self._operand(output, width, rest)
+        """``each`` rows of ``width`` numbers for every row of the step."""
+        operand, rounding = self._operand(output, width, rest, each)
+        # The scale of a whole row is known when all of the row is: one program goes over it.
+        whole = bool(rounding["E4M3"])
+        block = min(power(width), ROW_BLOCK) if whole else BLOCK
         return Launch(
             kernel=kernel,
-            grid=(Blocks(of=self._rows), -(-width // BLOCK)),
+            grid=(Blocks(of=self._rows, each=each), 1 if whole else -(-width // block)),
             tensors={"input": source, **operand},
-            constants={"WIDTH": width, "BLOCK": BLOCK, "GROUP": group},
+            constants={"WIDTH": width, "BLOCK": block, **rounding},
+            warps=max(4, warps_of(block)),
         )
 
     def _operand(
-        self, output: str, width: int, rest: Sequence[Operation]
-    ) -> tuple[dict[str, str | None], int]:
-        """What the next product reads of ``output``: its tensors, and the group that it is rounded in."""
-        reader = _reader(output, rest)
-        if isinstance(reader, Linear):
-            self._need(_unrounded(output), width, self._rows, "bf16")
-            return {"operand": _unrounded(output), "scales": None}, BF16
-        name, group = reader.output, reader.group
+        self, output: str, width: int, rest: Sequence[Operation], each: int = 1
+    ) -> tuple[dict[str, str | View | None], dict[str, int | bool]]:
+        """What the next product reads of ``output``: its tensors, and how it is rounded."""
+        reader = product_of(output, rest)
+        if not isinstance(reader, Quantize):
+            self._need(_unrounded(output), each * width, self._rows, "bf16")
+            return {"operand": _unrounded(output), "scales": None}, {"GROUP": BF16, "E4M3": False}
+        name, e4m3 = reader.output, reader.to == "fp8"
         # One kind of row is shorter than another, and both begin at the same places.
-        self._need(name, width, "rows", "int8")
-        self._need(scales(name), width // group, "rows")
-        return {"operand": name, "scales": scales(name)}, group
+        self._need(name, each * width, "rows", "e4m3" if e4m3 else "int8")
+        self._need(scales(name), each * width // reader.group, "rows")
+        rounding = {"GROUP": reader.group, "E4M3": e4m3}
+        return {"operand": View(name=name, dtype="int8") if e4m3 else name, "scales": scales(name)}, rounding
 
-    def _linear(self, operation: Linear) -> Line:
+    def _linear(self, operation: Linear) -> Iterator[Line]:
         tensor = self._tensors[operation.weight]
         self._need(operation.output, tensor.rows, self._rows)
-        if not tensor.format.group:
-            return Matmul(
+        if tensor.format.type == "float" and tensor.format.scaled:
+            yield from self._scaled(operation, tensor)
+        elif not tensor.format.scaled:
+            yield Matmul(
                 of=self._rows,
                 input=_unrounded(operation.input),
                 weight=operation.weight,
@@ -316,11 +353,41 @@ class _Writer:
                 output=operation.output,
                 add=operation.add,
             )
-        cases = [
-            Case(most=most, launches=self._product(operation, tensor, constants))
-            for most, constants in product_tilings(tensor.rows, tensor.cols, tensor.format)
-        ]
-        return Cases(of=self._rows, cases=tuple(cases))
+        else:
+            cases = [
+                Case(most=most, launches=self._product(operation, tensor, constants))
+                for most, constants in product_tilings(tensor.rows, tensor.cols, tensor.format)
+            ]
+            yield Cases(of=self._rows, cases=tuple(cases))
+
+    def _scaled(self, operation: Linear, tensor: Tensor) -> Iterator[Line]:
+        """The library's product of e4m3 numbers, then the scales of their rows."""
+        self._need("products", tensor.rows, self._rows)
+        yield Matmul(
+            of=self._rows,
+            input=operation.input,
+            weight=tensor.name,
+            bias=None,
+            output="products",
+            add=False,
+        )
+        yield Launch(
+            kernel="scale.scale",
+            grid=(Blocks(of=self._rows), -(-tensor.rows // BLOCK)),
+            tensors={
+                "products": "products",
+                "scales": scales(operation.input),
+                "weight_scales": scales(tensor.name),
+                "bias": operation.bias,
+                "output": operation.output,
+            },
+            constants={
+                "ROWS": tensor.rows,
+                "BIAS": operation.bias is not None,
+                "ADD": operation.add,
+                "BLOCK": BLOCK,
+            },
+        )
 
     def _product(self, operation: Linear, tensor: Tensor, constants: dict[str, int]) -> tuple[Launch, ...]:
         rounded = tensor.format.activation == "int8"
@@ -405,45 +472,6 @@ class _Writer:
         known = self._buffers.get(name)
         width = max(width, known.width) if known else width
         self._buffers[name] = Buffer.model_validate({"dtype": dtype, "width": width, "per": per})
-
-
-def _reader(buffer: str, operations: Sequence[Operation]) -> Linear | Quantize:
-    """The first product of ``operations`` that reads what ``buffer`` holds before them."""
-    return next(op for op in _readers(buffer, operations) if isinstance(op, Linear | Quantize))
-
-
-def _readers(buffer: str, operations: Sequence[Operation]) -> list[Operation]:
-    """Of ``operations`` those that read what ``buffer`` holds before them."""
-    found: list[Operation] = []
-    for operation in operations:
-        adds = isinstance(operation, Activate) or (isinstance(operation, Linear) and operation.add)
-        if buffer in _sources(operation) or (adds and _output(operation) == buffer):
-            found.append(operation)
-        if _output(operation) == buffer:
-            break
-    return found
-
-
-def _rounded(buffer: str, operations: Sequence[Operation]) -> bool:
-    """Whether what ``buffer`` holds behind ``operations`` was written rounded for the product that reads
-    it."""
-    last = next((op for op in reversed(operations) if _output(op) == buffer), None)
-    return isinstance(last, Norm | Gate | Attend | AttendLatent | Quantize)
-
-
-def _sources(operation: Operation) -> tuple[str, ...]:
-    match operation:
-        case HeadNorm() | Rotary():
-            return (operation.buffer,)
-        case AttendLatent():
-            return operation.query, operation.latent
-        case Embed() | Feed():
-            return ()
-    return (operation.input,)
-
-
-def _output(operation: Operation) -> str:
-    return operation.buffer if isinstance(operation, HeadNorm | Rotary) else operation.output
 
 
 def _unrounded(buffer: str) -> str:

@@ -1,4 +1,5 @@
-"""The weights file of a GPU engine: matrices of bytes in the tiles that ``kernels/cuda/linear.py`` reads."""
+"""The weights file of a GPU engine: matrices of integers in the tiles that ``kernels/cuda/linear.py`` reads,
+others as the library reads them."""
 
 from __future__ import annotations
 
@@ -78,8 +79,13 @@ def scales(name: str) -> str:
 
 def _shapes(tensor: Tensor) -> dict[str, tuple[Any, tuple[int, ...]]]:
     form = tensor.format
-    if not form.group:
+    if not form.scaled:
         return {tensor.name: ("bf16", (tensor.rows, tensor.cols))}
+    if form.type == "float":
+        return {
+            tensor.name: ("e4m3", (tensor.rows, tensor.cols)),
+            scales(tensor.name): ("f32", (tensor.rows,)),
+        }
     held = 8 // form.bits
     blocks, tiles = -(-tensor.rows // ROWS), -(-tensor.cols // (form.group * held))
     return {
@@ -164,7 +170,10 @@ def _arrays(
     checkpoint = Checkpoint.open(model_dir)
     for tensor in program.tensors:
         value = read_tensor(checkpoint, tensor)
-        if isinstance(value, Quantized):
+        if isinstance(value, Quantized) and tensor.format.type == "float":
+            yield tensor.name, value.values
+            yield scales(tensor.name), value.scales.astype(np.float32)
+        elif isinstance(value, Quantized):
             yield tensor.name, tiled(value.values, tensor.format.bits, tensor.format.group)
             yield scales(tensor.name), tiled_scales(value.scales, tensor.format.bits)
         else:

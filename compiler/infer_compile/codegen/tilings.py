@@ -10,6 +10,8 @@ from .cuda_latent import latent_launch
 
 BLOCK = 1024
 """Columns of one program of kernels that go along rows: whole groups of every format."""
+ROW_BLOCK = 8192
+"""Columns at once of a program that goes over a whole row."""
 CAPTURED = (1, 2, 4, 8, *range(16, 129, 8), *range(144, 257, 16))
 """Rows of steps that are captured as graphs: a step is filled up to the next, by at most a half up to 8, by
 seven rows up to 128."""
@@ -59,6 +61,14 @@ def _latent_tilings() -> tuple[Tiling, ...]:
 def warps_of(block: int) -> int:
     """Warps of a program that holds ``block`` float32 numbers: 32 for each thread at most."""
     return min(16, max(1, block // 1024))
+
+
+def expert_tilings(experts: int, choices: int) -> tuple[tuple[int | None, dict[str, int]], ...]:
+    """For up to so many input rows, how products with ``experts`` are cut, of which each row has ``choices``:
+    in tiles that are half full where choices fall evenly."""
+    few = {"TILE": SKINNY, "BLOCK_N": 32, "warps": 4, "stages": 4}
+    many = {"TILE": 64, "BLOCK_N": 64, "warps": 4, "stages": 3}
+    return (32 * experts // choices, few), (None, many)
 
 
 def product_tilings(

@@ -43,7 +43,7 @@ from .graph import Graph
 from .heads import Heads, method_of
 
 ARCHITECTURES: Mapping[str, Callable[[Fields], Decoder]] = {
-    module.NAME: module.read for module in (llama, mistral, qwen2, qwen3)
+    module.NAME: module.read for module in (llama, mistral, mixtral, qwen2, qwen3, qwen3_moe)
 }
 """Hugging Face class name to what reads its config: those that the native engine runs."""
 
@@ -63,12 +63,10 @@ _COUNTED: tuple[tuple[tuple[str, ...], Callable[[Fields], Counted]], ...] = (
     (mimo_v2_flash.NAMES, mimo_v2_flash.read),
     (minimax_m2.NAMES, minimax_m2.read),
     (minimax_m3.NAMES, minimax_m3.read),
-    (mixtral.NAMES, mixtral.read),
     (nemotron_h.NAMES, nemotron_h.read),
     (phi.NAMES, phi.read),
     (phi3.NAMES, phi3.read),
     (qwen3_5.NAMES, qwen3_5.read),
-    (qwen3_moe.NAMES, qwen3_moe.read),
     (step3p7.NAMES, step3p7.read),
 )
 

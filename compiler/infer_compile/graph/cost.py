@@ -19,9 +19,9 @@ class Cost:
     - weights: ``table_elements`` are stored and a step reads one row per token; ``weight_elements`` and
       ``head_elements`` are stored and read whole by every step; what an element of each takes is in
       ``storage.py``. ``vector_elements`` (with the small matrices that steer: see ``control.py``) are always
-      bf16. Of ``experts``, each of ``expert_elements`` and ``expert_vector_elements``, all are stored and a
-      step reads those that its tokens hit: ``experts_per_token`` for one token, ``expected_experts`` for
-      more.
+      bf16. ``weight_rows`` are the outputs of the matrices of ``weight_elements``. Of ``experts``, each of
+      ``expert_elements`` and ``expert_vector_elements``, all are stored and a step reads those that its
+      tokens hit: ``experts_per_token`` for one token, ``expected_experts`` for more.
     - work: ``flops_per_token`` for each new token, ``flops_per_output`` for each token whose logits are
       asked for, ``attention_flops_per_token_context`` for each pair of a new token and a key that it sees.
       Matrix products alone are counted, a multiplication and an addition as two. Over a prompt, keys and
@@ -53,6 +53,7 @@ class Cost:
     expert_elements: int = 0
     expert_vector_elements: int = 0
     state_bytes: int = 0
+    weight_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class Totals:
     index_elements_per_token: int = 0
     index_flops_per_token_context: int = 0
     state_bytes: int = 0
+    weight_rows: int = 0
 
     @property
     def cache_elements_per_token(self) -> int:
@@ -150,6 +152,7 @@ def total(costs: Iterable[Cost]) -> Totals:
         index_elements_per_token=sum(cost.index_elements_per_token for cost in costs),
         index_flops_per_token_context=sum(cost.index_flops_per_token_context for cost in costs),
         state_bytes=sum(cost.state_bytes for cost in costs),
+        weight_rows=sum(cost.weight_rows for cost in costs),
     )
 
 

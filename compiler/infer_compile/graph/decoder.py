@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from ..runtime.formats.kv import HEAD_DIMS
 from .fields import Fields
 from .graph import Graph
+from .layer import Layer
+from .mixture import MixtureShape, mix
 from .operations import Attend, Embed, Gate, HeadNorm, Linear, Norm, Operation, Rotary, Select
 from .rope import Rope
 from .rope import read as read_rope
@@ -23,7 +25,8 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:
-    """Everything that the layers of the family differ in. ``windows`` has one entry per layer."""
+    """Everything that the layers of the family differ in. ``windows`` has one entry per layer, and so has
+    ``mixtures`` where some of the layers have experts in place of the MLP."""
 
     vocabulary: int
     hidden: int
@@ -40,6 +43,7 @@ class Decoder:
     output_bias: bool = False
     mlp_bias: bool = False
     head_norms: bool = False
+    mixtures: tuple[MixtureShape | None, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -85,6 +89,7 @@ def decoder(
     output_bias: bool = False,
     mlp_bias: bool = False,
     head_norms: bool = False,
+    mixtures: tuple[MixtureShape | None, ...] = (),
 ) -> Decoder:
     """The fields that all architectures of the family share, joined with those that they read differently."""
     return Decoder(
@@ -103,6 +108,7 @@ def decoder(
         output_bias=output_bias,
         mlp_bias=mlp_bias,
         head_norms=head_norms,
+        mixtures=mixtures,
     )
 
 
@@ -112,7 +118,8 @@ def graph(shape: Decoder, architecture: str, name: str) -> Graph:
     operations: list[Operation] = [Embed(name="embed", table=_table(shape), output="x")]
     for layer in range(shape.layers):
         operations += attention(shape, turn, layer)
-        operations += mlp(shape, layer)
+        mixture = shape.mixtures[layer] if shape.mixtures else None
+        operations += mlp(shape, layer) if mixture is None else experts(shape, layer, mixture)
     operations += _epilogue(shape)
     return Graph(
         name=name,
@@ -266,6 +273,12 @@ def mlp(shape: Decoder, layer: int) -> Iterator[Operation]:
         output="x",
         add=True,
     )
+
+
+def experts(shape: Decoder, layer: int, mixture: MixtureShape) -> Iterator[Operation]:
+    """The mixture of experts of a layer, its norm first; adds to ``x``."""
+    yield _norm(shape, layer, "mlp", "post_attention_layernorm")
+    yield from mix(Layer(layer, f"model.layers.{layer}.", shape.hidden, shape.epsilon), mixture)
 
 
 def _epilogue(shape: Decoder) -> Iterator[Operation]:

@@ -9,11 +9,39 @@ from .source import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """The router: the ``experts_per_token`` experts of the largest probabilities, which are a softmax over
+    all, divided by the sum of those chosen if ``normalized``. It is never rounded: see ``control.py``."""
+
+    name: str
+    layer: int
+    weight: Source
+    experts_per_token: int
+    normalized: bool
+    input: str = "normed"
+    output: str = "routes"
+
+    @property
+    def width(self) -> int:
+        """An expert's number and its probability for each choice."""
+        return 2 * self.experts_per_token
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.weight,)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(vector_elements=self.weight.elements, flops_per_token=2 * self.weight.elements)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
     """``experts`` MLPs of ``inputs`` values and an inner ``width``, ``experts_per_token`` of them per token.
 
     ``weights`` and ``biases`` have the experts as their first dimension. Where the checkpoint has a tensor
-    per expert, their names hold ``{}`` for its number.
+    per expert, their names hold ``{}`` for its number. What the experts of a token give, times their
+    probabilities in ``routes``, is added to ``sum``; ``gated`` holds their inner values.
     """
 
     name: str
@@ -24,7 +52,11 @@ class Experts:
     inner: int
     weights: tuple[Source, ...]
     biases: tuple[Source, ...] = ()
+    input: str = "normed"
+    routes: str = "routes"
     output: str
+    gated: str = "expert_gated"
+    sum: str = "x"
 
     @property
     def width(self) -> int:
@@ -32,13 +64,28 @@ class Experts:
         return self.experts_per_token * max(2 * self.inner, self.inputs)
 
     @property
-    def sources(self) -> tuple[Source, ...]:
-        return tuple(part for source in self.weights + self.biases for part in self._parts(source))
+    def gated_width(self) -> int:
+        return self.experts_per_token * self.inner
 
-    def _parts(self, source: Source) -> tuple[Source, ...]:
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(part for source in self.weights + self.biases for part in self.parts(source))
+
+    def parts(self, source: Source) -> tuple[Source, ...]:
+        """The tensors of the checkpoint that ``source`` names."""
         if "{}" not in source.name:
             return (source,)
         return tuple(Source(source.name.format(i), source.shape[1:]) for i in range(self.experts))
+
+    @property
+    def into(self) -> tuple[Source, ...]:
+        """Gates and what they are for, of one expert after the other."""
+        parts = [self.parts(weight) for weight in self.weights[:-1]]
+        return tuple(source for expert in zip(*parts, strict=True) for source in expert)
+
+    @property
+    def back(self) -> tuple[Source, ...]:
+        return self.parts(self.weights[-1])
 
     @property
     def cost(self) -> Cost:

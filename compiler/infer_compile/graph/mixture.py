@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .experts import Experts
+from .experts import Experts, Route
 from .fields import Fields
 from .layer import Layer
 from .operations import Operation
@@ -20,7 +20,8 @@ class MixtureShape:
     ``router`` and ``corrections`` are tensors under ``module``: the matrix, and vectors of an entry per
     expert. ``names`` are the modules of an expert, the last leads back. ``inputs``: what experts read, where
     it is not the hidden size. ``shared``: the module that every token passes through, of ``shared_width``;
-    ``shared_bias`` is for one without a gate.
+    ``shared_bias`` is for one without a gate. ``normalized``: whether the probabilities of those chosen are
+    divided by their sum; None where the router is only counted.
     """
 
     experts: int
@@ -36,6 +37,7 @@ class MixtureShape:
     shared_names: tuple[str, ...] | None = None
     shared_bias: bool = False
     activation: str = "silu"
+    normalized: bool | None = None
 
 
 def chosen(fields: Fields, experts: str, key: str = "num_experts_per_tok") -> int:
@@ -95,6 +97,14 @@ def mix_stacked(
 def route(layer: Layer, shape: MixtureShape) -> Operation:
     """The router."""
     module = shape.module
+    if shape.normalized is not None:
+        return Route(
+            name=layer.name("mlp.router"),
+            layer=layer.index,
+            weight=layer.source(f"{module}.{shape.router}", shape.experts, layer.hidden),
+            experts_per_token=shape.per_token,
+            normalized=shape.normalized,
+        )
     return layer.control(
         "mlp.router",
         {f"{module}.{shape.router}": (shape.experts, layer.hidden)},

@@ -11,7 +11,7 @@ from typing import Literal
 
 from .control import Control
 from .cost import Cost
-from .experts import Experts
+from .experts import Experts, Route
 from .features import Activate, Feed, Place
 from .latent import Index, LatentAttend
 from .rotary import Rotation
@@ -159,7 +159,12 @@ class Linear:
         vectors = sum(bias.elements for bias in self.biases)
         if self.role == "head":
             return Cost(head_elements=elements, flops_per_output=2 * elements, vector_elements=vectors)
-        return Cost(weight_elements=elements, flops_per_token=2 * elements, vector_elements=vectors)
+        return Cost(
+            weight_elements=elements,
+            weight_rows=self.rows,
+            flops_per_token=2 * elements,
+            vector_elements=vectors,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +282,7 @@ Operation = (
     | Index
     | StateMix
     | Control
+    | Route
     | Experts
     | Gate
     | Activate

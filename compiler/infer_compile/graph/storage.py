@@ -1,7 +1,7 @@
 """What is stored in which format: one rule, for the planner who counts and for the lowering that obeys.
 
 Of our own engine, a format belongs to the matrices of the layers. The embedding and all vectors are bf16. The
-head is bf16 with bf16 weights and int8 with rounded ones (its errors reach the logits unaveraged); a tied
+head is bf16 with bf16 and fp8 weights and int8 with integers (its errors reach the logits unaveraged); a tied
 head that is rounded is a tensor of its own, one that is not shares the embedding's table. What other engines
 store is in ``catalog/formats.yaml``; bytes are counted by one rule for all.
 """
@@ -16,7 +16,7 @@ from typing import Literal
 from ..catalog.formats import Bits, WeightScheme
 from ..runtime.formats.weights import BF16, WeightFormat, weight_format
 from .cost import Mixture, Totals, expected_experts
-from .experts import Experts
+from .experts import Experts, Route
 from .features import Activate, Feed, Place
 from .graph import Graph
 from .latent import LatentAttend
@@ -36,6 +36,7 @@ Written = (
     | Attend
     | LatentAttend
     | StateMix
+    | Route
     | Experts
     | Gate
     | Activate
@@ -77,6 +78,7 @@ def native_scheme(weights: WeightFormat) -> WeightScheme:
             matrix=matrix,
             expert=matrix,
             head=head.bits_per_weight,
+            row=stored_format("matrix", weights).bits_per_row,
         ),
         products="bf16" if weights.activation == "none" else weights.activation,
         group=weights.group,
@@ -113,6 +115,7 @@ def shared_bytes(totals: Totals, scheme: WeightScheme) -> float:
     matrix = 16.0 if scheme.experts_only and totals.mixtures else scheme.bits.matrix
     return (
         _bytes(totals.weight_elements, matrix)
+        + _bytes(totals.weight_rows, scheme.bits.row)
         + _bytes(totals.head_elements, scheme.bits.head)
         + _bytes(totals.vector_elements, BF16.bits)
     )
@@ -153,7 +156,10 @@ def token_buffers(graph: Graph, weights: WeightFormat) -> dict[str, int]:
     """Float values held for each token of a step: name to elements, as wide as the widest written there."""
     written = _widths(itertools.takewhile(_before_select, graph.operations))
     if weights.activation != "none":
-        written[QUANTIZED] = max(matrix.cols for matrix in graph.matrices)
+        written[QUANTIZED] = max(
+            *(matrix.cols for matrix in graph.matrices),
+            *(width for experts in graph.experts for width in (experts.inputs, experts.gated_width)),
+        )
     return written
 
 
@@ -171,4 +177,6 @@ def _widths(operations: Iterable[Operation]) -> dict[str, int]:
     for operation in operations:
         if isinstance(operation, Written):
             widths[operation.output] = max(operation.width, widths.get(operation.output, 0))
+        if isinstance(operation, Experts):
+            widths[operation.gated] = max(operation.gated_width, widths.get(operation.gated, 0))
     return widths

@@ -22,6 +22,9 @@ from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.program import Limits, Program, Tensor
 from ..runtime.formats.weights import WeightFormat
 
+INTO, BACK = "{}.into", "{}.back"
+"""The tensors of a layer's experts."""
+
 
 def assemble(
     graph: Graph, weights: WeightFormat, cache: CacheLayout | LatentLayout, limits: Limits
@@ -56,6 +59,16 @@ def _refuse(graph: Graph, weights: WeightFormat, limits: Limits) -> None:
         raise InferCompileError(
             Problem("IC280", "the native engine does not run this model", graph.name, because)
         )
+    if graph.experts and weights.bits_per_row:
+        raise InferCompileError(
+            Problem(
+                "IC280",
+                f"the native engine does not run this model with weights in {weights.name}",
+                graph.name,
+                f"there is no product of experts' matrices in {weights.name}",
+                "choose integers, or bf16",
+            )
+        )
     problems = [
         Problem(
             "IC281",
@@ -87,6 +100,15 @@ def _tensors(operation: model.Operation, weights: WeightFormat) -> Iterable[Tens
             if operation.biases:
                 form = stored_format("vector", weights)
                 yield _tensor(f"{operation.name}.bias", 1, operation.rows, form, operation.biases)
+        case model.Route():
+            rows, cols = operation.weight.shape
+            form = stored_format("vector", weights)
+            yield _tensor(operation.name, rows, cols, form, (operation.weight,))
+        case model.Experts():
+            form = stored_format("matrix", weights)
+            into, back = 2 * operation.inner * operation.experts, operation.inputs * operation.experts
+            yield _tensor(INTO.format(operation.name), into, operation.inputs, form, operation.into)
+            yield _tensor(BACK.format(operation.name), back, operation.inner, form, operation.back)
         case _:
             pass
 
@@ -126,6 +148,16 @@ def _lower(operation: model.Operation, weights: WeightFormat) -> Iterable[concre
             return
         case model.Linear():
             yield from _linear(operation, weights)
+        case model.Route():
+            yield concrete.Route(
+                weight=operation.name,
+                input=operation.input,
+                output=operation.output,
+                per_token=operation.experts_per_token,
+                normalized=operation.normalized,
+            )
+        case model.Experts():
+            yield from _experts(operation, stored_format("matrix", weights))
         case model.Rotary():
             yield concrete.Rotary(
                 buffer=operation.buffer,
@@ -175,12 +207,46 @@ def _lower(operation: model.Operation, weights: WeightFormat) -> Iterable[concre
             yield concrete.Select(input=operation.input, output=operation.output)
 
 
+def _rounded(source: str, cols: int, form: WeightFormat) -> tuple[str, tuple[concrete.Quantize, ...]]:
+    """What a product with a matrix of ``cols`` inputs reads of ``source``, and what has to run before it."""
+    if form.activation == "none":
+        return source, ()
+    quantize = concrete.Quantize(
+        input=source, output=QUANTIZED, group=form.scale_group(cols), to=form.activation
+    )
+    return QUANTIZED, (quantize,)
+
+
+def _experts(operation: model.Experts, form: WeightFormat) -> Iterable[concrete.Operation]:
+    source, rounding = _rounded(operation.input, operation.inputs, form)
+    yield from rounding
+    yield concrete.ExpertLinear(
+        weight=INTO.format(operation.name),
+        routes=operation.routes,
+        input=source,
+        output=operation.output,
+        rows=2 * operation.inner,
+        per_token=operation.experts_per_token,
+        combine=False,
+    )
+    yield concrete.Gate(input=operation.output, output=operation.gated, width=operation.inner)
+    source, rounding = _rounded(operation.gated, operation.inner, form)
+    yield from rounding
+    yield concrete.ExpertLinear(
+        weight=BACK.format(operation.name),
+        routes=operation.routes,
+        input=source,
+        output=operation.sum,
+        rows=operation.inputs,
+        per_token=operation.experts_per_token,
+        combine=True,
+    )
+
+
 def _linear(operation: model.Linear, weights: WeightFormat) -> Iterable[concrete.Operation]:
     form = stored_format(operation.role, weights)
-    source = operation.input
-    if form.activation != "none":
-        yield concrete.Quantize(input=operation.input, output=QUANTIZED, group=form.group)
-        source = QUANTIZED
+    source, rounding = _rounded(operation.input, operation.cols, form)
+    yield from rounding
     shared = operation.role == "head" and not stores_head(operation.tied, weights)
     yield concrete.Linear(
         weight="embed" if shared else operation.name,

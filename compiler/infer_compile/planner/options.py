@@ -162,7 +162,7 @@ def _weights(asked: Deployment, engine: Engine) -> Iterator[tuple[Stored, Weight
 def _native_format(asked: Deployment, name: str) -> WeightFormat | None:
     """The format with the largest group that divides every matrix: fewer scales, fewer bytes."""
     groups = GROUPS if asked.pinned_group is None else (asked.pinned_group,)
-    sized = [weight_format(name)] if name == NATIVE[0] else [weight_format(name, g) for g in sorted(groups)]
+    sized = [weight_format(name, group) for group in sorted(groups)]
     fitting = [form for form in sized if not misfits(asked.graph, form)]
     return fitting[-1] if fitting else None
 

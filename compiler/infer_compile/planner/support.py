@@ -41,9 +41,9 @@ def refusal(engine: Engine, graph: Graph, target: Target, nodes: int = 1) -> str
         return f"{engine.title} runs on {describe(engine.devices)}, not on {named(target)}"
     if nodes > 1 and not engine.nodes:
         return f"{engine.name} runs on one machine"
-    if engine.architectures.own:
-        return f"our own engine does not run {graph.name}: {graph.native_reason}" if not graph.native else ""
-    if graph.architecture not in engine.architectures.served:
+    if engine.architectures.own and not graph.native:
+        return f"our own engine does not run {graph.name}: {graph.native_reason}"
+    if not engine.architectures.own and graph.architecture not in engine.architectures.served:
         return f"{engine.title} does not run {graph.architecture}"
     limited = engine.architectures.limited.get(graph.architecture)
     return _unmet(engine, graph, target, graph.architecture, limited) if limited else ""

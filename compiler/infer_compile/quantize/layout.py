@@ -3,7 +3,9 @@ tensor of the checkpoint, and the ``quantization_config`` that tells other progr
 
 Both integer formats are written as ``pack-quantized`` and weight-only. It is the one layout with a scale per
 group that vLLM loads, for 4 and for 8 bits (its WNA16 scheme); rounding activations is the engine's own
-operation and no part of the weights. The keys are those of compressed-tensors' QuantizationConfig.
+operation and no part of the weights. fp8 is written as ``float-quantized``, with a scale per row and with
+activations rounded token by token (llm-compressor's FP8_DYNAMIC): what our own engine does too. The keys are
+those of compressed-tensors' QuantizationConfig.
 """
 
 from __future__ import annotations
@@ -35,16 +37,21 @@ class Source:
     def module(self) -> str:
         return self.name.removesuffix(".weight")
 
+    @property
+    def values(self) -> str:
+        """The name of what its numbers are written as."""
+        return packed(self.module) if self.format.type == "int" else self.name
+
     def stored(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
         """(name, dtype, shape) of what is written for it."""
-        if not self.format.group:
-            return ((self.name, "BF16", self.shape),)
+        if not self.format.scaled:
+            return ((self.values, "BF16", self.shape),)
         rows, cols = self.shape
-        return (
-            (packed(self.module), "I32", (rows, cols * self.format.bits // 32)),
-            (scale(self.module), "BF16", (rows, cols // self.format.group)),
-            (shape(self.module), "I64", (2,)),
-        )
+        scales = (scale(self.module), "BF16", (rows, cols // self.format.scale_group(cols)))
+        if self.format.type == "float":
+            return ((self.values, "F8_E4M3", self.shape), scales)
+        words = (self.values, "I32", (rows, cols * self.format.bits // 32))
+        return (words, scales, (shape(self.module), "I64", (2,)))
 
     @property
     def bytes(self) -> int:
@@ -147,7 +154,7 @@ def quantization_config(program: Program, sources: Iterable[Source]) -> dict[str
     groups: dict[WeightFormat, list[str]] = {}
     ignored: list[str] = []
     for source in sources:
-        if source.format.group:
+        if source.format.scaled:
             groups.setdefault(source.format, []).append(source.module)
         elif len(source.shape) == 2 and source.name not in tables:
             ignored.append(source.module)
@@ -158,7 +165,7 @@ def quantization_config(program: Program, sources: Iterable[Source]) -> dict[str
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": _layout(ordered[0][0]),
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{number}": _group(format, modules if number else ["Linear"])
@@ -170,19 +177,21 @@ def quantization_config(program: Program, sources: Iterable[Source]) -> dict[str
     }
 
 
+def _layout(format: WeightFormat) -> str:
+    return "pack-quantized" if format.type == "int" else "float-quantized"
+
+
 def _group(format: WeightFormat, targets: list[str]) -> dict[str, Any]:
+    numbers = {"num_bits": format.bits, "type": format.type, "symmetric": True}
+    if format.type == "int":
+        weights, inputs = {"strategy": "group", "group_size": format.group}, None
+    else:
+        weights, inputs = {"strategy": "channel"}, numbers | {"strategy": "token", "dynamic": True}
     return {
         "targets": targets,
-        "format": "pack-quantized",
-        "weights": {
-            "num_bits": format.bits,
-            "type": "int",
-            "symmetric": True,
-            "strategy": "group",
-            "group_size": format.group,
-            "dynamic": False,
-        },
-        "input_activations": None,
+        "format": _layout(format),
+        "weights": numbers | weights | {"dynamic": False},
+        "input_activations": inputs,
         "output_activations": None,
     }
 

@@ -26,7 +26,7 @@ def read_tensor(model: Path | Checkpoint, tensor: Tensor) -> Quantized | np.ndar
     hold what the Program says, and what ``Checkpoint.open`` raises.
     """
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
-    if not tensor.format.group:
+    if not tensor.format.scaled:
         return _bf16(checkpoint, tensor)
     parts = [_quantized(checkpoint, tensor, name) for name in tensor.sources]
     result = parts[0]
@@ -62,14 +62,19 @@ def _bf16(checkpoint: Checkpoint, tensor: Tensor) -> np.ndarray:
 
 def _quantized(checkpoint: Checkpoint, tensor: Tensor, name: str) -> Quantized:
     module = name.removesuffix(".weight")
-    if layout.packed(module) not in checkpoint.shards:
+    if layout.scale(module) not in checkpoint.shards:
         weights = _stored(checkpoint, tensor, name, "BF16")
         if weights.ndim != 2 or not tensor.format.fits(weights.shape[1]):
             group = tensor.format.group
             raise _mismatch(checkpoint, tensor, f"{name!r} of {weights.shape} has no groups of {group}")
         return quantize(weights, tensor.format, threads=min(8, os.cpu_count() or 1))
-    words = _stored(checkpoint, tensor, layout.packed(module), "I32")
     scales = _stored(checkpoint, tensor, layout.scale(module), "BF16")
+    if tensor.format.type == "float":
+        values = _stored(checkpoint, tensor, name, "F8_E4M3")
+        if scales.shape != (len(values), 1):
+            raise _mismatch(checkpoint, tensor, f"{module!r} has not one scale for each row")
+        return Quantized(values, np.array(scales, BFLOAT16))
+    words = _stored(checkpoint, tensor, layout.packed(module), "I32")
     shape = tuple(_stored(checkpoint, tensor, layout.shape(module), "I64").tolist())
     bits, group = tensor.format.bits, tensor.format.group
     rows, cols = shape

@@ -152,14 +152,14 @@ def _write_source(
     """Read, convert and write one tensor in blocks of rows, each to its own place in the file."""
     tensor = checkpoint.read(source.name)
     format = source.format
-    matrix = tensor if format.group else tensor.reshape(-1, tensor.shape[-1] if tensor.ndim > 1 else 1)
+    matrix = tensor if format.scaled else tensor.reshape(-1, tensor.shape[-1] if tensor.ndim > 1 else 1)
     rows, cols = matrix.shape
 
     def quantized(block: slice) -> None:
         result = rtn.quantize(matrix[block], format)
-        words = pack(result.values, format.bits)
-        packed, scale = entries[layout.packed(source.module)], entries[layout.scale(source.module)]
-        put(descriptor, words, data + packed.begin + block.start * words.shape[1] * words.itemsize)
+        stored = pack(result.values, format.bits) if format.type == "int" else result.values
+        values, scale = entries[source.values], entries[layout.scale(source.module)]
+        put(descriptor, stored, data + values.begin + block.start * stored.shape[1] * stored.itemsize)
         groups = result.scales.shape[1]
         put(descriptor, result.scales, data + scale.begin + block.start * groups * result.scales.itemsize)
 
@@ -170,7 +170,7 @@ def _write_source(
         put(descriptor, values, data + entries[source.name].begin + block.start * cols * values.itemsize)
 
     try:
-        _each(pool, quantized if format.group else rounded, rtn.row_blocks(rows, cols, _BLOCK))
+        _each(pool, quantized if format.scaled else rounded, rtn.row_blocks(rows, cols, _BLOCK))
     except rtn.NotFinite as error:
         raise InferCompileError(
             Problem(
@@ -180,7 +180,7 @@ def _write_source(
                 fix="fetch the model again; if it is the publisher's own, take another revision",
             )
         ) from error
-    if format.group:
+    if layout.shape(source.module) in entries:
         put(descriptor, np.array(source.shape, "<i8"), data + entries[layout.shape(source.module)].begin)
 
 

@@ -5,6 +5,7 @@ Which engine serves which, and on what, is in catalog/engines.yaml; a test holds
 
 from __future__ import annotations
 
+from ..runtime.formats.weights import GROUPED as GROUPED
 from ..runtime.formats.weights import GROUPS as GROUPS
 
 WEIGHTS = (
@@ -25,8 +26,6 @@ WEIGHTS = (
     "q2_k",
     "iq4_xs",
 )
-GROUPED = ("int8", "int4-rtn")
-"""Formats whose groups can be pinned, with the native engine."""
 KV = ("bf16", "fp8", "int8", "k8v4", "tq4", "tq3", "tq2", "ct4", "ct3", "ct2")
 ENGINES = ("native", "tensorrt-llm", "vllm", "sglang", "llama.cpp")
 SPECULATION = ("none", "draft", "ngram", "eagle3", "mtp", "medusa", "lookahead")

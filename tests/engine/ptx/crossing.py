@@ -8,12 +8,12 @@ import numpy as np
 
 from .mask import WARP
 from .matrices import load_matrices, product, store_matrices
-from .memory import Flags, refuse
 from .numbers import KINDS, Array
 from .operands import Address, Pair, Read, Vector
 from .statements import Statement
 from .text import Unknown
 from .warps import Execute, Warps
+from .watch import Flags, refuse
 
 _WORD, _PREDICATE, _COUNT = KINDS["b32"], KINDS["pred"], KINDS["u32"]
 _EVERYBODY = np.array(0xFFFFFFFF, np.uint32)
@@ -130,7 +130,14 @@ def wait(statement: Statement) -> tuple[Execute, Read]:
     if statement.parts != ["warp", "sync"]:
         raise Unknown(statement.line.text)
     (members,) = statement.operand(1)
-    return lambda warps: None, members.reader(_COUNT)
+    named = members.reader(_COUNT)
+
+    def execute(warps: Warps) -> None:
+        together = warps.mask.flags & (named(warps) == warps.mask.bits)
+        whole = (together | ~warps.alive).reshape(-1, WARP).all(axis=1)
+        warps.shared.settle_warps(whole, WARP)
+
+    return execute, named
 
 
 def shuffled(warps: Warps, mode: str, values: Array, lane: Array, limits: Array) -> tuple[Array, Array]:

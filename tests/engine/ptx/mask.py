@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .memory import Flags, Places
+from .watch import Flags, Places
 
 WARP = 32
 

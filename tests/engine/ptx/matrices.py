@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .mask import WARP
-from .memory import Places
 from .numbers import FLOAT64, KINDS, Array, Kind
 from .operands import Read
 from .text import Unknown
 from .warps import Warps
+from .watch import Places
 
 _LANES = np.arange(WARP)
 _GROUP, _INSIDE = _LANES // 4, _LANES % 4

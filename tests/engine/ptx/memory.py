@@ -11,30 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .numbers import Array, unsigned
+from .watch import Flags, Places, Watch, refuse
 
-Places = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 REGION = 40
 """Each array has 2**40 bytes of addresses to itself."""
 SHARED_WINDOW = 1 << 61
 LOCAL_WINDOW = 1 << 62
 """Where generic addresses of shared and of local memory begin."""
 _ALIGNMENT = 256
-_NOBODY, _SEVERAL = -1, -2
 GARBAGE = 0xA5
-
-
-class Offence(Exception):
-    """``why`` thread number ``index`` of an access must not do what it does."""
-
-    def __init__(self, index: int, why: str) -> None:
-        super().__init__(why)
-        self.index, self.why = index, why
-
-
-def refuse(wrong: Flags, why: str) -> None:
-    if wrong.any():
-        raise Offence(int(np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1))[0]), why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +65,15 @@ class Memory:
 
 
 class Global(Memory):
-    """A launch's arrays."""
+    """A launch's arrays. Blocks know nothing of each other: two of them at one byte, one of them changing it
+    other than by atoms, is an offence."""
 
     def __init__(self, arrays: Sequence[Array]) -> None:
         sizes = [array.nbytes for array in arrays]
         room = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
         super().__init__(sum(room))
+        self._watch = Watch(len(self.bytes), "another block {} here")
+        self.first_block = 0
         self._sizes = np.array([*sizes, 0], np.int64)
         self._starts = np.cumsum([0, *room])[: len(sizes) + 1]
         for array, start in zip(arrays, self._starts, strict=False):
@@ -94,6 +82,14 @@ class Global(Memory):
     @staticmethod
     def address(index: int) -> int:
         return (index + 1) << REGION
+
+    def on_read(self, places: Places, size: int, threads: Threads) -> None:
+        self._watch.read(_touched(places, size), self.first_block + threads.blocks)
+
+    def put(self, places: Places, values: NDArray[np.uint8], threads: Threads) -> None:
+        touched, blocks = _touched(places, values.shape[1]), self.first_block + threads.blocks
+        self._watch.write(touched, blocks, self.bytes[touched] != values)
+        self._watch.put(self.bytes, touched, values, blocks)
 
     def copy_back(self, index: int, array: Array) -> None:
         start = int(self._starts[index])
@@ -132,13 +128,13 @@ class Local(Memory):
 
 class Shared(Local):
     """Reading what was never written is an offence, and so are two warps at one byte, one of them writing,
-    without a barrier of the block in between. Writing what is there already is not."""
+    without a barrier of the block in between, and two threads of a warp without a barrier of the warp."""
 
     def __init__(self, blocks: int, stride: int) -> None:
         super().__init__(blocks, stride)
         self.written = np.zeros(len(self.bytes), bool)
-        self._writer = np.full(len(self.bytes), _NOBODY, np.int32)
-        self._reader = np.full(len(self.bytes), _NOBODY, np.int32)
+        self._watch = Watch(len(self.bytes), "another warp {} here since the barrier")
+        self._inner = Watch(len(self.bytes), "another thread of the warp {} here since the warp's barrier")
 
     def _owners(self, threads: Threads) -> Places:
         return threads.blocks
@@ -146,45 +142,32 @@ class Shared(Local):
     def settle(self, block: int) -> None:
         """All threads of a block have come to a barrier."""
         own = slice(block * self.stride, (block + 1) * self.stride)
-        self._writer[own] = self._reader[own] = _NOBODY
+        self._watch.settle(own)
+        self._inner.settle(own)
+
+    def settle_warps(self, warps: Flags, size: int) -> None:
+        """All ``size`` threads of some warps have come to one."""
+        self._inner.settle_groups(warps, size)
 
     def on_read(self, places: Places, size: int, threads: Threads) -> None:
-        touched, warps = _touched(places, size), threads.warps[:, None]
+        touched = _touched(places, size)
         refuse(~self.written[touched], "shared memory that was never written, or is still being copied to")
-        writer = self._writer[touched]
-        refuse((writer != _NOBODY) & (writer != warps), "a race: another warp wrote here since the barrier")
-        reader = self._reader[touched]
-        self._reader[touched] = np.where((reader == _NOBODY) | (reader == warps), warps, _SEVERAL)
-        # Of several warps that read one byte in one instruction the last one remains.
-        several = self._reader[touched] != warps
-        self._reader[touched[several]] = _SEVERAL
+        self._watch.read(touched, threads.warps)
+        self._inner.read(touched, threads.numbers, threads.warps)
 
     def put(self, places: Places, values: NDArray[np.uint8], threads: Threads) -> None:
-        touched, warps = _touched(places, values.shape[1]), threads.warps[:, None]
-        self._claim(touched, warps, ~self.written[touched] | (self.bytes[touched] != values))
-        self.bytes[touched], self.written[touched] = values, True
-        if (self.bytes[touched] != values).any():
-            self._agree(touched, values, threads.warps)
-
-    def _agree(self, touched: Places, values: NDArray[np.uint8], warps: Places) -> None:
-        """Of a warp's threads one that writes to a byte succeeds; all warps have to come to the same."""
-        found = np.empty_like(values)
-        for warp in np.unique(warps):
-            own = warps == warp
-            self.bytes[touched[own]] = values[own]
-            found[own] = self.bytes[touched[own]]
-        refuse(self.bytes[touched] != found, "a race: another warp writes something else here")
-
-    def _claim(self, touched: Places, warps: Places, changed: Flags) -> None:
-        for others, did in ((self._reader[touched], "read"), (self._writer[touched], "wrote")):
-            raced = changed & (others != _NOBODY) & (others != warps)
-            refuse(raced, f"a race: another warp {did} here since the barrier")
-        self._writer[touched] = np.broadcast_to(warps, touched.shape)
+        touched = _touched(places, values.shape[1])
+        changed = ~self.written[touched] | (self.bytes[touched] != values)
+        self._watch.write(touched, threads.warps, changed)
+        self._inner.write(touched, threads.numbers, changed)
+        self.written[touched] = True
+        self._watch.put(self.bytes, touched, values, threads.warps)
 
     def begin_copy(self, addresses: Places, size: int, threads: Threads) -> None:
         """From now on until ``end_copy`` the bytes may be anything."""
         touched = _touched(self.places(addresses, size, threads), size)
-        self._claim(touched, threads.warps[:, None], np.ones(touched.shape, bool))
+        for watch, by in ((self._watch, threads.warps), (self._inner, threads.numbers)):
+            watch.write(touched, by, np.ones(touched.shape, bool))
         self.written[touched] = False
 
     def end_copy(self, addresses: Places, values: NDArray[np.uint8], threads: Threads) -> None:

@@ -98,6 +98,7 @@ class Module:
         with np.errstate(all="ignore"):
             blocks = list(_blocks(_three(grid)))
             for first in range(0, len(blocks), each):
+                memory.first_block = first
                 warps = Warps(
                     own.code,
                     own.kinds,

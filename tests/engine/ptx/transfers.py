@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .memory import LOCAL_WINDOW, SHARED_WINDOW, Flags, Memory, Offence, Places
+from .memory import LOCAL_WINDOW, SHARED_WINDOW, Memory
 from .numbers import KINDS, Array, Kind
 from .operands import Address, Number, Operand, Read, Vector
 from .statements import Statement
 from .text import Unknown
 from .warps import Copy, Execute, Warps
+from .watch import Flags, Offence, Places
 
 _SPACES = ("global", "shared", "shared::cta", "local", "const", "param")
 _ORDERS = ("volatile", "relaxed", "acquire", "release", "weak", "gpu", "sys", "cta", "nc", "noftz")

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .mask import WARP, Mask
-from .memory import Flags, Global, Local, Offence, Places, Shared, Threads
+from .memory import Global, Local, Shared, Threads
 from .numbers import Array
 from .operands import Read
+from .watch import Flags, Offence, Places
 
 MOST_STEPS = 2_000_000
 Dim = tuple[int, int, int]

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from .. import decoder, windows
-from ..counted import Counted, counted
 from ..fields import Fields
-from ..grouped import Grouped, attend
-from ..layer import Layer
-from ..mixture import MixtureShape, chosen, mix
-from ..operations import Operation
+from ..mixture import MixtureShape, chosen
 
-NAMES = ("MixtralForCausalLM",)
+NAME = "MixtralForCausalLM"
 EXPERT = ("w1", "w3", "w2")
 
 
-def read(fields: Fields) -> Counted:
-    attention = Grouped(
-        heads=fields.integer("num_attention_heads"),
-        kv_heads=decoder.kv_heads(fields),
-        head_dim=decoder.head_dim(fields),
-        window=windows.window(fields, None),
-    )
+def read(fields: Fields) -> decoder.Decoder:
+    layers = fields.integer("num_hidden_layers")
     mixture = MixtureShape(
         experts=fields.integer("num_local_experts"),
         per_token=chosen(fields, "num_local_experts"),
         width=fields.integer("intermediate_size"),
         module="block_sparse_moe",
         names=EXPERT,
+        normalized=True,
     )
-
-    def write(layer: Layer) -> Iterator[Operation]:
-        yield layer.norm("attention.norm", "input_layernorm")
-        yield from attend(layer, attention)
-        yield layer.norm("mlp.norm", "post_attention_layernorm")
-        yield from mix(layer, mixture)
-
-    return counted(fields, write, "mixture of experts")
+    return decoder.decoder(
+        fields,
+        kv_heads=decoder.kv_heads(fields),
+        head_dim=decoder.head_dim(fields),
+        windows=(windows.window(fields, None),) * layers,
+        mixtures=(mixture,) * layers,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...graph.storage import misfits
+from ...graph.storage import misfits, stored_format
 from ...runtime.formats.weights import BF16, GROUPS, weight_format
 from .. import support
 from ..candidate import Candidate
@@ -18,6 +18,7 @@ from .words import listed, times
 
 THE_SPEC = "the spec"
 ARITHMETIC = "arithmetic"
+RULE = "a rule of the native engine"
 
 
 def weights(contest: Contest) -> Reason:
@@ -64,15 +65,17 @@ def head(asked: Deployment, chosen: Candidate) -> Iterator[Reason]:
     if form is None:
         return
     tied = " and shares the embedding" if asked.graph.tied else ""
-    if form == BF16:
-        yield Reason(key="weights.head", value="bf16", why=f"is as all weights{tied}", source=ARITHMETIC)
+    if stored_format("head", form) == BF16:
+        why = "is as all weights" if form == BF16 else "stays bf16: its errors reach the logits unaveraged"
+        source = ARITHMETIC if form == BF16 else RULE
+        yield Reason(key="weights.head", value="bf16", why=why + tied, source=source)
         return
     yield Reason(
         key="weights.head",
         value="int8",
         why="every step reads it whole, and its errors reach the logits unaveraged; the embedding stays "
         "bf16: a step reads one row of it per token",
-        source="a rule of the native engine",
+        source=RULE,
     )
 
 

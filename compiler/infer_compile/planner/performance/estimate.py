@@ -16,7 +16,7 @@ from ...catalog.target import Target
 from ...graph.graph import Graph
 from ...graph.storage import misfits
 from ...runtime.errors import Exit, InferCompileError, Problem
-from ...runtime.formats.weights import GROUPS, NAMES, weight_format
+from ...runtime.formats.weights import GROUPS, weight_format
 from ...spec.unserved import nearest
 from .. import support
 from ..units import GIB
@@ -79,7 +79,7 @@ def subject(graph: Graph, target: Target, asked: Query, facts: Facts) -> Subject
         raise _unknown("IC044", "engine", name, names)
     engine = facts.engines.of(name) if _listed(name, facts) else None
     own = engine is not None and engine.architectures.own
-    counted = _stored(graph, asked.weights, name, own, facts)
+    counted = _stored(graph, target, asked.weights, name, own, facts)
     level = _level(asked.kv, name, graph, target, facts)
     summed = shape(graph)
     return Subject(
@@ -170,10 +170,13 @@ def _kind(engine: Engine | None, target: Target) -> EngineKind | None:
         raise InferCompileError(problem, Exit.USAGE) from None
 
 
-def _stored(graph: Graph, weights: str, engine: str, own: bool, facts: Facts) -> Stored:
+def _stored(graph: Graph, target: Target, weights: str, engine: str, own: bool, facts: Facts) -> Stored:
     if own:
-        if weights not in NAMES:
-            raise _unknown("IC045", "weight format of the native engine", weights, NAMES)
+        native = facts.engines.of(engine)
+        reason = support.why_not(native, graph, target, "weights", weights)
+        if reason:
+            here = support.weights(native, graph, target)
+            raise _unknown("IC045", "weight format of the native engine", weights, here, reason)
         sized = [weight_format(weights, group) for group in sorted(GROUPS, reverse=True)]
         fitting = [form for form in sized if not misfits(graph, form)]
         if fitting:
@@ -228,10 +231,11 @@ def _cache(summed: Shape, level: CacheScheme, engine: Engine | None, facts: Fact
     return Cache(level, int(engine.page_tokens.value), windows_freed=engine.windows_freed)
 
 
-def _unknown(code: str, kind: str, name: str, names: Sequence[str]) -> InferCompileError:
+def _unknown(code: str, kind: str, name: str, names: Sequence[str], because: str = "") -> InferCompileError:
     close = nearest(name, tuple(names))
     fix = f"did you mean {close}?" if close else f"one of {', '.join(names)}"
-    return InferCompileError(Problem(code, f'there is no {kind} "{name}"', fix=fix), Exit.USAGE)
+    problem = Problem(code, f'there is no {kind} "{name}"', because=because, fix=fix)
+    return InferCompileError(problem, Exit.USAGE)
 
 
 def _layouts(one: Subject, points: Sequence[Query]) -> Layout:

@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...runtime.engines.mixture import expert_products, routed
+from ...runtime.engines.rounding import rounded
 from ...runtime.formats.program import (
     Attend,
     Embed,
+    ExpertLinear,
     Gate,
     HeadNorm,
     Linear,
@@ -26,6 +29,7 @@ from ...runtime.formats.program import (
     Program,
     Quantize,
     Rotary,
+    Route,
     Select,
     Tensor,
 )
@@ -202,7 +206,7 @@ class Model:
                 turned = _norm(_heads(values[operation.buffer], operation), weight, operation.epsilon)
                 values[operation.buffer] = _replaced(values[operation.buffer], operation, turned)
             case Quantize():
-                values[operation.output] = _quantize(values[operation.input], operation.group)
+                values[operation.output] = _rounded(values[operation.input], operation)
             case Linear():
                 bias = None if operation.bias is None else self.weight(operation.bias).flatten()
                 product = torch.nn.functional.linear(
@@ -215,8 +219,17 @@ class Model:
             case Attend():
                 values[operation.output] = _attend(values[operation.input], operation, hook, sequences)
             case Gate():
-                gate, up = values[operation.input].split(operation.width, dim=-1)
-                values[operation.output] = torch.nn.functional.silu(gate) * up
+                both = values[operation.input].unflatten(-1, (-1, 2, operation.width))
+                gated = torch.nn.functional.silu(both[..., 0, :]) * both[..., 1, :]
+                values[operation.output] = gated.flatten(-2)
+            case Route():
+                weight = self.weight(operation.weight)
+                values[operation.output] = routed(values[operation.input], weight, operation)
+            case ExpertLinear():
+                weight, routes = self.weight(operation.weight), values[operation.routes]
+                products = expert_products(values[operation.input], routes, weight, operation)
+                before = values[operation.output] if operation.combine else 0
+                values[operation.output] = before + products
             case Select():
                 values[operation.output] = values[operation.input]
 
@@ -266,10 +279,6 @@ def _norm(values: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.T
     return values * torch.rsqrt(mean + epsilon) * weight.flatten()
 
 
-def _quantize(values: torch.Tensor, group: int) -> torch.Tensor:
-    """As the reference engine rounds activations; gradients pass as if it did not."""
-    groups = values.unflatten(-1, (-1, group))
-    scale = groups.abs().amax(dim=-1, keepdim=True) / 127
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    rounded = (torch.round(groups * inverse) * scale).flatten(-2)
-    return values + (rounded - values).detach()
+def _rounded(values: torch.Tensor, operation: Quantize) -> torch.Tensor:
+    """As engines round activations; gradients pass as if they did not."""
+    return values + (rounded(values.detach(), operation) - values).detach()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ from ..formats.launches import (
 from ..formats.program import Program
 from ..step import SequenceStep, StepResult
 from ..stopwatch import Stopwatch
-from .device import check_driver, check_memory, holders, lacking_memory, need_compiler
+from .device import check_driver, check_memory, check_numbers, holders, lacking_memory, need_compiler
 from .draws import UNSETTLED, altered, draw, draw_among_largest, draws_of
 from .driver import Driver, failed
 from .inputs import Inputs, inputs_of
-from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul
+from .kernels import INDEX, CubinKernels, Kernels, SourceKernels, matmul, matmul_e4m3
 from .rows import rows_of
 from .transfer import TORCH, Transfer
 
@@ -49,34 +49,34 @@ CUBINS = "sm_{}"
 """The folder of kernels for a compute capability."""
 
 
+Parts = Callable[[str, Part], torch.Tensor]
+"""Gives a part of the weights by its name, where the engine computes."""
+
+
 class CudaEngine:
     """Runs the step in ``engine_dir`` (program.json, step.json, weights.bin, kernels/) on ``device``.
+    ``parts`` gives weights that lie in no weights.bin.
 
     Raises InferCompileError IC520 if a file is missing, damaged or of another build.
     """
 
-    def __init__(self, engine_dir: Path, device: str = "cuda") -> None:
+    def __init__(self, engine_dir: Path, device: str = "cuda", parts: Parts | None = None) -> None:
         self._dir = engine_dir
         try:
             self.program = Program.from_json((engine_dir / PROGRAM).read_text(encoding="utf-8"))
             self._table = StepTable.from_json((engine_dir / STEP).read_text(encoding="utf-8"))
-            weights = np.memmap(engine_dir / WEIGHTS, np.uint8, "r")
+            parts = self._stored() if parts is None else parts
         except (OSError, ValueError) as failure:
             raise self._broken(str(failure)) from failure
         if self._table.program != self.program.digest:
             raise self._broken("step.json was made from another program.json")
-        if len(weights) != self._table.weights_bytes:
-            raise self._broken(f"weights.bin has {len(weights)} bytes, not {self._table.weights_bytes}")
-        header = WEIGHTS_MAGIC + bytes.fromhex(self.program.digest)
-        if bytes(weights[: len(header)]) != header:
-            raise self._broken("weights.bin was written for another program.json")
         self._device = torch.device(device)
         # Of the program once, and not in each step: it looks through all its operations for it.
         self._tells_tokens = self.program.tells_tokens
         watch = Stopwatch()
         self._kernels = self._opened(watch)
         try:
-            self._parts = {name: self._part(weights, part) for name, part in self._table.weights.items()}
+            self._parts = {name: parts(name, part) for name, part in self._table.weights.items()}
             watch.lap("weights")
             self._buffers = self._allocated()
             self._transfer = Transfer(self._table, self._most, self._device)
@@ -84,6 +84,7 @@ class CudaEngine:
             raise lacking_memory(self._bytes, *self._memory(), holders(self._index)) from failure
         watch.lap("buffers")
         _log.info(watch.line("device"))
+        self._one = torch.ones(1, dtype=torch.float32, device=device)
         self._lent: list[tuple[weakref.ref[NDArray[np.uint8]], torch.Tensor]] = []
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
         # What steps need for a while lies in one pool of memory: no two graphs run at a time.
@@ -111,7 +112,7 @@ class CudaEngine:
 
         Raises InferCompileError: IC524 without a driver, IC525 with one that is too old, IC526 without a
         device, IC527 without enough free memory, IC528 without kernels for the device or a compiler, IC529
-        without a PyTorch for CUDA.
+        without a PyTorch for CUDA, IC535 where the device does not multiply the weights' numbers.
         """
         if self._device.type != "cuda":
             return SourceKernels(self._dir / KERNELS)
@@ -121,6 +122,7 @@ class CudaEngine:
         check_memory(self._bytes, *self._memory(), holders(self._index))
         watch.lap("driver")
         major, minor = torch.cuda.get_device_capability(self._index)
+        check_numbers((major, minor), {part.dtype for part in self._table.weights.values()})
         cubins = self._dir / CUBINS.format(10 * major + minor)
         try:
             if (cubins / INDEX).is_file():
@@ -151,9 +153,20 @@ class CudaEngine:
             Problem("IC520", "the engine cannot be opened", str(self._dir), why, "build the bundle again")
         )
 
-    def _part(self, weights: NDArray[np.uint8], part: Part) -> torch.Tensor:
-        stored = torch.from_numpy(np.array(weights[part.offset : part.offset + part.bytes]))
-        return stored.view(TORCH[part.dtype]).reshape(part.shape).to(self._device)
+    def _stored(self) -> Parts:
+        """Of weights.bin. Raises OSError and ValueError where it cannot be this program's."""
+        weights = np.memmap(self._dir / WEIGHTS, np.uint8, "r")
+        if len(weights) != self._table.weights_bytes:
+            raise ValueError(f"weights.bin has {len(weights)} bytes, not {self._table.weights_bytes}")
+        header = WEIGHTS_MAGIC + bytes.fromhex(self.program.digest)
+        if bytes(weights[: len(header)]) != header:
+            raise ValueError("weights.bin was written for another program.json")
+
+        def read(name: str, part: Part) -> torch.Tensor:
+            stored = torch.from_numpy(np.array(weights[part.offset : part.offset + part.bytes]))
+            return stored.view(TORCH[part.dtype]).reshape(part.shape).to(self._device)
+
+        return read
 
     @property
     def _most(self) -> dict[Count, int]:
@@ -210,6 +223,31 @@ class CudaEngine:
             logits=_host(self._logits(outputs)) if logits else None,
             hidden=_host(self._rows(self._table.hidden, told)) if hidden else None,
         )
+
+    def prepared(
+        self, batch: Sequence[SequenceStep], lines: Sequence[Line] | None = None
+    ) -> Callable[[], None]:
+        """What runs the greedy step of ``batch`` on the device, or ``lines`` of the table alone, as often as
+        it is called: the inputs lie there, and nothing is handed back. For measurements; raises as ``step``
+        does."""
+        rows = rows_of(self.program, batch)
+        draws = draws_of(rows, self.program.vocabulary)
+        inputs = inputs_of(self.program, rows, self._table.tiles, draws.settings)
+        counts = self._captured(inputs) or inputs.counts
+        self._transfer.send(inputs, counts)
+
+        def run() -> None:
+            if lines is None:
+                self._forward(counts, inputs.tile, drawn=False)
+            self._buffers |= self._transfer.views(counts)
+            for line in lines or ():
+                self._run(line, counts, inputs.tile)
+
+        return run
+
+    def buffer(self, name: str) -> torch.Tensor:
+        """One of the table's, where it lies."""
+        return self._buffers[name]
 
     def pool(self, name: str) -> NDArray[np.uint8]:
         """The bytes of the ``exact`` or ``packed`` pool: a writable view where they lie in the processor's
@@ -320,20 +358,20 @@ class CudaEngine:
             case Matmul():
                 rows = counts[line.of]
                 weight = self._parts[line.weight]
-                matmul(
-                    self._shaped(line.input, rows, weight.shape[1]),
-                    weight,
-                    None if line.bias is None else self._parts[line.bias].reshape(-1),
-                    self._shaped(line.output, rows, weight.shape[0]),
-                    line.add,
-                )
+                input = self._shaped(line.input, rows, weight.shape[1])
+                output = self._shaped(line.output, rows, weight.shape[0])
+                if weight.dtype is torch.float8_e4m3fn:
+                    matmul_e4m3(input, weight, self._one, output)
+                else:
+                    bias = None if line.bias is None else self._parts[line.bias].reshape(-1)
+                    matmul(input, weight, bias, output, line.add)
 
     def _shaped(self, name: str, rows: int, width: int) -> torch.Tensor:
         return self._buffers[name][: rows * width].view(rows, width)
 
     def _launch(self, launch: Launch, counts: Mapping[Count, int]) -> None:
         grid = tuple(
-            -(-counts[size.of] // size.size) if isinstance(size, Blocks) else size for size in launch.grid
+            size.programs(counts[size.of]) if isinstance(size, Blocks) else size for size in launch.grid
         )
         if 0 in grid:
             return

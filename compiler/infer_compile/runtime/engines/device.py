@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +12,11 @@ from shutil import which
 from types import ModuleType
 
 from ..errors import InferCompileError, Problem
+from ..formats.launches import Dtype
 
 GIB = 1 << 30
+FIRST_E4M3 = (8, 9)
+"""Ada; PyTorch's documentation of torch.nn.functional.scaled_mm and NVIDIA's of cuBLAS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,20 @@ def lacking_memory(planned: int, free: int, total: int, holders: Sequence[Holder
     fix = "end what holds the memory, or plan for a smaller context or fewer sequences"
     return InferCompileError(
         Problem("IC527", "the device has too little free memory", because=because, fix=fix)
+    )
+
+
+def check_numbers(capability: tuple[int, int], held: Collection[Dtype]) -> None:
+    """Raises InferCompileError IC535 for weights ``held`` in e4m3 on a device that does not multiply them."""
+    if "e4m3" not in held or capability >= FIRST_E4M3:
+        return
+    raise InferCompileError(
+        Problem(
+            "IC535",
+            f"a device of compute capability {capability[0]}.{capability[1]} does not multiply fp8 weights",
+            because=f"e4m3 numbers are multiplied from compute capability {FIRST_E4M3[0]}.{FIRST_E4M3[1]} on",
+            fix="build the bundle with other weights, or run it on a newer device",
+        )
     )
 
 

@@ -92,11 +92,12 @@ class CubinKernels:
         cubin = self._cubins.kernels[key]
         # Behind its own, Triton's kernels take two places for scratch memory, which none of these needs;
         # others do not look there.
-        packed = [*(_packed(arguments[name]) for name in cubin.arguments), _packed(None), _packed(None)]
-        self._driver.launch(self._functions[key], grid, cubin.warps, cubin.shared, self._stream(), packed)
+        handed = [*(packed(arguments[name]) for name in cubin.arguments), packed(None), packed(None)]
+        self._driver.launch(self._functions[key], grid, cubin.warps, cubin.shared, self._stream(), handed)
 
 
-def _packed(value: torch.Tensor | float | None) -> Argument:
+def packed(value: torch.Tensor | float | None) -> Argument:
+    """As the driver takes it: a pointer, a float or a 32-bit integer."""
     if value is None:
         return ctypes.c_void_p(0)
     if isinstance(value, torch.Tensor):
@@ -118,3 +119,12 @@ def matmul(
         output.copy_(output + product if add else product)
     if bias is not None:
         output += bias
+
+
+def matmul_e4m3(input: torch.Tensor, weight: torch.Tensor, one: torch.Tensor, output: torch.Tensor) -> None:
+    """``output = input @ weight.T``: e4m3 numbers, sums and output float32; both sizes of ``weight`` are
+    multiples of 16, ``one`` is what the library multiplies all numbers by.
+
+    Scales of rows are left to a kernel: with them the library gives bfloat16 alone.
+    """
+    torch._scaled_mm(input, weight.T, one, one, out_dtype=torch.float32, out=output)

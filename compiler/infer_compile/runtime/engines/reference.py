@@ -19,6 +19,7 @@ from ..formats.program import (
     Attend,
     AttendLatent,
     Embed,
+    ExpertLinear,
     Feed,
     Gate,
     HeadNorm,
@@ -29,13 +30,16 @@ from ..formats.program import (
     Program,
     Quantize,
     Rotary,
+    Route,
     Select,
     Tensor,
 )
 from ..step import Float32, SequenceStep, StepResult
 from .attention import Attention
 from .latent import ExactLatents, LatentAttention, PackedLatents
+from .mixture import expert_products, routed
 from .pools import ExactDtype, ExactPool, PackedPool
+from .rounding import rounded
 from .rows import Rows, rows_of
 from .sampling import draw
 
@@ -122,7 +126,7 @@ class ReferenceEngine:
                 heads = _heads(values[operation.buffer], operation)
                 heads.copy_(_norm(heads, self._weights[operation.weight], operation.epsilon))
             case Quantize():
-                values[operation.output] = _quantize(values[operation.input], operation.group)
+                values[operation.output] = rounded(values[operation.input], operation)
             case Linear():
                 self._linear(operation, values)
             case Rotary():
@@ -136,10 +140,18 @@ class ReferenceEngine:
                 weight = self._weights[operation.unfold].cpu().numpy()
                 found = self._attention.run(operation, inputs, latents, weight, rows)
                 values[operation.output] = self._tensor(found)
+            case Route():
+                weight = self._weights[operation.weight]
+                values[operation.output] = routed(values[operation.input], weight, operation)
+            case ExpertLinear():
+                weight, routes = self._weights[operation.weight], values[operation.routes]
+                products = expert_products(values[operation.input], routes, weight, operation)
+                before = values[operation.output] if operation.combine else 0
+                values[operation.output] = before + products
             case Gate():
-                both = values[operation.input].double()
-                gate, up = both[:, : operation.width], both[:, operation.width :]
-                values[operation.output] = (torch.nn.functional.silu(gate) * up).float()
+                both = values[operation.input].double().unflatten(-1, (-1, 2, operation.width))
+                gated = torch.nn.functional.silu(both[..., 0, :]) * both[..., 1, :]
+                values[operation.output] = gated.flatten(1).float()
             case Activate():
                 added = torch.nn.functional.silu(values[operation.input].double()).float()
                 values[operation.output] = values[operation.output] + added
@@ -185,14 +197,6 @@ def _norm(values: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.T
     wide = values.double()
     mean = wide.square().mean(dim=-1, keepdim=True)
     return (wide * torch.rsqrt(mean + epsilon) * weight.double().flatten()).float()
-
-
-def _quantize(values: torch.Tensor, group: int) -> torch.Tensor:
-    """Groups rounded to multiples of a 127th of their largest magnitude, in float32 as engines do it."""
-    groups = values.unflatten(-1, (-1, group))
-    scale = groups.abs().amax(dim=-1, keepdim=True) / 127
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    return (torch.round(groups * inverse) * scale).flatten(-2)
 
 
 def _sampled(rows: list[Rows], logits: Float32) -> list[NDArray[np.int32]]:

@@ -19,6 +19,7 @@ TORCH: dict[Dtype, torch.dtype] = {
     "f32": torch.float32,
     "f16": torch.float16,
     "bf16": torch.bfloat16,
+    "e4m3": torch.float8_e4m3fn,
     "int8": torch.int8,
     "int32": torch.int32,
 }

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Count = Literal["rows", "outputs", "sequences", "tiles", "seals"]
 """What differs from step to step."""
-Dtype = Literal["f64", "f32", "f16", "bf16", "int8", "int32"]
-BYTES: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "int8": 1, "int32": 4}
+Dtype = Literal["f64", "f32", "f16", "bf16", "e4m3", "int8", "int32"]
+BYTES: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "e4m3": 1, "int8": 1, "int32": 4}
 ALIGNMENT = 16
 """Bytes that every pointer of a launch is a multiple of; numbers that are multiples of it are told to be."""
 SETTINGS = 5
@@ -55,10 +55,18 @@ class Part(_Frozen):
 
 
 class Blocks(_Frozen):
-    """As many programs as cover what there is ``of`` in a step, ``size`` each."""
+    """As many programs as cover ``each`` times what there is ``of`` in a step, ``size`` at a time, and
+    ``more``; at most one for each of these."""
 
     of: Count
     size: int = 1
+    each: int = 1
+    more: int = 0
+
+    def programs(self, count: int) -> int:
+        """For ``count`` of it."""
+        whole = count * self.each
+        return min(whole, -(-whole // self.size) + self.more)
 
 
 class View(_Frozen):
@@ -144,7 +152,8 @@ class Cases(_Frozen):
 
 
 class Matmul(_Frozen):
-    """``output = input @ weight.T + bias``, or added to ``output``: bf16 numbers, by the library."""
+    """``output = input @ weight.T + bias``, or added to ``output``, by the library: bf16 numbers, or e4m3
+    ones, whose product takes no bias and is not added."""
 
     kind: Literal["matmul"] = "matmul"
     of: Count

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .kv import CacheLayout
 from .latent import LatentLayout
-from .weights import WeightFormat
+from .weights import Rounded, WeightFormat
 
 
 class _Frozen(BaseModel):
@@ -85,13 +85,18 @@ class HeadNorm(_Frozen):
 
 
 class Quantize(_Frozen):
-    """Round ``input`` to int8, symmetric, one float32 scale (max|x| / 127) per row and ``group``, in place of
-    the float values: whoever reads ``output`` sees the rounded numbers."""
+    """Round ``input`` to multiples of one float32 scale per row and ``group``, in place of the float values:
+    whoever reads ``output`` sees the rounded numbers.
+
+    To ``int8``: integers, scale max|x| / 127. To ``fp8``: e4m3 numbers, scale max|x| / 448. To the nearest,
+    ties to even.
+    """
 
     kind: Literal["quantize"] = "quantize"
     input: str
     output: str
     group: int
+    to: Rounded = "int8"
 
 
 class Linear(_Frozen):
@@ -183,8 +188,40 @@ class AttendLatent(_Frozen):
         )
 
 
+class Route(_Frozen):
+    """Choose ``per_token`` experts for each token: those of the largest ``softmax(input @ weight.T)``, of
+    equal ones the first. ``output`` holds their numbers, the best first, then their probabilities, divided by
+    their sum if ``normalized``."""
+
+    kind: Literal["route"] = "route"
+    weight: str
+    input: str
+    output: str
+    per_token: int
+    normalized: bool
+
+
+class ExpertLinear(_Frozen):
+    """Products with the experts that ``routes`` names; ``weight`` holds a matrix of ``rows`` outputs for one
+    expert after the other.
+
+    What a token's choices give lies side by side in ``output``, and all of them read ``input``. If
+    ``combine``, each choice reads its own part of ``input`` instead, and the sum of probability times product
+    over a token's choices is added to ``output``.
+    """
+
+    kind: Literal["expert_linear"] = "expert_linear"
+    weight: str
+    routes: str
+    input: str
+    output: str
+    rows: int
+    per_token: int
+    combine: bool
+
+
 class Gate(_Frozen):
-    """``output = silu(input[:, :width]) * input[:, width:]``."""
+    """``output = silu(first) * second``, of the halves of every ``2 * width`` numbers of ``input``."""
 
     kind: Literal["gate"] = "gate"
     input: str
@@ -219,6 +256,8 @@ Operation = Annotated[
     | Rotary
     | Attend
     | AttendLatent
+    | Route
+    | ExpertLinear
     | Gate
     | Activate
     | Select,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ if not torch.cuda.is_available():
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: kernels are interpreted", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
-
 from cuda_pair import CASES, Case, compare, pair, steps_of  # noqa: E402
 from driver import Driver  # noqa: E402
+
+from infer_compile.runtime.engines.device import FIRST_E4M3  # noqa: E402
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["at start", "ahead"])
@@ -26,6 +25,8 @@ from driver import Driver  # noqa: E402
 def test_agrees_with_the_reference(case: Case, ahead: bool, tmp_path: Path) -> None:
     """Thrice: what is captured runs without a graph first, then is captured, then is replayed."""
     major, minor = torch.cuda.get_device_capability()
+    if case.weights == "fp8" and (major, minor) < FIRST_E4M3:
+        pytest.skip("this device does not multiply fp8")
     both = pair(case, tmp_path, None, "cuda", 10 * major + minor if ahead else None)
     for _ in range(3):
         compare(both, steps_of(both.program, Driver(both.reference)), case.weights)
