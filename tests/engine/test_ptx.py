@@ -210,6 +210,13 @@ def test_what_nvcc_makes(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_blocks_are_as_small_as_the_kernel_says() -> None:
+    module = Module(".visible .entry small() .maxntid 64, 2, 1 .minnctapersm 2 { ret; }")
+    assert module.run("small", (1,), (128,), []) == {"ret": 4}
+    with pytest.raises(ValueError, match="128 threads at most"):
+        module.run("small", (1,), (129,), [])
+
+
 def test_blocks_and_threads_have_places() -> None:
     source = HEAD.format(
         parameters=".param .u64 given0",

@@ -71,7 +71,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Card]:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free, 24 * GIB))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
         monkeypatch.setattr(cuda, "holders", lambda index: (Holder(7, "trainer", 3 * GIB),))
-        monkeypatch.setattr(cuda.CudaEngine, "_part", load)
+        monkeypatch.setattr(cuda.CudaEngine, "_stored", lambda engine: load)
         return card
 
     return make

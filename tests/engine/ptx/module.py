@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ class Inside:
 Argument = Array | Inside | np.generic | int | float | bytes | None
 _TOGETHER = 1024
 """Threads that run in lockstep."""
+_MOST_THREADS = 1024
+"""Of a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Module:
         own = self._entries[entry]
         if len(arguments) != len(own.kernel.parameters):
             raise ValueError(f"{entry} takes {len(own.kernel.parameters)} arguments, not {len(arguments)}")
+        if prod(block) > (own.kernel.threads or _MOST_THREADS):
+            raise ValueError(f"{entry} takes blocks of {own.kernel.threads or _MOST_THREADS} threads at most")
         arrays: list[Array] = list(self._constants)
         parameters = bytearray(_aligned(own.places[-1] + 64, 16)) if own.places else bytearray(16)
         for variable, place, argument in zip(own.kernel.parameters, own.places, arguments, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _LINES = re.compile(r"^\s*\.(?:loc|file|version|target|address_size)\b[^\n]*", re.MULTILINE)
@@ -52,6 +53,8 @@ class Kernel:
 
     name: str
     parameters: list[Variable]
+    threads: int | None = None
+    """Most that a block may have."""
     registers: dict[str, str] = field(default_factory=dict)
     variables: list[Variable] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
@@ -74,7 +77,8 @@ def parse(text: str) -> Text:
             begin = text.index("{", entry.end())
             place = _closing(text, begin) + 1
             parameters = [_variable(each) for each in (entry[2] or "").split(",") if each.strip()]
-            kernels.append(_body(Kernel(entry[1], parameters), text[begin + 1 : place - 1]))
+            kernel = Kernel(entry[1], parameters, _threads(entry[3]))
+            kernels.append(_body(kernel, text[begin + 1 : place - 1]))
         else:
             end = text.find(";", place)
             if end < 0:
@@ -82,6 +86,11 @@ def parse(text: str) -> Text:
             variables.append(_variable(text[place:end]))
             place = end + 1
     return Text(variables, kernels)
+
+
+def _threads(directives: str) -> int | None:
+    found = re.search(r"\.(?:maxntid|reqntid)\s+(\d+(?:\s*,\s*\d+)*)", directives)
+    return prod(int(each) for each in found[1].split(",")) if found else None
 
 
 def _closing(text: str, begin: int) -> int:

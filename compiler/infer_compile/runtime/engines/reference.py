@@ -135,11 +135,6 @@ class ReferenceEngine:
             case Attend() if isinstance(self._attention, Attention):
                 inputs = values[operation.input].cpu().numpy()
                 values[operation.output] = self._tensor(self._attention.run(operation, inputs, rows))
-            case AttendLatent() if isinstance(self._attention, LatentAttention):
-                inputs, latents = (values[name].cpu().numpy() for name in (operation.query, operation.latent))
-                weight = self._weights[operation.unfold].cpu().numpy()
-                found = self._attention.run(operation, inputs, latents, weight, rows)
-                values[operation.output] = self._tensor(found)
             case Route():
                 weight = self._weights[operation.weight]
                 values[operation.output] = routed(values[operation.input], weight, operation)
@@ -148,6 +143,11 @@ class ReferenceEngine:
                 products = expert_products(values[operation.input], routes, weight, operation)
                 before = values[operation.output] if operation.combine else 0
                 values[operation.output] = before + products
+            case AttendLatent() if isinstance(self._attention, LatentAttention):
+                inputs, latents = (values[name].cpu().numpy() for name in (operation.query, operation.latent))
+                weight = self._weights[operation.unfold].cpu().numpy()
+                found = self._attention.run(operation, inputs, latents, weight, rows)
+                values[operation.output] = self._tensor(found)
             case Gate():
                 both = values[operation.input].double().unflatten(-1, (-1, 2, operation.width))
                 gated = torch.nn.functional.silu(both[..., 0, :]) * both[..., 1, :]
