@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 
 from ..runtime.formats.launches import Blocks, Case, Cases, Launch, Line
 from ..runtime.formats.program import ExpertLinear, Program, Route, Tensor
+from .cuda_constants import power
 from .tiles import scales
-from .tilings import BLOCK, expert_tilings, power
+from .tilings import BLOCK, expert_tilings
 
 ROUTER = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 64}
 INNER_BLOCK = 64
