@@ -9,7 +9,6 @@ from typing import Any
 import tiny
 from click.testing import CliRunner
 
-from infer_compile.build import device
 from infer_compile.cli.main import main
 from infer_compile.codegen import gpu_cubins
 from infer_compile.probe.cpu import host_architecture
@@ -42,7 +41,7 @@ def without_compiler(patch: Callable[..., None]) -> None:
 
     patch(gpu_cubins, "need_compiler", lambda: None)
     patch(gpu_cubins, "compile_launch", made_up)
-    patch(device, "compiler_version", lambda: "0")
+    patch(gpu_cubins, "compilers", lambda table: {"triton": "0"})
 
 
 def built(spec: Path, out: Path) -> str:
