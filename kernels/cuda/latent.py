@@ -28,7 +28,7 @@ EVERYTHING = tl.constexpr(1 << 30)
 @triton.jit
 def latent(
     queries,
-    turned,
+    parts,
     exact_pool,
     packed_pool,
     exact_table,
@@ -40,7 +40,7 @@ def latent(
     sums,
     logs,
     query_stride,
-    turned_stride,
+    part_stride,
     table_stride,
     exact_page,
     exact_place,
@@ -66,7 +66,7 @@ def latent(
     EXACT_KEYS: tl.constexpr,
 ):
     """Grid (tiles, HEADS / GROUP rounded up, SPLITS). ``queries`` [rows, HEADS, RANK] for latent vectors;
-    ``turned``, their rotary parts, ``STEP`` elements from head to head. README.md tells what the other
+    ``parts``, their rotary parts, ``STEP`` elements from head to head. README.md tells what the other
     arguments are."""
     tile, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     sequence = tl.load(tiles + 2 * tile)
@@ -85,7 +85,7 @@ def latent(
     head = group * GROUP + tl.arange(0, ROWS) % GROUP
     real = rows.real & (head < HEADS)
     query = queries + row * query_stride + head * RANK
-    turn = turned + row * turned_stride + head * STEP
+    turn = parts + row * part_stride + head * STEP
     whose = (row * HEADS + head) * SPLITS + split
 
     if split < EXACT_SPLITS:

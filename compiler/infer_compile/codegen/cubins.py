@@ -25,7 +25,7 @@ ARCHITECTURES = (80, 86, 87, 89, 90, 100, 120)
 """Compute capabilities that get a cubin of their own. PTX of the first serves all later ones, compiled at
 start."""
 ARGUMENTS = {
-    **dict.fromkeys(("keys", "values", "latents", "queries", "turned", "out"), "*bf16"),
+    **dict.fromkeys(("keys", "values", "latents", "queries", "parts", "out"), "*bf16"),
     **dict.fromkeys(("factors",), "*fp16"),
     **dict.fromkeys(
         ("means", "steps", "turned", "sums", "logs", "signs", "table", "key_table", "value_table"), "*fp32"
@@ -34,14 +34,14 @@ ARGUMENTS = {
     **dict.fromkeys(("exact_pool", "packed_pool", "exact_table", "packed_table"), "*i32"),
     **dict.fromkeys(("tiles", "sequences", "positions", "sees", "jobs", "broken"), "*i32"),
     **dict.fromkeys(("row_stride", "query_stride", "out_stride", "table_stride", "window"), "i32"),
-    **dict.fromkeys(("latent_stride", "key_stride", "turned_stride"), "i32"),
+    **dict.fromkeys(("latent_stride", "key_stride", "part_stride"), "i32"),
     **dict.fromkeys(("exact_page", "exact_place", "packed_page", "packed_place"), "i32"),
     "scale": "fp32",
 }
 """The types of the kernels' arguments, by name."""
 ALIGNED = {
     **dict.fromkeys(("row_stride", "query_stride", "out_stride"), 16),
-    **dict.fromkeys(("latent_stride", "key_stride", "turned_stride"), 16),
+    **dict.fromkeys(("latent_stride", "key_stride", "part_stride"), 16),
     **dict.fromkeys(("exact_page", "exact_place", "packed_page", "packed_place"), 8),
 }
 """What divides numbers: rows are whole heads; 16 tokens of vectors of an even number of bytes are 8 words.

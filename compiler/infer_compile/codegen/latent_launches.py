@@ -200,7 +200,7 @@ class LatentLaunches:
             grid=(Blocks(of="tiles"), -(-operation.heads // group), own["SPLITS"]),
             tensors={
                 "queries": QUERIES,
-                "turned": View(name=operation.query, first=operation.nope),
+                "parts": View(name=operation.query, first=operation.nope),
                 "exact_pool": "exact_pool",
                 # Without a packed form nothing is read of it.
                 "packed_pool": "packed_pool" if packed else "exact_pool",
@@ -215,7 +215,7 @@ class LatentLaunches:
             },
             numbers={
                 "query_stride": operation.heads * operation.rank,
-                "turned_stride": self._program.buffers[operation.query],
+                "part_stride": self._program.buffers[operation.query],
                 "table_stride": self._layout.pages(self._program.limits.max_context),
                 **constants.latent_places(self._layout, operation.layer),
                 "scale": operation.scale,
