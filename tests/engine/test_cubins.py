@@ -31,10 +31,8 @@ for row in rows():
         print(json.dumps([row.name, capability, first.stack, len(first.cubin), loop, first.ptx[:400]]))
 """
 WANTED = {
-    "append": [80],
     "seal tq3": [90],
-    "query tq3": [120],
-    "merge tq3": [100],
+    "merge tq3": [120],
     "attend tq3, decode": [89],
     "attend tq3, chunks of a prompt": [80],
     "latent fp8, decode": [90],

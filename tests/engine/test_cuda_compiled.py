@@ -42,7 +42,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, compiler: Compiler, capability: in
     return kernels
 
 
-LEVELS: list[LevelName] = ["tq2", "fp8", "int8", "ct3"]
+LEVELS: list[LevelName] = ["fp8", "ct3"]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -121,8 +121,8 @@ def test_products(
 def test_what_lies_between_products(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as the step below has none of it."""
     replaced(monkeypatch, compiler, 80)
-    test_cuda_kernels.test_norms_are_rounded_for_their_reader(0)
-    test_cuda_kernels.test_gates_and_buffers_are_rounded_for_their_reader(0)
+    test_cuda_kernels.test_norms_are_rounded_for_their_reader(0, False)
+    test_cuda_kernels.test_gates_and_buffers_are_rounded_for_their_reader(0, False)
     test_cuda_kernels.test_heads_are_normed_and_turned_in_place(True, True)
     test_cuda_kernels.test_columns_are_placed_beside_others()
     test_cuda_kernels.test_what_is_activated_is_added()
@@ -133,7 +133,7 @@ def test_steps_of_an_engine(compiler: Compiler, tmp_path: Path, monkeypatch: pyt
     bundle's kernels are compiled."""
     torch.set_num_threads(1)
     kernels = StepKernels(compiler, tmp_path / "engine" / "step.json", 80)
-    monkeypatch.setattr(CudaEngine, "_opened", lambda engine: kernels)
+    monkeypatch.setattr(CudaEngine, "_opened", lambda engine, watch: kernels)
     both = pair(cuda_pair.Case("LlamaForCausalLM", "int4-rtn", ("tq3",)), tmp_path, CUTS[:1])
     compare(both, steps_of(both.program, Driver(both.reference))[:4], "int4-rtn")
     assert kernels.counts.keys() >= {"gather.gather", "linear.linear", "attend.attend", "seal.seal"}

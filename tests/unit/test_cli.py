@@ -179,7 +179,8 @@ class TestCatalogs:
         row = next(line for line in lines if line.startswith("llama-3.1-8b "))
         assert row.split()[1:7] == ["8.03", "B", "8.03", "B", "32", "131072"]
         assert row.split()[-2:] == ["yes", "meta-llama/Llama-3.1-8B"]
-        assert next(line for line in lines if line.startswith("mixtral-8x7b ")).split()[-2] == "counted"
+        assert next(line for line in lines if line.startswith("mixtral-8x7b ")).split()[-2] == "yes"
+        assert next(line for line in lines if line.startswith("deepseek-v3 ")).split()[-2] == "counted"
 
     def test_one_model(self, run: Run) -> None:
         text = run("models", "meta-llama/Llama-3.3-70B-Instruct").stdout
