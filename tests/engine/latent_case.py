@@ -12,7 +12,7 @@ from levels import cache_alone
 from numpy.typing import NDArray
 
 from infer_compile.codegen import cuda_latent as constants
-from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.codegen.cuda_constants import Tiling, splits
 from infer_compile.codegen.cuda_sources import kernel
 from infer_compile.runtime.engines.inputs import inputs_of
 from infer_compile.runtime.engines.latent import ExactLatents, LatentAttention, PackedLatents
@@ -89,14 +89,14 @@ class LatentCache:
     ) -> Float32:
         """``group`` heads in a tile; ``turned`` may be a part of a wider tensor."""
         layout, (rows, heads, rank) = self.layout, queries.shape
-        splits = constants.latent_splits(layout, tiling)
+        shares = splits(layout, tiling)
         program = cache_alone(layout, LIMITS)
         told = inputs_of(program, batch, (tiling.tokens,), np.zeros((0, SETTINGS)))
         arrays = {name: torch.from_numpy(array) for name, array in told.arrays.items()}
         # The last tile is padding.
         arrays["tiles"] = torch.cat([arrays["tiles"], torch.tensor([[-1, 0]], dtype=torch.int32)])
-        sums = torch.full((rows, heads, splits, rank), float("nan"))
-        logs = torch.full((rows, heads, splits), float("nan"))
+        sums = torch.full((rows, heads, shares, rank), float("nan"))
+        logs = torch.full((rows, heads, shares), float("nan"))
         width = max(len(part.step.exact) for part in batch)
         tables = (told.tables["exact_table"], told.tables.get("packed_table", told.tables["exact_table"]))
         exact, packed = (
@@ -105,7 +105,7 @@ class LatentCache:
             )
             for table in tables
         )
-        kernel("latent").latent[(len(arrays["tiles"]), -(-heads // group), splits)](
+        kernel("latent").latent[(len(arrays["tiles"]), -(-heads // group), shares)](
             queries,
             turned,
             self.exact.view(torch.int32),

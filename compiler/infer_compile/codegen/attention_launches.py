@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..runtime.formats.kv import Side
-from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Launch, Line, View
+from ..runtime.formats.launches import Blocks, Buffer, Launch, Line, View
 from ..runtime.formats.program import Attend, Program, Rotary
 from . import cuda_constants as constants
 from .cuda_constants import Tiling
 from .cuda_pages import WORD, layer_place
+from .tile_cases import TileCases
 from .tiles import MEANS, SIGNS, place_of
 
 EVERYTHING = 1 << 30
@@ -35,7 +36,7 @@ class AttentionLaunches:
         self._program = program
         self._rotations = rotations
         self._evicts = program.limits.overflow == "evict"
-        self._tilings = tilings
+        self._tiles = TileCases(program, tilings)
         self._layout = program.cache
         self._buffers = buffers
         self._calibrated = {table.name for table in program.cache.tables()}
@@ -53,19 +54,14 @@ class AttentionLaunches:
                 yield self._query(operation)
         if self._evicts:
             yield self._turn_back(operation)
-        cases = [
-            Case(
-                most=None if tiling is self._tilings[-1] else tiling.tokens,
-                launches=(self._attend(operation, tiling), self._merge(operation, output, tiling)),
-            )
-            for tiling in self._tilings
-        ]
-        yield Cases(of="tile", cases=tuple(cases))
+        yield self._tiles.cases(
+            lambda tiling: (self._attend(operation, tiling), self._merge(operation, output, tiling))
+        )
 
     def _need(self, operation: Attend) -> None:
         """The buffers that its kernels hand on."""
         width = operation.heads * operation.head_dim
-        shares = max(self._shares(tiling) for tiling in self._tilings)
+        shares = self._tiles.shares
         segments = max(constants.segments(layer.keys) for layer in self._layout.layers)
         self._buffers["attend.sums"] = Buffer(dtype="f32", width=shares * width)
         self._buffers["attend.logs"] = Buffer(dtype="f32", width=shares * operation.heads)
@@ -76,14 +72,6 @@ class AttentionLaunches:
             steps = operation.heads * segments
             self._buffers["attend.factors"] = Buffer(dtype="f16", width=width, per="rows")
             self._buffers["attend.steps"] = Buffer(dtype="f32", width=steps, per="rows")
-
-    def _shares(self, tiling: Tiling) -> int:
-        """Shares of all rows of a step in tiles of this kind."""
-        limits = self._program.limits
-        rows = limits.max_batch_tokens
-        if tiling is not self._tilings[-1]:
-            rows = min(rows, tiling.tokens * limits.max_sequences)
-        return constants.splits(self._layout, tiling) * rows
 
     def _append(self, operation: Attend) -> Launch:
         layout, layer = self._layout, operation.layer
@@ -182,7 +170,7 @@ class AttentionLaunches:
             checked=bool(self._program.limits.checked_tokens),
         )
         options = constants.chunk_launch()
-        if tiling is not self._tilings[-1]:
+        if self._tiles.few(tiling):
             stored = layout.layers[layer]
             calibrated = stored.keys.calibrated or stored.values.calibrated
             options = constants.decode_launch(layout.head_dim, tiling.tokens * group, calibrated)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..runtime.formats.codebook import unit
 from ..runtime.formats.kv import CacheLayout, Plane
+from ..runtime.formats.latent import LatentLayout
 from .cuda_pages import WORD, Piece, exact_pages, head_bytes, head_pages, powers
 
 Constants = dict[str, Any]
@@ -107,7 +108,7 @@ def attend_constants(
     }
 
 
-def splits(layout: CacheLayout, tiling: Tiling) -> int:
+def splits(layout: CacheLayout | LatentLayout, tiling: Tiling) -> int:
     return tiling.exact_splits + (tiling.packed_splits if layout.compressed else 0)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..runtime.formats.kv import Plane
 from ..runtime.formats.latent import LatentLayout
-from .cuda_constants import LEAST_ROWS, Constants, Launch, Tiling, power
+from .cuda_constants import LEAST_ROWS, Constants, Launch, Tiling, power, splits
 from .cuda_pages import WORD, Piece, side_pages
 
 SEALED_TOKENS = 16
@@ -39,16 +39,12 @@ def latent_constants(layout: LatentLayout, heads: int, step: int, group: int, ti
         "ROWS": max(LEAST_ROWS, power(tiling.tokens * group)),
         "BLOCK": tiling.block,
         "EXACT_SPLITS": tiling.exact_splits,
-        "SPLITS": latent_splits(layout, tiling),
+        "SPLITS": splits(layout, tiling),
         "LATENTS": latents,
         "KEYS": keys,
         "EXACT_LATENTS": exact_latents,
         "EXACT_KEYS": exact_keys,
     }
-
-
-def latent_splits(layout: LatentLayout, tiling: Tiling) -> int:
-    return tiling.exact_splits + (tiling.packed_splits if layout.compressed else 0)
 
 
 def latent_append_constants(layout: LatentLayout) -> Constants:
@@ -74,7 +70,7 @@ def latent_merge_constants(layout: LatentLayout, tiling: Tiling) -> Constants:
         "D": layout.rank,
         "COLUMNS": layout.rank,
         "EXACT_SPLITS": tiling.exact_splits,
-        "SPLITS": latent_splits(layout, tiling),
+        "SPLITS": splits(layout, tiling),
         "TRANSFORM": "none",
         "MEANS": False,
         "VALUES": pieces,

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..runtime.formats.launches import Blocks, Buffer, Case, Cases, Launch, Line, View
+from ..runtime.formats.launches import Blocks, Buffer, Launch, Line, View
 from ..runtime.formats.program import AttendLatent, Program, Rotary
 from . import cuda_latent as constants
-from .attention_launches import FP8_MOST, cache_buffers
+from .attention_launches import FP8_MOST, UNREAD, cache_buffers
 from .cuda_constants import LEAST_ROWS, Tiling, power
+from .tile_cases import TileCases
 from .tiles import place_of
 
-UNREAD = "attend.sums"
-"""Stands where the constants say that a kernel reads nothing."""
 QUERIES, MEAN = "latent.queries", "latent.mean"
 FOLD_ROWS, FOLD_COLUMNS, FOLD_INNER = 16, 64, 32
 """The blocks of products with a head's own matrix. None of them was tuned on a device yet."""
@@ -31,7 +30,7 @@ class LatentLaunches:
     ) -> None:
         self._program = program
         self._layout = program.cache
-        self._tilings = tilings
+        self._tiles = TileCases(program, tilings)
         self._rotations = rotations
         self._buffers = buffers
         own, self.inputs = cache_buffers(program)
@@ -48,25 +47,14 @@ class LatentLaunches:
         yield self._append(operation)
         if self._layout.compressed:
             yield self._seal(operation.layer)
-        cases = [
-            Case(
-                most=None if tiling is self._tilings[-1] else tiling.tokens,
-                launches=(self._attend(operation, tiling), self._merge(operation, tiling)),
-            )
-            for tiling in self._tilings
-        ]
-        yield Cases(of="tile", cases=tuple(cases))
+        yield self._tiles.cases(
+            lambda tiling: (self._attend(operation, tiling), self._merge(operation, tiling))
+        )
         yield self._unfold_values(operation, output)
 
     def _need(self, operation: AttendLatent) -> None:
         """The buffers that its kernels hand on."""
-        limits, heads, layout = self._program.limits, operation.heads, self._layout
-        shares = 0
-        for tiling in self._tilings:
-            rows = limits.max_batch_tokens
-            if tiling is not self._tilings[-1]:
-                rows = min(rows, tiling.tokens * limits.max_sequences)
-            shares = max(shares, rows * constants.latent_splits(layout, tiling))
+        heads, shares = operation.heads, self._tiles.shares
         width = heads * operation.rank
         self._buffers["attend.sums"] = Buffer(dtype="f32", width=shares * width)
         self._buffers["attend.logs"] = Buffer(dtype="f32", width=shares * heads)
