@@ -113,7 +113,7 @@ def rows() -> Iterator[Row]:
         yield _attend(f"attend {level}, decode", LEVELS[level], FEW)
     yield _decode("decode ct3", LEVELS["ct3"], FEW)
     for head_dim in (96, 256):
-        yield _attend(f"attend tq3, decode, heads of {head_dim}", tq3, (90,), head_dim)
+        yield _decode(f"decode tq3, heads of {head_dim}", tq3, (90,), head_dim)
     yield _decode("decode tq3, trees of 8", tq3, (80, 90), tokens=8)
     yield _attend("attend tq3, chunks of a prompt", tq3, (80, 90), tokens=16)
     layout = _layout(tq3, 128)

@@ -99,9 +99,9 @@ __device__ __forceinline__ void load(const u32* from, u32* to) {
   }
 }
 
-// What a lane reads of the keys of a block in the page `head`, of which `inside` tokens lie before it: of the lane.row-th four tokens
-// of the block, the lane.part-th CHUNKS times eight columns. Of 16 columns there are two eights: of four lanes the first two have
-// the beginnings of words, the others what is left.
+// What a lane reads of the keys of a block in the page `head`, of which `inside` tokens lie before it: of the lane.row-th four
+// tokens of the block, the lane.part-th CHUNKS times eight columns. Of 16 columns there are two eights: of four lanes the first two
+// have the beginnings of words, the others what is left.
 template <Piece P, Strip S>
 __device__ __forceinline__ void read_keys(const u32* head, int inside, Lane lane, Four<S> (&chunks)[CHUNKS<P>]) {
   constexpr int BESIDE = WORDS_BESIDE<S>;

@@ -11,7 +11,7 @@
 #include "exact.cuh"
 #include "packed.cuh"
 
-static_assert((D == 64 || D == 128) && PAGE % BLOCK == 0 && TOKENS <= 8 && HALVES <= 4, "codegen/cuda_decode.py asks before");
+static_assert(D % 32 == 0 && PAGE % BLOCK == 0 && HALVES <= 4, "codegen/cuda_decode.py asks before");
 
 // The sums of all warps.
 struct Warps {
@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT)
       add_exact_block(own, shared.queries, tile, sight, from, from + PAGE * (D / 2), scale * LOG2E, page * PAGE + inside, lane);
     }
     __syncthreads();
-    shared.warps.put(own, warp, lane, [&](int i) { return i / 16 * 64 + 16 * lane.part + i % 16; });
+    shared.warps.put(own, warp, lane, [&](int i) { return exact_column_of(i, lane); });
     shared.warps.store<D>(tile, out, own_logs);
   } else {
     constexpr int SHARES = SPLITS - EXACT_SPLITS;

@@ -25,8 +25,17 @@ struct Queries {
   static __device__ u32 two(const float* from) { return to_bf16(from[0], from[1]); }
 };
 
-// Adds a block of exact tokens, of which `first` is the first. Of its values, a lane's sums are of columns 64 c + 16 part to that
-// plus 15.
+// Of the C-th 64 columns of values, or of 32 that are left, a lane's sums are of two times so many neighbours.
+template <int C>
+constexpr int BESIDE = D - 64 * C >= 64 ? 8 : 4;
+
+// The column of a lane's i-th sum.
+__device__ __forceinline__ int exact_column_of(int i, Lane lane) {
+  const int before = i / 16 * 64;
+  return before + (D - before >= 64 ? 16 : 8) * lane.part + i % 16;
+}
+
+// Adds a block of exact tokens, of which `first` is the first.
 __device__ __forceinline__ void add_exact_block(ExactSums& sums, const Queries& queries, const Tile& tile, const Sight& sight,
                                                 const u32* keys, const u32* values, float scale, int first, Lane lane) {
   float scores[PRODUCTS<HALVES>][2][4] = {};
@@ -65,27 +74,29 @@ __device__ __forceinline__ void add_exact_block(ExactSums& sums, const Queries& 
     sums.total[h] += total;
     weights[h / 2][h % 2] = to_bf16(score[0], score[1]), weights[h / 2][2 + h % 2] = to_bf16(score[2], score[3]);
   }
+  unrolled<(D + 63) / 64>([&]<int C>() {
+    constexpr int COLUMNS = BESIDE<C>;
+    u32 own[4][COLUMNS / 2];
 #pragma unroll
-  for (int c = 0; c < D / 64; ++c) {
-    u32 own[4][4];
+    for (int i = 0; i < 4; ++i) {
+      const int token = i / 2 * 8 + 2 * lane.part + i % 2;
+      load<COLUMNS / 2>(values + token * (D / 2) + 32 * C + COLUMNS / 2 * lane.row, own[i]);
+    }
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      load<4>(values + (i / 2 * 8 + 2 * lane.part + i % 2) * (D / 2) + 32 * c + 4 * lane.row, own[i]);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < COLUMNS; ++i) {
       const u32 half = i % 2 == 0 ? 0x5410 : 0x7632;
       const u32 low = permute(own[0][i / 2], own[1][i / 2], half), high = permute(own[2][i / 2], own[3][i / 2], half);
 #pragma unroll
       for (int p = 0; p < PRODUCTS<HALVES>; ++p) {
         constexpr int LAST = HALVES - 1;
-        float* above = sums.out[2 * p] + 16 * c + i;
-        float* below = sums.out[min(2 * p + 1, LAST)] + 16 * c + i;
+        float* above = sums.out[2 * p] + 16 * C + i;
+        float* below = sums.out[min(2 * p + 1, LAST)] + 16 * C + i;
         const bool both = 2 * p + 1 < HALVES;
-        float found[4] = {above[0], above[8], both ? below[0] : 0.0f, both ? below[8] : 0.0f};
+        float found[4] = {above[0], above[COLUMNS], both ? below[0] : 0.0f, both ? below[COLUMNS] : 0.0f};
         multiply_bf16(found, weights[p], low, high);
-        above[0] = found[0], above[8] = found[1];
-        if (both) below[0] = found[2], below[8] = found[3];
+        above[0] = found[0], above[COLUMNS] = found[1];
+        if (both) below[0] = found[2], below[COLUMNS] = found[3];
       }
     }
-  }
+  });
 }

@@ -7,15 +7,6 @@
 #include "rows.cuh"
 #include "seen.cuh"
 
-// Calls `act` with every number below COUNT, as a constant.
-template <int COUNT, int I = 0, typename Act>
-__device__ __forceinline__ void unrolled(Act&& act) {
-  if constexpr (I < COUNT) {
-    act.template operator()<I>();
-    unrolled<COUNT, I + 1>(act);
-  }
-}
-
 constexpr int KEY_PIECES = sizeof(KEYS) / sizeof(Piece), VALUE_PIECES = sizeof(VALUES) / sizeof(Piece);
 
 // Before the I-th piece of keys, products with four tokens; of values, sums of a lane. Behind the last: all.
@@ -100,16 +91,16 @@ __device__ __forceinline__ void open_halves(const u32* from, float (&to)[8]) {
 
 constexpr int FACTORS = KEY_BYTES * HALVES;
 
-// Factors of a lane's rows; what sums of their products begin with, and what scores are counted in. Those of more than 16 rows lie
-// in shared memory, for a lane has no registers left.
+// Factors of a lane's rows; what sums of their products begin with, and what scores are counted in. Beside many sums of values they
+// lie in shared memory, for a lane has no registers left.
 struct Factors {
-  static constexpr bool SHARED = HALVES > 2;
+  static constexpr bool SHARED = HALVES * D > MOST_KEPT;
   static constexpr int LANES = SHARED ? WARP : 1;
 
   // `factors` and `steps` begin with the tile's.
   __device__ void fill(const u16* factors, const float* steps, const Tile& tile, Lane lane) {
     i64 places[HALVES];
-    float largest[HALVES], lifted[HALVES] = {};
+    float largest[HALVES], lifted[HALVES] = {}, lower[HALVES] = {};
 #pragma unroll
     for (int h = 0; h < HALVES; ++h) {
       const int row = lane.row + 8 * h;
@@ -136,7 +127,7 @@ struct Factors {
 #pragma unroll
           for (int i = 0; i < 4; ++i)
             if (HALF<P>) parts[0][i] = lane.part < 2 ? parts[0][i] : parts[1][i], parts[1][i] = 0.0f;
-          lifted[h] += LIFT<P> * round(left, h, parts);
+          round(left, h, parts, LIFT<P>, lifted[h], lower[h]);
         }
 #pragma unroll
         for (int p = 0; p < PRODUCTS<FACTORS>; ++p)
@@ -147,8 +138,13 @@ struct Factors {
 #pragma unroll
     for (int h = 0; h < HALVES; ++h) {
       const int start = __float2int_rn(row_sum(lifted[h]));
-      begin(h, MAGIC_BITS - (KEY_BYTES == 1 ? start : start >> 8), lane);
-      if constexpr (KEY_BYTES == 2) begin(HALVES + h, MAGIC_BITS - (start & 255), lane);
+      if constexpr (KEY_BYTES == 1) {
+        begin(h, MAGIC_BITS - start, lane);
+      } else {
+        // Of both bytes sums stay small where each takes about its own part away.
+        const int upper = (start - __float2int_rn(row_sum(lower[h]))) >> 8;
+        begin(h, MAGIC_BITS - upper, lane), begin(HALVES + h, MAGIC_BITS - (start - (upper << 8)), lane);
+      }
     }
     if (FACTORS % 2 != 0) begin(FACTORS, MAGIC_BITS, lane);
   }
@@ -183,20 +179,20 @@ struct Factors {
     return place >= 0 ? steps[place * SEGMENTS + P.segment] * UNIT<P> : 0.0f;
   }
 
-  // Eight factors of row half `h`; returns the sum of what they become.
-  static __device__ float round(Left<FACTORS>& left, int h, const float (&parts)[2][4]) {
+  // Eight factors of row half `h`; adds to what `lift` makes of them, and of their lower bytes.
+  static __device__ void round(Left<FACTORS>& left, int h, const float (&parts)[2][4], float lift, float& lifted, float& lower) {
     // Of two bytes the upper one is that of the nearest multiple of 256, and the lower one, less 128, what is left.
     constexpr float ZERO = KEY_BYTES == 1 ? MAGIC : MAGIC + 128.0f;
     u32 words[2][4];
-    float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const float rounded = parts[i / 4][i % 4] + ZERO;
-      words[i / 4][i % 4] = __float_as_uint(rounded), sum += rounded - ZERO;
+      const float rounded = parts[i / 4][i % 4] + ZERO, number = rounded - ZERO;
+      words[i / 4][i % 4] = __float_as_uint(rounded);
+      lifted += lift * number;
+      if (KEY_BYTES == 2) lower += lift * (number - 256.0f * (__fmaf_rn(number, 1.0f / 256, MAGIC) - MAGIC));
     }
     left.fill(h, gather<KEY_BYTES - 1>(words[0]), gather<KEY_BYTES - 1>(words[1]));
     if constexpr (KEY_BYTES == 2) left.fill(HALVES + h, gather<0>(words[0]) ^ 0x80808080, gather<0>(words[1]) ^ 0x80808080);
-    return sum;
   }
 };
 

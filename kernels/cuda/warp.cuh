@@ -21,6 +21,15 @@ struct Lane {
   int row, part;
 };
 
+// Calls `act` with every number below COUNT, as a constant.
+template <int COUNT, int I = 0, typename Act>
+__device__ __forceinline__ void unrolled(Act&& act) {
+  if constexpr (I < COUNT) {
+    act.template operator()<I>();
+    unrolled<COUNT, I + 1>(act);
+  }
+}
+
 // Four bytes of `low` and `high`, by the nibbles of a selector.
 __device__ __forceinline__ u32 permute(u32 low, u32 high, u32 selector) {
   u32 found;

@@ -74,6 +74,8 @@ SHAPES = [
     (Shape(("tq4",), group=7, head_dim=64, page_tokens=64, recent_pages=2), (300,)),
     (Shape(("tq2",), group=1, head_dim=128, page_tokens=32), (130,)),
     (Shape(("tq3",), group=16, page_tokens=128, recent_pages=0), (300,)),
+    (Shape(("tq3",), group=5, head_dim=96, page_tokens=32), (110,)),
+    (Shape(("tq4",), group=2, head_dim=256, page_tokens=32), (110,)),
 ]
 
 
@@ -138,6 +140,7 @@ PLANES = [
     ("8x32 7x32 6x32 5x32", "4x32 3x32 2x32 1x32", Shape(("ct4",), group=11, head_dim=128, page_tokens=32)),
     ("4x32 3x32 1x32", "8x32 7x32 5x32", Shape(("ct4",), group=2, head_dim=128, page_tokens=64)),
     ("6x64 2x48", "6x64 3x48", Shape(("ct2",), group=16, head_dim=128, page_tokens=32)),
+    ("8x96", "7x64 1x32", Shape(("ct4",), group=3, head_dim=96, page_tokens=32)),
     ("3x64", "5x16 4x16", Shape(("ct2",), kv_heads=2, group=1, page_tokens=32)),
 ]
 
@@ -200,7 +203,7 @@ def test_other_launches_are_left_to_triton() -> None:
     assert cuda_decode.serves(constants("ct3"))
     for level in ("bf16", "fp8", "int8", "k8v4"):
         assert not cuda_decode.serves(constants(level)), level
-    for changes in ({"head_dim": 96}, {"page_tokens": 16}, {"group": 33}, {"head_dim": 256}):
+    for changes in ({"page_tokens": 16}, {"group": 33}, {"head_dim": 256, "group": 9}):
         assert not cuda_decode.serves(constants("tq3", **changes)), changes
     assert cuda_decode.serves(constants("tq3", tokens=8))
     assert not cuda_decode.serves(constants("tq3", tokens=8, group=5))

@@ -27,9 +27,12 @@ BLOCK = 32
 MOST_TOKENS = 8
 MOST_ROWS = 32
 """Of a tile: tokens times the query heads of a key-value head."""
-REGISTER_ROWS = 16
-"""Whose factors registers hold."""
-COLUMNS = (64, 128)
+MOST_KEPT = 256
+"""Heads' columns times eights of rows beside whose sums registers hold factors too."""
+MOST_SUMS = 448
+"""The same, of columns with codes, where factors and weights are of two bytes."""
+WIDE_HEAD = 128
+COLUMNS = (64, 96, 128, 256)
 WARPS = 2
 SHARED = 40 << 10
 """Bytes of shared memory for pages on their way and factors: what a block may have unasked is 48 KiB."""
@@ -79,6 +82,7 @@ def header(constants: Constants, queries: Dtype) -> str:
         )
     }
     numbers |= {"WARPS": WARPS, "RESIDENT": _resident(constants), "STAGES": _stages(constants)}
+    numbers["MOST_KEPT"] = MOST_KEPT
     lines = ["#pragma once", '#include "piece.cuh"']
     lines += [f"constexpr int {name} = {int(number)};" for name, number in numbers.items()]
     lines += _tables()
@@ -103,18 +107,19 @@ def _strip(strip: StripPlace) -> str:
 
 
 def _spills(constants: Constants) -> bool:
-    """Whether sums of all columns leave no registers: of more than 24 rows, where factors and weights are of
-    two bytes."""
+    """Whether sums leave too few registers: of many rows of wide heads, or of all columns of 32 rows where
+    factors and weights are of two bytes."""
     values = constants["VALUES"]
     columns, most = sum(piece[0] for piece in values), max(piece[3] for piece in values)
-    return _rows(constants) > 24 and constants["SEGMENTS"] > 1 and most > STRIP_BITS and columns > 112
+    if constants["D"] > WIDE_HEAD:
+        return _halves(constants) > 1
+    return _two_bytes(constants) and most > STRIP_BITS and _halves(constants) * columns > MOST_SUMS
 
 
 def _resident(constants: Constants) -> int:
     """Blocks of a multiprocessor: as many as spill no registers."""
-    if _rows(constants) > REGISTER_ROWS:
-        return 4
-    return 4 if _rows(constants) > REGISTER_ROWS // 2 and constants["SEGMENTS"] > 1 else 6
+    few = _halves(constants) <= (1 if _two_bytes(constants) else 2) and constants["D"] <= WIDE_HEAD
+    return 6 if few else 4
 
 
 def _stages(constants: Constants) -> int:
@@ -123,14 +128,25 @@ def _stages(constants: Constants) -> int:
 
 
 def _operands(constants: Constants) -> int:
-    """Bytes of shared memory for a warp's factors: those of more than 16 rows, of two bytes with segments."""
-    halves = -(-_rows(constants) // 8) * (2 if constants["SEGMENTS"] > 1 else 1)
-    steps = sum(max(1, piece[0] // BLOCK) for piece in constants["KEYS"])
-    return steps * -(-halves // 2) * OPERAND if _rows(constants) > REGISTER_ROWS else 0
+    """Bytes of shared memory for a warp's factors."""
+    if _halves(constants) * constants["D"] <= MOST_KEPT:
+        return 0
+    products = -(-_halves(constants) * (2 if _two_bytes(constants) else 1) // 2)
+    return OPERAND * products * sum(max(1, piece[0] // BLOCK) for piece in constants["KEYS"])
+
+
+def _two_bytes(constants: Constants) -> bool:
+    """Whether factors have two."""
+    return bool(constants["SEGMENTS"] > 1 or constants["KEYS"][0][3] > STRIP_BITS)
 
 
 def _rows(constants: Constants) -> int:
     return int(constants["TOKENS"] * constants["GROUP"])
+
+
+def _halves(constants: Constants) -> int:
+    """Eights of rows."""
+    return -(-_rows(constants) // 8)
 
 
 def _tables() -> Iterator[str]:
