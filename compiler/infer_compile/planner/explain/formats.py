@@ -106,7 +106,7 @@ def against(contest: Contest, part: str, skip: str = "") -> Iterator[str]:
         if best is not None:
             possible[name] = best
             continue
-        near = contest.nearest(named)
+        near = contest.nearest(named & _named(contest, other, kept))
         if near is None:
             continue
         one = contest.survey.candidate(near)
