@@ -1,4 +1,5 @@
-"""A GPU's bundle built, opened and asked over HTTP; Triton's interpreter runs its kernels."""
+"""A GPU's bundle with a calibrated cache built, opened and asked over HTTP; Triton's interpreter runs its
+kernels."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ from infer_compile.build import resolve
 from infer_compile.catalog.facts import Facts, load_facts
 from infer_compile.codegen import launches
 from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.quantize.cache.calibrated import FILE, Calibrated
 from infer_compile.quantize.read import reference_loader
 from infer_compile.runtime.bundle import Bundle, open_bundle
 from infer_compile.runtime.engines import cuda
@@ -97,9 +99,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         patch.setattr(launches, "usual_tilings", lambda program: CUTS)
         patch.setattr(resolve, "load_facts", short_pages)
         spec = gpu_bundle.write(folder, "rtx-4090", **SMALL)
-        spec.write_text(
-            spec.read_text().replace("64, input_tokens: 24, output", "24, input_tokens: 16, output", 1)
-        )
+        text = spec.read_text().replace("64, input_tokens: 24, output", "24, input_tokens: 16, output", 1)
+        spec.write_text(text.replace("kv: tq3", "kv: ct3"))
         gpu_bundle.built(spec, folder / "tiny")
         opened: list[Recorded] = []
         patch.setattr(cuda, "CudaEngine", lambda place: opened.append(Recorded(place)) or opened[0])
@@ -137,7 +138,8 @@ def test_an_answer_over_http_has_the_tokens_of_the_reference_engine(served: Serv
     assert answer.json()["usage"]["completion_tokens"] == 4
     assert answer.json()["choices"][0]["finish_reason"] == "length"
     program, folder = served.bundle.program, served.bundle.model_dir
-    reference = ReferenceEngine(program, reference_loader(folder))
+    tables = Calibrated.load(folder.parent / "engine" / FILE).tables
+    reference = ReferenceEngine(program, reference_loader(folder), tables=tables)
     tokens = 0
     for batch, result in served.engine.steps:
         expected = reference.step(batch, logits=True)
