@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -21,27 +20,23 @@ WIDTH = 120
 """Columns where the output is no terminal."""
 
 
-class Counts(click.ParamType):
-    """Whole numbers of one or more, with commas between."""
-
-    name = "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).split(",")
-        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is no list of whole numbers of one or more, as 1,4", param, ctx)
-        return tuple(dict.fromkeys(map(int, parts)))
+def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Whole numbers of one or more, with commas between; none without the option."""
+    parts = [] if value is None else value.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r} is no list of whole numbers of one or more, as 1,4", ctx, param)
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--batch", type=Counts(), default=(), help="Sequences in flight (default: 1, and as planned).")
-@click.option("--input", type=Counts(), default=(), help="Tokens of a prompt (default: as planned).")
-@click.option("--output", type=Counts(), default=(), help="Tokens of an answer (default: as planned).")
+@click.option(
+    "--batch", callback=_counts, metavar="N,...", help="Sequences in flight (default: 1, and as planned)."
+)
+@click.option("--input", callback=_counts, metavar="N,...", help="Tokens of a prompt (default: as planned).")
+@click.option(
+    "--output", callback=_counts, metavar="N,...", help="Tokens of an answer (default: as planned)."
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=ROUNDS, show_default=True, help="Of requests.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine (default: one per core).")
 @click.option(

@@ -2,8 +2,8 @@
 
 A closed load keeps so many sequences in flight and replaces each that ends at once; an open one takes
 requests as they come. Answers go on to their full length, whatever is drawn. The first requests of a closed
-load are shorter, by even steps, so that later ones do not all begin together; they are not counted. A round is
-as many requests as there are sequences, in the order in which they end.
+load are shorter, by even steps, so that later ones do not all begin together; they are not counted. A round
+is as many requests as there are sequences, in the order in which they end.
 """
 
 from __future__ import annotations

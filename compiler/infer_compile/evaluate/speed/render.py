@@ -251,8 +251,9 @@ def _beneath(found: Bench, one: Point) -> Iterator[str]:
         rate, share = step.bytes_per_second, _share(found, step)
         if rate is not None and share is not None and step.read_bytes is not None:
             peak, known = _peak(found)
-            said += (
-                f", and reads {step.read_bytes / 1e6:,.3g} MB after {step.context:,} tokens: "
+            yield said
+            said = (
+                f"it reads {step.read_bytes / 1e6:,.3g} MB, weights and cache of {step.context:,} tokens: "
                 f"{_number(rate / 1e9)} GB/s, {share:.0%} of {_number(peak)} {known}"
             )
         yield said
