@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from planning import cpu, load, spec, tiny
+from pydantic import ValidationError
 from rich.console import Console
 
+from infer_compile.catalog.coefficients import Rates
 from infer_compile.catalog.facts import load_facts
 from infer_compile.evaluate.speed.bench import Bench, Memory, words
 from infer_compile.evaluate.speed.comparison import Goal, goals, point, strays
@@ -69,7 +71,7 @@ def found(*runs: Run, made: Plan = PLANNED, asked: bool = False, slo: Slo | None
 
 
 def test_a_plan_under_its_own_load_is_itself() -> None:
-    assert FORESEEN.planned == LOAD and FORESEEN.of(LOAD) == PLANNED.predicted
+    assert FORESEEN.planned == LOAD
     assert OUTLOOK.at(2, 512, 128) == PLANNED.predicted
     assert FORESEEN.stale == ""
     other = PLANNED.model_copy(update={"predicted": PLANNED.predicted.model_copy(update={"itl_ms": 1.0})})
@@ -78,13 +80,32 @@ def test_a_plan_under_its_own_load_is_itself() -> None:
     assert Prediction(PLANNED, None, None).of(Load(1, 512, 128)) is None
 
 
+def test_what_http_takes_is_not_predicted_here() -> None:
+    rates = OUTLOOK.chosen.speed.calibration.rates
+    assert 0 < rates.http_step_us < rates.step_us and 0 < rates.http_sequence_us < rates.sequence_us
+    here, there = FORESEEN.of(LOAD), PLANNED.predicted
+    assert here is not None
+    taken = (rates.http_step_us + 2 * rates.http_sequence_us) / 1e3
+    assert here.step_ms.fixed == pytest.approx(there.step_ms.fixed - taken, rel=1e-3)
+    assert here.itl_ms == pytest.approx(there.itl_ms - taken, rel=1e-3)
+    # Of one alone also what passes before the engine sees a request.
+    alone, apart = OUTLOOK.at(1, 64, 8), FORESEEN.of(Load(1, 64, 8))
+    before = OUTLOOK.chosen.speed.calibration.waiting.request_us
+    assert apart is not None
+    assert apart.ttft_ms == pytest.approx(alone.ttft_ms - (before + rates.http_step_us) / 1e3, rel=1e-3)
+    for name in ("weights", "cache", "compute", "prefill"):
+        assert getattr(here.step_ms, name) == pytest.approx(getattr(there.step_ms, name), abs=2e-3)
+    with pytest.raises(ValidationError, match="HTTP takes more"):
+        Rates.model_validate(rates.model_dump() | {"http_step_us": rates.step_us + 1})
+
+
 @pytest.mark.parametrize("of", [Load(1, 64, 128), Load(2, 64, 900), Load(1, 1, 4)])
 def test_other_loads_are_predicted_as_an_estimate_is(of: Load) -> None:
     asked = {"model": "m", "target": "t", "engine": "native", "weights": PLANNED.weights.format, "kv": "tq3"}
     numbers = {"batch": of.sequences, "input": of.input_tokens, "output": of.output_tokens}
     question = query(asked | {name: str(value) for name, value in numbers.items()})
     (said,) = estimate(subject(GRAPH, TARGET, question, load_facts()), [question])
-    ours = FORESEEN.of(of)
+    ours = OUTLOOK.at(of.sequences, of.input_tokens, of.output_tokens)
     made = point(run(of), ours, PLANNED, OUTLOOK, False)
     for name in ("ttft_ms", "itl_ms", "tokens_per_second"):
         figure = made.figure(name)
@@ -162,7 +183,8 @@ def test_goals_are_of_the_planned_load() -> None:
 
 
 def test_what_strays() -> None:
-    said = PLANNED.predicted
+    said = FORESEEN.of(LOAD)
+    assert said is not None
     exact = Round(said.ttft_ms / 1e3, said.itl_ms / 1e3, said.tokens_per_second)
     points = found(run(rounds=(replace(exact, itl=exact.itl * 1.2),))).points
     assert [figure.name for _, figure in strays(points, 15)] == ["itl_ms"]
@@ -186,8 +208,10 @@ def test_the_object_has_the_figures_of_the_table() -> None:
     first, planned = told["points"]
     assert (first["planned"], planned["planned"], planned["sequences"]) == (False, True, 2)
     figure = planned["figures"]["itl_ms"]
-    assert figure["predicted"] == PLANNED.predicted.itl_ms and figure["measured"] == 10
-    assert figure["ratio"] == pytest.approx(10 / PLANNED.predicted.itl_ms, rel=1e-4)
+    here = FORESEEN.of(LOAD)
+    assert here is not None and figure["predicted"] == here.itl_ms and figure["measured"] == 10
+    assert figure["ratio"] == pytest.approx(10 / here.itl_ms, rel=1e-4)
+    assert told["plan"]["itl_ms"] == PLANNED.predicted.itl_ms
     assert planned["itl_ms_percentiles"]["50"] == 8
     assert planned["decode_step"]["bandwidth_share"] == pytest.approx(
         planned["decode_step"]["gbs"] / 0.5, rel=1e-3

@@ -83,7 +83,9 @@ def test_the_planned_load_is_measured_beside_its_prediction(bundle: Path) -> Non
     assert planned["planned"] is True and planned["requests"] == 4
     for name in ("ttft_ms", "itl_ms", "tokens_per_second"):
         figure = planned["figures"][name]
-        assert figure["predicted"] == getattr(plan.predicted, name)
+        assert told["plan"][name] == getattr(plan.predicted, name)
+        # Without HTTP it is faster.
+        assert (figure["predicted"] < told["plan"][name]) is (name != "tokens_per_second")
         assert figure["least"] <= figure["measured"] <= figure["most"]
         assert figure["ratio"] == pytest.approx(figure["measured"] / figure["predicted"], rel=1e-3)
     # What was measured happened within the time that the command took.

@@ -27,6 +27,19 @@ class Outlook:
     asked: Deployment
     chosen: Candidate
 
+    @property
+    def local(self) -> Outlook:
+        """The same for callers within the process: without the server's HTTP."""
+        speed, calibration = self.chosen.speed, self.chosen.speed.calibration
+        rates, waiting = calibration.rates, calibration.waiting.model_copy(update={"request_us": 0.0})
+        local = replace(
+            speed,
+            step=speed.step - rates.http_step_us * 1e-6,
+            sequence=speed.sequence - rates.http_sequence_us * 1e-6,
+            calibration=calibration.model_copy(update={"waiting": waiting}),
+        )
+        return replace(self, chosen=replace(self.chosen, speed=local))
+
     def at(self, sequences: int, input_tokens: int, output_tokens: int) -> Predicted:
         """With so many sequences in flight, each replaced when it ends."""
         asked = replace(

@@ -44,12 +44,11 @@ class Prediction:
         return Load(load.concurrency, load.input_tokens, load.output_tokens, self.rate)
 
     def of(self, load: Load) -> Predicted | None:
-        """Of the planned load what the plan says."""
-        if load == self.planned:
-            return self.plan.predicted
-        if self.outlook is None:
-            return None
-        return self.outlook.at(load.sequences, load.input_tokens, load.output_tokens)
+        """Without the server's HTTP, as it is measured here. An open load is not reckoned anew: it has what
+        the plan says."""
+        if self.outlook is None or load.rate is not None:
+            return self.plan.predicted if load == self.planned else None
+        return self.outlook.local.at(load.sequences, load.input_tokens, load.output_tokens)
 
     @property
     def stale(self) -> str:

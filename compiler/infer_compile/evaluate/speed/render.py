@@ -31,6 +31,8 @@ NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 """Figures in words, with their units."""
+PLANNED = ("ttft_ms", "itl_ms", "tokens_per_second")
+"""Those that the plan states for clients over HTTP."""
 
 
 def as_json(found: Bench, within: float | None) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def as_json(found: Bench, within: float | None) -> dict[str, Any]:
             "others_share": here.others,
         },
         "memory": asdict(found.memory),
+        "plan": {name: getattr(plan.predicted, name) for name in PLANNED},
         "points": [_point(found, each) for each in found.points],
         "slo": [
             {"name": goal.name, "wanted": goal.wanted, "measured": goal.measured, "held": goal.held}
@@ -265,6 +268,12 @@ def _beneath(found: Bench, one: Point) -> Iterator[str]:
             said += f"{drafts.planned_acceptance:.0%}"
         yield said
     yield f"{one.engine_share:.0%} of the time is spent in the engine's steps"
+    if one.planned:
+        said = found.plan.predicted
+        yield (
+            f"over HTTP the plan expects {_number(said.ttft_ms)} ms to the first token, "
+            f"{_number(said.itl_ms)} ms between tokens and {_number(said.tokens_per_second)} tokens/s"
+        )
 
 
 def _goals(found: Bench) -> Table:
