@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from infer_compile.catalog.coefficients import Rates
 from infer_compile.catalog.facts import load_facts
 from infer_compile.evaluate.speed.bench import Bench, Memory, words
-from infer_compile.evaluate.speed.comparison import Goal, goals, point, strays
+from infer_compile.evaluate.speed.comparison import Goal, Speculated, goals, point, strays
 from infer_compile.evaluate.speed.load import Drafted, Load, Round, Run, Step
 from infer_compile.evaluate.speed.machine import Company, Machine, Rate, resident_bytes
 from infer_compile.evaluate.speed.prediction import Prediction
@@ -249,3 +250,14 @@ def test_a_rate_is_measured_with_its_arrivals() -> None:
     seen = Prediction(made, 0.001, outlook(made, rated, GRAPH, TARGET))
     assert seen.planned == Load(made.limits.max_sequences, 512, 128, 0.001)
     assert seen.of(seen.planned) == made.predicted and seen.stale == ""
+
+
+def test_the_page_names_every_key() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", page))))
+    told = as_json(found(run(), slo=Slo.model_validate({"itl_ms": 9.9})), None)
+    one = told["points"][0]
+    inner = (*told["machine"], *told["memory"], *told["slo"][0], *one, *one["figures"]["itl_ms"])
+    assert {*told, *inner, *one["decode_step"], *told["machine"]["bandwidth_gbs"]} <= named
+    drafts = {each.name for each in fields(Speculated)}
+    assert drafts <= named
