@@ -18,6 +18,7 @@ import gpu_bundle
 import pytest
 import tiny
 from click.testing import CliRunner
+from test_speculation_bundle import predicted
 
 from infer_compile.cli import bench as command
 from infer_compile.cli.main import main
@@ -164,6 +165,7 @@ def test_a_bundle_of_a_gpu_says_what_is_missing(tmp_path: Path, monkeypatch: pyt
         pytest.skip("there may be a GPU here")
     said = run(tmp_path / "out", code=1)
     assert "IC524" in said or "IC529" in said
+    assert predicted(tmp_path / "out").stale == ""
 
 
 def test_it_stops_at_once(bundle: Path) -> None:
