@@ -100,6 +100,23 @@ def test_what_http_takes_is_not_predicted_here() -> None:
         Rates.model_validate(rates.model_dump() | {"http_step_us": rates.step_us + 1})
 
 
+def test_what_the_machine_gives_now_is_reckoned_with() -> None:
+    def machine(bandwidth: float | None, matrix: float | None) -> Machine:
+        return Machine("a processor", 2, Rate(1.0, bandwidth), Rate(0.001, matrix), True)
+
+    said, same = FORESEEN.of(LOAD), FORESEEN.now(machine(1.0, 0.001)).reckoned(LOAD)
+    assert said is not None and same == said
+    slow = FORESEEN.now(machine(0.5, 0.001)).reckoned(LOAD)
+    assert slow is not None and slow.step_ms.compute == said.step_ms.compute
+    assert slow.step_ms.weights == pytest.approx(2 * said.step_ms.weights, rel=1e-3)
+    weak = FORESEEN.now(machine(1.0, 0.00025)).reckoned(LOAD)
+    assert weak is not None and weak.step_ms.weights == said.step_ms.weights
+    assert weak.step_ms.compute == pytest.approx(4 * said.step_ms.compute, rel=1e-3)
+    assert FORESEEN.now(machine(None, None)).reckoned(LOAD) is None
+    made = point(run(), said, PLANNED, OUTLOOK, True, slow).figure("itl_ms")
+    assert made is not None and (made.predicted, made.predicted_now) == (said.itl_ms, slow.itl_ms)
+
+
 @pytest.mark.parametrize("of", [Load(1, 64, 128), Load(2, 64, 900), Load(1, 1, 4)])
 def test_other_loads_are_predicted_as_an_estimate_is(of: Load) -> None:
     asked = {"model": "m", "target": "t", "engine": "native", "weights": PLANNED.weights.format, "kv": "tq3"}
@@ -220,7 +237,7 @@ def test_the_object_has_the_figures_of_the_table() -> None:
     assert told["machine"]["bandwidth_gbs"] == {"planned": 1.0, "now": 0.5, "ratio": 0.5}
     assert told["slo"] == [{"name": "itl_ms", "wanted": 9.9, "measured": 10.0, "held": False}]
     assert told["start"] == {"bundle": 0.25, "warm_up": 0.5, "total": 0.75} and told["within_percent"] == 20
-    console = Console(width=130, highlight=False, color_system=None)
+    console = Console(width=160, highlight=False, color_system=None)
     with console.capture() as capture:
         console.print(page(made, 20.0))
     said = capture.get()
@@ -250,6 +267,7 @@ def test_a_rate_is_measured_with_its_arrivals() -> None:
     seen = Prediction(made, 0.001, outlook(made, rated, GRAPH, TARGET))
     assert seen.planned == Load(made.limits.max_sequences, 512, 128, 0.001)
     assert seen.of(seen.planned) == made.predicted and seen.stale == ""
+    assert seen.reckoned(seen.planned) is None
 
 
 def test_the_page_names_every_key() -> None:

@@ -16,8 +16,8 @@ from ..evaluate.speed.render import as_json, notes, page
 from ..runtime.errors import Exit, InferCompileError, Problem
 from .console import coloured, print_json
 
-WIDTH = 120
-"""Columns where the output is no terminal."""
+WIDTH = 160
+"""Columns, more than a table takes: on a narrow terminal its lines go on below, and nothing is cut."""
 
 
 def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -72,13 +72,12 @@ def bench(
 
 
 def _page(found: Bench, within: float | None) -> None:
-    terminal, colour = sys.stdout.isatty(), coloured(sys.stdout)
+    colour = coloured(sys.stdout)
     console = Console(
-        width=None if terminal else WIDTH,
+        width=WIDTH,
         highlight=False,
         color_system="auto" if colour else None,
         force_terminal=colour,
-        soft_wrap=True,
     )
     with console.capture() as capture:
         console.print(page(found, within))

@@ -107,8 +107,16 @@ def bench(folder: Path, wanted: Wanted, stages: Stages) -> Bench:
         here = replace(here, others=company.others())
         held = resident_bytes() if bundle.manifest.engine.kind == "cpu" else None
         threads = opened.engine.threads if isinstance(opened.engine, CpuEngine) else None
+    now = foreseen.now(here)
     points = tuple(
-        point(run, foreseen.of(run.load), plan, foreseen.outlook, run.load == foreseen.planned)
+        point(
+            run,
+            foreseen.of(run.load),
+            plan,
+            foreseen.outlook,
+            run.load == foreseen.planned,
+            now.reckoned(run.load),
+        )
         for run in runs
     )
     return Bench(
@@ -196,5 +204,6 @@ def words(load: Load) -> str:
     """A load for people."""
     many = "1 sequence" if load.sequences == 1 else f"{load.sequences} sequences"
     if load.rate is not None:
-        many = f"{load.rate:g} requests a second ({many} in flight at most)"
+        each = "1 request" if load.rate == 1 else f"{load.rate:g} requests"
+        many = f"{each} a second ({many} in flight at most)"
     return f"{many}, prompts of {load.input_tokens:,} tokens, answers of {load.output_tokens:,}"

@@ -31,7 +31,8 @@ _TIME_OF: Mapping[str, str] = MappingProxyType(
 @dataclass(frozen=True, slots=True)
 class Figure:
     """``measured`` is the median of the rounds, ``least`` and ``most`` are the ends of them. ``predicted``
-    with the ends of an interval that holds four of five measurements; None where nothing is."""
+    with the ends of an interval that holds four of five measurements, and ``predicted_now`` with the rates
+    that the machine gives just now; None where nothing is."""
 
     name: str
     measured: float
@@ -40,6 +41,7 @@ class Figure:
     predicted: float | None
     low: float | None
     high: float | None
+    predicted_now: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -120,14 +122,21 @@ class Goal:
         return self.measured >= self.wanted if least else self.measured <= self.wanted
 
 
-def point(run: Run, predicted: Predicted | None, plan: Plan, seen: Outlook | None, planned: bool) -> Point:
-    """``run`` beside what is predicted for its load."""
+def point(
+    run: Run,
+    predicted: Predicted | None,
+    plan: Plan,
+    seen: Outlook | None,
+    planned: bool,
+    now: Predicted | None = None,
+) -> Point:
+    """``run`` beside what is predicted for its load, and beside that with the rates of ``now``."""
     load = run.load
     return Point(
         load=load,
         planned=planned,
         figures=tuple(
-            _figure(name, values, predicted)
+            _figure(name, values, predicted, now)
             for name, values in _rounds(run).items()
             if not np.isnan(values[0])
         ),
@@ -155,11 +164,12 @@ def _rounds(run: Run) -> dict[str, list[float]]:
     return found
 
 
-def _figure(name: str, values: Sequence[float], predicted: Predicted | None) -> Figure:
+def _figure(name: str, values: Sequence[float], predicted: Predicted | None, now: Predicted | None) -> Figure:
     expected = low = high = None
     if predicted is not None:
         expected, low, high = interval(predicted, name)
-    return Figure(name, float(np.median(values)), min(values), max(values), expected, low, high)
+    here = None if now is None else float(getattr(now, name))
+    return Figure(name, float(np.median(values)), min(values), max(values), expected, low, high, here)
 
 
 def interval(predicted: Predicted, name: str) -> tuple[float, float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +24,7 @@ from ...probe.cpu import host_architecture
 from ...probe.machine import recall
 from ...spec.spec import Spec
 from .load import Load
+from .machine import Machine
 
 _QUANTIZED = "quantization_config"
 """What a build adds to the model's config.json."""
@@ -44,11 +45,30 @@ class Prediction:
         return Load(load.concurrency, load.input_tokens, load.output_tokens, self.rate)
 
     def of(self, load: Load) -> Predicted | None:
-        """Without the server's HTTP, as it is measured here. An open load is not reckoned anew: it has what
-        the plan says."""
-        if self.outlook is None or load.rate is not None:
+        """Without the server's HTTP, as it is measured here; of an open load what the plan says, for that is
+        not reckoned anew."""
+        if load.rate is not None or (self.outlook is None and load == self.planned):
             return self.plan.predicted if load == self.planned else None
+        return self.reckoned(load)
+
+    def reckoned(self, load: Load) -> Predicted | None:
+        """The same by this version's arithmetic alone, of a closed load."""
+        if self.outlook is None or load.rate is not None:
+            return None
         return self.outlook.local.at(load.sequences, load.input_tokens, load.output_tokens)
+
+    def now(self, here: Machine) -> Prediction:
+        """The same with what the machine gives just now, where that is known; else nothing is predicted."""
+        bandwidth, matrix, seen = here.bandwidth.now, here.matrix.now, self.outlook
+        if seen is None or bandwidth is None or matrix is None:
+            return replace(self, outlook=None)
+        rates = {"bandwidth_gbs": bandwidth, "rates": Rates(bf16_tflops=matrix), "measured": True}
+        asked = seen.asked
+        target = asked.target.model_copy(update=rates)
+        renewed = outlook(
+            self.plan, asked.spec, asked.graph, target, facts=asked.facts, draftings=asked.draftings
+        )
+        return replace(self, outlook=renewed)
 
     @property
     def stale(self) -> str:

@@ -218,7 +218,7 @@ def _rates(found: Bench) -> Table:
 
 
 def _figures(one: Point, within: float | None) -> Table:
-    made = _grid(("predicted", "80 % of cases", "measured", "rounds", "p99", "ratio"), (" ",))
+    made = _grid(("predicted", "80 % of cases", "now", "measured", "rounds", "p99", "ratio"), (" ",))
     near = NEAR_PERCENT if within is None else within
     percentiles = {"ttft_ms": one.ttft_ms, "itl_ms": one.itl_ms}
     for each in one.figures:
@@ -227,6 +227,7 @@ def _figures(one: Point, within: float | None) -> Table:
             *NAMES[each.name],
             _number(each.predicted),
             _span(each.low, each.high),
+            _number(each.predicted_now),
             _number(each.measured),
             _span(each.least, each.most),
             "" if slowest is None else _number(slowest),
