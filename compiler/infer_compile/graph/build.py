@@ -31,6 +31,7 @@ from .architectures import (
     phi,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
     qwen3_5,
     qwen3_moe,
@@ -43,7 +44,7 @@ from .graph import Graph
 from .heads import Heads, method_of
 
 ARCHITECTURES: Mapping[str, Callable[[Fields], Decoder]] = {
-    module.NAME: module.read for module in (llama, mistral, mixtral, qwen2, qwen3, qwen3_moe)
+    module.NAME: module.read for module in (llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe)
 }
 """Hugging Face class name to what reads its config: those that the native engine runs."""
 

@@ -72,7 +72,8 @@ class Graph:
     def _always(self) -> int:
         totals = self.totals
         head = 0 if self.tied else totals.head_elements
-        return totals.table_elements + totals.weight_elements + head + totals.vector_elements
+        matrices = totals.table_elements + totals.weight_elements + head
+        return matrices + totals.vector_elements + totals.single_elements
 
     @cached_property
     def attention(self) -> tuple[Attend | LatentAttend, ...]:

@@ -40,8 +40,8 @@ class Latent:
     neighbours: bool = True
 
 
-def read(fields: Fields, *, indexed: bool = False, runs: bool = False) -> Latent:
-    """The fields of DeepSeek's configs; ``runs`` where a Program can be made of the model."""
+def read(fields: Fields, *, indexed: bool = False) -> Latent:
+    """The fields of DeepSeek's configs."""
     rank = fields.nullable("q_lora_rank")
     if indexed and rank is None and fields.sound("q_lora_rank"):
         fields.wrong("q_lora_rank", "a whole number: the index reads the queries' latent vector")
@@ -56,7 +56,7 @@ def read(fields: Fields, *, indexed: bool = False, runs: bool = False) -> Latent
         index_heads=fields.integer("index_n_heads") if indexed else 0,
         index_dim=fields.integer("index_head_dim") if indexed else 0,
         index_top=fields.integer("index_topk") if indexed else None,
-        rope=rope.read(fields) if runs else None,
+        rope=None if indexed else rope.read(fields),
         neighbours=fields.boolean("rope_interleave", True),
     )
 

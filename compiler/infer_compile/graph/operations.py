@@ -11,7 +11,7 @@ from typing import Literal
 
 from .control import Control
 from .cost import Cost
-from .experts import Experts, Route
+from .experts import Experts, Route, Score
 from .features import Activate, Feed, Place
 from .latent import Index, LatentAttend
 from .rotary import Rotation
@@ -233,7 +233,8 @@ class Attend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """``activation(first half) * second half`` of ``input``, each ``width`` wide."""
+    """``activation(first half) * second half`` of ``input``, each ``width`` wide; times the sigmoid of the
+    number in ``portion``, where that is named."""
 
     name: str
     layer: int | None = None
@@ -241,6 +242,7 @@ class Gate:
     input: str
     output: str
     width: int
+    portion: str | None = None
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -282,6 +284,7 @@ Operation = (
     | Index
     | StateMix
     | Control
+    | Score
     | Route
     | Experts
     | Gate

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..catalog.formats import Bits, WeightScheme
-from ..runtime.formats.weights import BF16, WeightFormat, weight_format
+from ..runtime.formats.weights import BF16, F32, WeightFormat, weight_format
 from .cost import Mixture, Totals, expected_experts
-from .experts import Experts, Route
+from .experts import Experts, Route, Score
 from .features import Activate, Feed, Place
 from .graph import Graph
 from .latent import LatentAttend
@@ -36,6 +36,7 @@ Written = (
     | Attend
     | LatentAttend
     | StateMix
+    | Score
     | Route
     | Experts
     | Gate
@@ -44,7 +45,7 @@ Written = (
 )
 """The operations that write values of their own."""
 
-Role = Literal["table", "matrix", "unfolding", "head", "vector"]
+Role = Literal["table", "matrix", "unfolding", "head", "vector", "single"]
 
 FLOAT_BYTES = 4
 """Every value between operations is float32."""
@@ -64,7 +65,7 @@ def stored_format(role: Role, weights: WeightFormat) -> WeightFormat:
         return weights
     if role == "head" and weights.group:
         return weight_format("int8", weights.group)
-    return BF16
+    return F32 if role == "single" else BF16
 
 
 def native_scheme(weights: WeightFormat) -> WeightScheme:
@@ -118,6 +119,7 @@ def shared_bytes(totals: Totals, scheme: WeightScheme) -> float:
         + _bytes(totals.weight_rows, scheme.bits.row)
         + _bytes(totals.head_elements, scheme.bits.head)
         + _bytes(totals.vector_elements, BF16.bits)
+        + _bytes(totals.single_elements, F32.bits)
     )
 
 
