@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats.latent import LatentLayout
-from ..runtime.formats.program import AttendLatent, ExpertLinear, Program
-from ..runtime.formats.weights import BF16
+from ..runtime.formats.program import ExpertLinear, Program
 from .tiles import ROWS
 
-APART = 8
-"""Numbers between what the kernels of latent attention take for aligned."""
 E4M3_SIZES = 16
 """Both sizes of a matrix of e4m3 numbers are multiples of it (torch._scaled_mm)."""
 
@@ -22,7 +17,8 @@ def refuse(program: Program) -> None:
     if program.cache.page_tokens % 16:
         problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
     if isinstance(program.cache, LatentLayout):
-        problems += _latent_problems(program)
+        if program.limits.checked_tokens:
+            problems.append("checks of answers against an exact cache of latent attention")
     elif program.cache.head_dim % 32:
         problems.append(f"heads of {program.cache.head_dim} elements")
     for tensor in program.tensors:
@@ -42,14 +38,3 @@ def refuse(program: Program) -> None:
                 for text in problems
             ]
         )
-
-
-def _latent_problems(program: Program) -> Iterator[str]:
-    if program.limits.checked_tokens:
-        yield "checks of answers against an exact cache of latent attention"
-    formats = {tensor.name: tensor.format for tensor in program.tensors}
-    for operation in (op for layer in program.layers for op in layer if isinstance(op, AttendLatent)):
-        if formats[operation.unfold] != BF16:
-            yield f"latent attention with {formats[operation.unfold].name} weights"
-        if any(part % APART for part in (operation.nope, operation.rope, operation.rank)):
-            yield f"parts of heads and latent vectors that are no multiples of {APART}"

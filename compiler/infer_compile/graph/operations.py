@@ -159,9 +159,12 @@ class Linear:
         vectors = sum(bias.elements for bias in self.biases)
         if self.role == "head":
             return Cost(head_elements=elements, flops_per_output=2 * elements, vector_elements=vectors)
+        apart = self.role == "unfolding"
         return Cost(
             weight_elements=elements,
             weight_rows=self.rows,
+            unfolding_elements=elements if apart else 0,
+            unfolding_rows=self.rows if apart else 0,
             flops_per_token=2 * elements,
             vector_elements=vectors,
         )

@@ -53,8 +53,8 @@ def assemble(
 
 
 def _refuse(graph: Graph, weights: WeightFormat, limits: Limits) -> None:
-    because = "" if graph.assembled else graph.native_reason
-    if graph.assembled and limits.overflow == "evict":
+    because = graph.native_reason
+    if not because and limits.overflow == "evict" and graph.latent is not None:
         because = "rotary keys of latent attention are not turned back when tokens before them are dropped"
     if because:
         raise InferCompileError(

@@ -29,11 +29,13 @@ def latent(
     tied: bool = False,
     prefix: str = "model.",
     head: str = "lm_head",
+    lacks: str = "",
 ) -> Counted:
     """DeepSeek's layers: experts from ``first_k_dense_replace`` on, ``corrected`` by a bias per expert.
 
     ``indexes`` tells which layers select keys with an index of their own; the others of such a model use
-    what the layer before them selected. Layers that predict further tokens are not counted.
+    what the layer before them selected. ``lacks``: what else our own engine does not run. Layers that predict
+    further tokens are not counted.
     """
     dense = fields.integer("first_k_dense_replace", minimum=0)
     attention = latent_layer.read(fields, indexed=indexes is not None)
@@ -61,17 +63,8 @@ def latent(
         else:
             yield from mix(layer, mixture)
 
-    strange = _strange(fields, corrected)
-    lacks = "latent attention, with keys selected by an index" if indexes else "latent attention"
-    return counted(
-        fields,
-        write,
-        "; ".join((lacks, *strange)),
-        tied=tied,
-        prefix=prefix,
-        head=head,
-        assembled=not (indexes or strange),
-    )
+    reasons = (lacks, latent_layer.not_native(attention), *_strange(fields, corrected))
+    return counted(fields, write, "; ".join(filter(None, reasons)), tied=tied, prefix=prefix, head=head)
 
 
 def _greedy(fields: Fields) -> Routing:
