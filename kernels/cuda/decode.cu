@@ -89,23 +89,6 @@ constexpr int FOUR_ROWS = BITS == 3 ? WIDTH : BITS * WIDTH;
 template <int BITS, int WIDTH, int PLANE>
 constexpr int NEXT_WORD = BITS == 3 ? PLANE : WIDTH;
 
-template <int COUNT>
-__device__ __forceinline__ void load(const u32* from, u32* to) {
-  if constexpr (COUNT % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i += 4) {
-      const uint4 four = *reinterpret_cast<const uint4*>(from + i);
-      to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < COUNT; i += 2) {
-      const uint2 two = *reinterpret_cast<const uint2*>(from + i);
-      to[i] = two.x, to[i + 1] = two.y;
-    }
-  }
-}
-
 // What a lane reads of the keys of a block in the page `head`, of which `inside` tokens lie before it.
 struct Keys {
   u32 words[CHUNKS][KEY_BITS];

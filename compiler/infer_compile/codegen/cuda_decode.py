@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..catalog.resources import folder
 from ..runtime.formats.codebook import integers
 from ..runtime.formats.launches import Dtype
 from .cuda_constants import Constants
 from .cuda_pages import WORD, Piece
-from .nvrtc import Nvrtc
+from .cuda_sources import compile_cuda
 
 ENTRY = "decode"
 ARGUMENTS = (
@@ -57,9 +56,7 @@ def compile_decode(constants: Constants, queries: Dtype, capability: int) -> tup
 
 def compile_text(header: str, capability: int) -> tuple[bytes, str]:
     """The same of the text of constants.h."""
-    place = folder("kernels") / "cuda"
-    headers = {"constants.h": header, "warp.cuh": (place / "warp.cuh").read_text()}
-    return Nvrtc().compile("decode.cu", (place / "decode.cu").read_text(), headers, capability)
+    return compile_cuda("decode.cu", header, capability)
 
 
 def header(constants: Constants, queries: Dtype) -> str:

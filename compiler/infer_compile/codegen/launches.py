@@ -46,7 +46,7 @@ from .expert_launches import ExpertLaunches
 from .latent_launches import LatentLaunches
 from .refused import refuse
 from .tiles import FREQUENCIES, WeightParts, place_of, scales
-from .tilings import BLOCK, CAPTURED, ROW_BLOCK, SKINNY, product_tilings, usual_tilings, warps_of
+from .tilings import BLOCK, CAPTURED, ROW_BLOCK, product_tilings, usual_tilings, warps_of
 
 FED = "fed"
 """The buffer of what is given with each token."""
@@ -317,7 +317,7 @@ class _Writer:
             )
         else:
             cases = [
-                Case(most=most, launches=self._product(operation, tensor, constants))
+                Case(most=most, launches=(self._product(operation, tensor, constants),))
                 for most, constants in product_tilings(tensor.rows, tensor.cols, tensor.format)
             ]
             yield Cases(of=self._rows, cases=tuple(cases))
@@ -351,51 +351,37 @@ class _Writer:
             },
         )
 
-    def _product(self, operation: Linear, tensor: Tensor, constants: dict[str, int]) -> tuple[Launch, ...]:
+    def _product(self, operation: Linear, tensor: Tensor, constants: dict[str, int]) -> Launch:
         rounded = tensor.format.activation == "int8"
-        split, bias = constants["SPLIT"], operation.bias
-        ends = {"ROWS": tensor.rows, "BIAS": bias is not None, "ADD": operation.add, "SPLIT": split}
-        if split > 1:
-            self._need("parts", tensor.rows * split * SKINNY, None)
-        launch = Launch(
+        return Launch(
             kernel="linear.linear",
             grid=(
                 -(-tensor.rows // constants["BLOCK_N"]),
                 Blocks(of=self._rows, size=constants["BLOCK_M"]),
-                split,
             ),
             tensors={
                 "input": operation.input if rounded else _unrounded(operation.input),
                 "scales": scales(operation.input) if rounded else None,
                 "weight": tensor.name,
                 "weight_scales": scales(tensor.name),
-                "bias": bias,
+                "bias": operation.bias,
                 "output": operation.output,
-                "parts": "parts" if split > 1 else None,
             },
             counts={"rows": self._rows},
             constants={
+                "ROWS": tensor.rows,
                 "COLS": tensor.cols,
                 "BITS": tensor.format.bits,
                 "GROUP": tensor.format.group,
                 "ROUNDED": rounded,
-                **ends,
+                "BIAS": operation.bias is not None,
+                "ADD": operation.add,
                 "BLOCK_M": constants["BLOCK_M"],
                 "BLOCK_N": constants["BLOCK_N"],
             },
             warps=constants["warps"],
             stages=constants["stages"],
         )
-        if split == 1:
-            return (launch,)
-        merge = Launch(
-            kernel="linear.merge_shares",
-            grid=(Blocks(of=self._rows), -(-tensor.rows // BLOCK)),
-            tensors={"parts": "parts", "bias": bias, "output": operation.output},
-            counts={"rows": self._rows},
-            constants={**ends, "BLOCK": BLOCK},
-        )
-        return launch, merge
 
     def _turn(self, operations: Sequence[HeadNorm | Rotary]) -> Launch:
         norms = [op for op in operations if isinstance(op, HeadNorm)]
