@@ -40,6 +40,7 @@ def without_compiler(patch: Callable[..., None]) -> None:
         return code, Cubin(file=file, entry=launch.kernel, arguments=names, warps=launch.warps, shared=0)
 
     patch(gpu_cubins, "need_compiler", lambda: None)
+    patch(gpu_cubins, "processes", lambda: 1)
     patch(gpu_cubins, "compile_launch", made_up)
     patch(gpu_cubins, "compilers", lambda table: {"triton": "0"})
 
