@@ -159,7 +159,6 @@ def test_what_one_line_writes_the_next_may_read() -> None:
         "steps",
         "sums",
         "logs",
-        "parts",
         "turned",
     }
     for line in (*table.lines, *table.head):
@@ -168,7 +167,7 @@ def test_what_one_line_writes_the_next_may_read() -> None:
             launches = list(line.cases[0].launches)
         for launch in launches:
             makes = writes & {
-                "linear.linear": {"output", "parts"},
+                "linear.linear": {"output"},
                 "attend.attend": {"sums", "logs"},
                 "turn_back.turn_back": {"turned"},
                 "merge.merge": {"out"},

@@ -179,10 +179,10 @@ def test_several_machines_go_to_an_engine_that_runs_over_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["deepseek-v3", "qwen3.5-35b-a3b", "nemotron-3-nano-30b-a3b", "gpt-oss-20b"]
+    "model", ["deepseek-v3.2", "qwen3.5-35b-a3b", "nemotron-3-nano-30b-a3b", "gpt-oss-20b"]
 )
 def test_what_our_own_engine_does_not_run_goes_to_one_that_does(model: str) -> None:
-    """Latent attention, state space, mixtures, windows."""
+    """Keys that an index selects, state space, mixtures, windows."""
     graph = card(model)
     assert not graph.native
     made = plan(
