@@ -155,7 +155,8 @@ def test_an_answer_over_http_has_the_tokens_of_the_reference_engine(served: Serv
     assert answer.json()["usage"]["completion_tokens"] == 4
     assert answer.json()["choices"][0]["finish_reason"] == "length"
     program, folder = served.bundle.program, served.bundle.model_dir
-    tables = Calibrated.load(folder.parent / "engine" / FILE).tables
+    table_file = folder.parent / "engine" / FILE
+    tables = Calibrated.load(table_file).tables if table_file.is_file() else {}
     reference = ReferenceEngine(program, reference_loader(folder), tables=tables)
     tokens = 0
     for batch, result in served.engine.steps:
