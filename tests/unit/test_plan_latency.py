@@ -95,10 +95,12 @@ def engine(graph: Graph, name: str, target: str, weights: str = "fp8", **layout:
     return Runner(shape(graph), stored(graph, scheme), Cache(level, 16), Layout(**layout), fast)
 
 
-def ours(level: str, **rates: Any) -> Runner:
+def ours(level: str, target: Target | None = None, **rates: Any) -> Runner:
     """Our own cache, in pages of 32 tokens: the first and four recent ones stay exact."""
     graph, scheme = tiny(), FACTS.formats.of_weights("bf16")
-    fast = speed(cpu(), coefficients(**rates), "round", scheme, FACTS.formats.of_kv(level), own=True)
+    fast = speed(
+        target or cpu(), coefficients(**rates), "round", scheme, FACTS.formats.of_kv(level), own=True
+    )
     cache = own_cache(shape(graph), FACTS.formats.of_kv(level), FACTS.choices.cache, windows_freed=True)
     return Runner(shape(graph), stored(graph, scheme), cache, Layout(), fast)
 
@@ -126,6 +128,16 @@ def test_what_attention_issues_for_each_number_is_arithmetic() -> None:
     assert float(after.cache) == float(before.cache)
     # A chunk of a prompt multiplies whole tiles: its rate is another.
     assert float(counted.prefill(2000, 512).total) == float(plain.prefill(2000, 512).total)
+
+
+def test_single_tokens_multiply_codes_as_bytes() -> None:
+    """At the rate of bytes, here four times that of bf16; prompts do not, nor is fp8 codes."""
+    target = cpu(rates={"bf16_tflops": 0.001, "int8_tops": 0.004})
+    for level, share in (("tq3", 832 / 1000), ("fp8", 0.0)):
+        plain, quick = (ours(level, target, integer_levels=names) for names in ((), ("tq3",)))
+        saved = float(plain.decode(1, 1000).compute - quick.decode(1, 1000).compute)
+        assert saved * 1e9 == pytest.approx(2 * 2 * 2 * 2 * 64 * 1000 * share * 3 / 4)
+        assert float(plain.prefill(2000, 512).compute) == float(quick.prefill(2000, 512).compute)
 
 
 @pytest.mark.parametrize(("name", "lanes"), [("h200-sxm", 30.9), ("a100-sxm-80gb", 19.5), ("l40s", 45.2)])
