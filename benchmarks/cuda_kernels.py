@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from infer_compile.catalog.cuda_kernels import load_kernel_runs, sources_digest
+from infer_compile.catalog.facts import load_facts
 from infer_compile.catalog.target import Target, load_target
 from infer_compile.codegen import cuda_constants as constants
 from infer_compile.codegen import cuda_decode, cuda_skinny, nvrtc
@@ -26,6 +27,7 @@ from infer_compile.codegen.cubins import ARCHITECTURES, Compiled, Variant, compi
 from infer_compile.codegen.cuda_constants import Launch, Tiling
 from infer_compile.codegen.tilings import product_tilings
 from infer_compile.lower.signs import signs
+from infer_compile.planner.performance.latency import slots_per_second
 from infer_compile.runtime.formats.kv import LEVELS, CacheLayout, LevelName, uniform
 from infer_compile.runtime.formats.latent import LatentLayout, LatentLevel
 from infer_compile.runtime.formats.weights import weight_format
@@ -39,9 +41,6 @@ LATENT = (80, 90, 100)
 LATENT_HEADS = 128
 LATENT_STEP = 192
 """Numbers of a head's query: 128 without and 64 with a rotary embedding."""
-FLOPS_PER_SLOT = 32
-"""Dense bf16 operations of tensor cores in the time of one lane's instruction, on Hopper: a multiprocessor
-does 4,096 a clock and issues for 128 lanes (NVIDIA H100 Tensor Core GPU Architecture, 2022)."""
 HEAD = """\
 # CUDA kernels of the cache, and of products with few rows
 
@@ -265,7 +264,7 @@ def _bound(bits: float) -> float:
 
 
 def _slots_per_second() -> float:
-    return _h200().rates.bf16_tflops * 1e12 / FLOPS_PER_SLOT
+    return slots_per_second(_h200(), load_facts().coefficients)
 
 
 def _head() -> str:

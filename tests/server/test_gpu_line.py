@@ -1,4 +1,5 @@
-"""A GPU's bundle built, opened and asked over HTTP; Triton's interpreter runs its kernels."""
+"""A GPU's bundle with a calibrated cache built, opened and asked over HTTP; Triton's interpreter runs its
+kernels."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ from infer_compile.build import resolve
 from infer_compile.catalog.facts import Facts, load_facts
 from infer_compile.codegen import launches
 from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.quantize.cache.calibrated import FILE, Calibrated
 from infer_compile.quantize.read import reference_loader
 from infer_compile.runtime.bundle import Bundle, open_bundle
 from infer_compile.runtime.engines import cuda
@@ -90,8 +92,10 @@ class Served:
 
 
 def heads(folder: Path) -> Path:
-    """The spec of a Llama with a 3-bit cache."""
-    return gpu_bundle.write(folder, "rtx-4090", **SMALL)
+    """The spec of a Llama with a calibrated cache."""
+    spec = gpu_bundle.write(folder, "rtx-4090", **SMALL)
+    spec.write_text(spec.read_text().replace("kv: tq3", "kv: ct3"))
+    return spec
 
 
 def latent(folder: Path) -> Path:
@@ -149,7 +153,9 @@ def test_an_answer_over_http_has_the_tokens_of_the_reference_engine(served: Serv
     assert answer.json()["usage"]["completion_tokens"] == 4
     assert answer.json()["choices"][0]["finish_reason"] == "length"
     program, folder = served.bundle.program, served.bundle.model_dir
-    reference = ReferenceEngine(program, reference_loader(folder))
+    calibrated = any(True for _ in program.cache.tables())
+    tables = Calibrated.load(folder.parent / "engine" / FILE).tables if calibrated else {}
+    reference = ReferenceEngine(program, reference_loader(folder), tables=tables)
     tokens = 0
     for batch, result in served.engine.steps:
         expected = reference.step(batch, logits=True)

@@ -13,14 +13,16 @@ import gpu_bundle
 import pytest
 import yaml
 from test_build import pretend, run, tree
+from test_gate_build import unpinned
 
-from infer_compile.build import gate, phases, ship
+from infer_compile.build import gate, inputs, phases, ship
 from infer_compile.bundle.verify import verify
 from infer_compile.evaluate.divergence import Divergence
 from infer_compile.planner.plan import Plan
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.formats.launches import Cubins, StepTable
 from infer_compile.runtime.formats.manifest import Engine
+from infer_compile.runtime.formats.program import Program
 
 TARGETS = {"h200-sxm": 90, "jetson-agx-orin-64gb": 87}
 
@@ -211,6 +213,42 @@ def test_its_quality_is_measured_with_the_same_program_on_a_processor_and_that_i
     assert {"c++", "triton"} <= verify(out).toolchain.keys()
     assert not (out / "stand-in").exists() and not (out / "reference").exists()
     assert "up to date" in gpu_bundle.built(spec, out) and len(measured) == 1
+
+
+def test_layers_that_were_raised_are_read_at_their_own_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second layer takes most of the loss: it alone is raised."""
+
+    lost = {"tq2": 1.0, "tq3": 0.5, "bf16": 0.0}, {"tq2": 5.0, "tq3": 0.5, "bf16": 0.0}
+
+    def gauge(engine: Path, *rest: object) -> Divergence:
+        layers = Program.from_json((engine / "program.json").read_text()).cache.layers
+        loss = sum(parts[layer.level] for parts, layer in zip(lost, layers, strict=True))
+        return Divergence(100, 1, 20, 20, loss, 0.01, loss / 100, 0.1, 0.9)
+
+    gpu_bundle.without_compiler(monkeypatch.setattr)
+    monkeypatch.setattr(phases, "emit", pretend)
+    monkeypatch.setattr(gate, "gauge", gauge)
+    monkeypatch.setattr(gate, "write_reference", lambda *words: words[-1].mkdir())
+    monkeypatch.setattr(inputs, "_gate", unpinned)
+    spec, out = gpu_bundle.write(tmp_path, "rtx-3090"), tmp_path / "out"
+    (tmp_path / "text.txt").write_text("a text of letters " * 40)
+    said = spec.read_text().replace("kv: tq3", "kv: tq2")
+    spec.write_text(said + "quality: {max_loss_percent: 2, evaluation: text.txt}\n")
+    gpu_bundle.built(spec, out)
+    verify(out)
+    assert Plan.from_json((out / "plan.json").read_text()).kv.layers == ("tq2", "tq3")
+    table = StepTable.from_json((out / "engine" / "step.json").read_text())
+    program = Program.from_json((out / "engine" / "program.json").read_text())
+    for kernel in ("seal.seal", "attend.attend"):
+        launches = [each for each in table.launches() if each.kernel == kernel]
+        bits = [each.constants["KEYS"][0][3] for each in launches]
+        places = [each.numbers["packed_place"] for each in launches]
+        assert bits == sorted(bits) and set(bits) == {2, 3}
+        before = program.cache.layers[0].token_bytes(program.cache.head_dim, program.cache.kv_heads)
+        assert set(places) == {0, before * program.cache.page_tokens // 4}
+        assert len({table.variant(each) for each in launches}) == len(launches)
 
 
 SCRIPT = """

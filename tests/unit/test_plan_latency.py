@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from infer_compile.planner.performance.latency import (
     network_gbs,
     prompt_operations,
     seen_keys,
+    slots_per_second,
     speed,
     visible_keys,
 )
 from infer_compile.planner.performance.layout import Layout
 from infer_compile.planner.performance.shape import shape, stored
 from infer_compile.runtime.errors import InferCompileError
+from infer_compile.runtime.formats.kv import LEVELS
 
 FACTS = load_facts()
 NO_COST = dict.fromkeys(
@@ -110,6 +113,43 @@ def test_attention_multiplies_codes_at_a_rate_of_their_own(level: str, coded: fl
     prompt, sooner = (ours(level, coded_attention=factor).prefill(2000, 512) for factor in (1.0, 4.0))
     share = 1 - float(sooner.compute) / float(prompt.compute)
     assert share > 0.01 if coded else share == 0
+
+
+def test_what_attention_issues_for_each_number_is_arithmetic() -> None:
+    """Of 1,000 tokens 832 are packed, 2 x 2 x 64 numbers each, at one operation for a slot."""
+    slots = {"tq3": 5.0, "bf16": 2.0}
+    plain, counted = ours("tq3"), ours("tq3", cache_slots=slots)
+    most = max(FACTS.coefficients.issue.operations.values())
+    before, after = plain.decode(3, 1000), counted.decode(3, 1000)
+    issued = 3 * 2 * 2 * 64 * (832 * 5 * (3 + 16 / 64) / 3 + 168 * 2) * most
+    assert float(after.compute - before.compute) * 1e9 == pytest.approx(issued)
+    assert float(after.cache) == float(before.cache)
+    # A chunk of a prompt multiplies whole tiles: its rate is another.
+    assert float(counted.prefill(2000, 512).total) == float(plain.prefill(2000, 512).total)
+
+
+@pytest.mark.parametrize(("name", "lanes"), [("h200-sxm", 30.9), ("a100-sxm-80gb", 19.5), ("l40s", 45.2)])
+def test_lanes_that_a_device_issues_for(name: str, lanes: float) -> None:
+    """132 x 1.83 GHz, 108 x 1.41 and 142 x 2.49, times 128, in 1e12."""
+    found = slots_per_second(load_target(name, Path()), FACTS.coefficients)
+    assert found / 1e12 == pytest.approx(lanes, rel=0.01)
+
+
+def test_slots_are_those_of_the_page_of_kernels() -> None:
+    """After docs/cuda-kernels.md was written anew: the largest of each level to catalog/coefficients.yaml."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cuda-kernels.md").read_text()
+    rows = re.findall(
+        r"^\| (?:decode (\w+)|attend (\w+), (?:decode|calibrated)) \|.* ([\d.]+) \| [\d.]+ \|$", page, re.M
+    )
+    found: dict[str, float] = {}
+    decoded = {level for level, _, _ in rows}
+    for own, other, slots in rows:
+        if own or other not in decoded:
+            found[own or other] = max(found.get(own or other, 0.0), float(slots))
+    prior = next(each for each in FACTS.coefficients.calibrations if each.engine == "prior")
+    assert len(found) > 5
+    assert {level: prior.rates.cache_slots[level] for level in found} == found
+    assert prior.rates.cache_slots.keys() == LEVELS.keys()
 
 
 def test_a_step_reads_the_tables_of_a_calibrated_level() -> None:

@@ -268,7 +268,9 @@ def test_the_cache_is_compressed_only_where_something_asks_for_it() -> None:
     # One sequence of 8,192 tokens beside 199 of 1,200 take 30 GiB in bf16.
     workload = load(context_tokens=8192, input_tokens=1000, output_tokens=200, concurrency=200)
     tight = plan(spec(workload=workload, quality=quality, pin={"engine": "native"}), LLAMA, gpu())
-    assert tight.kv.level == "tq3" and tight.kv.bytes_per_token == 32 * 2 * 8 * 50
+    assert tight.kv.bytes_per_token <= 32 * 2 * 8 * 66
+    # As much is lost as has to be: not what a rotation loses in as many bytes.
+    assert tight.kv.level in ("ct4", "ct3")
 
 
 def test_speed_limits_are_kept() -> None:

@@ -52,6 +52,8 @@ class Rates(Frozen):
     Efficiencies are shares of the target's bandwidth and dense rate, by weight format or cache level;
     ``other`` stands for those without an entry. Products of a processor may exceed one: its rate is that
     of a product of floats, and ours are of integers, or of one query and hidden behind what it reads.
+    ``cache_slots``: where ``cache_efficiency`` is of reading alone, the instructions of a lane that attention
+    of single tokens issues besides for each number of the cache, by level.
     ``coded_attention``: how many times faster attention multiplies codes of our own cache than numbers in
     bf16. ``reduce_us`` is one all-reduce within a machine and ``node_us`` one message between machines,
     their bytes aside. ``routing`` is the exponent of the tokens that choose experts independently: real
@@ -60,6 +62,7 @@ class Rates(Frozen):
 
     weight_efficiency: dict[str, Share]
     cache_efficiency: dict[str, Share]
+    cache_slots: Mapping[str, Ratio] = {}
     matrix_efficiency: dict[str, Ratio]
     expert_efficiency: dict[str, Share]
     attention_efficiency: Share
@@ -162,6 +165,18 @@ class Calibration(Frozen):
     source: str
 
 
+class Issue(Frozen):
+    """How fast a device issues instructions. ``operations``: dense ones in bf16 that its tensor cores do in
+    the time of one instruction of one lane, by compute capability."""
+
+    operations: Mapping[str, Ratio]
+    source: str
+
+    def share(self, target: Target) -> float:
+        """Instructions of lanes for each bf16 operation; of a generation that is not known the fewest."""
+        return 1 / self.operations.get(target.compute_capability or "", max(self.operations.values()))
+
+
 class Coefficients(Frozen):
     """``sustained`` is the share of a processor's peak bandwidth that its cores reach, for those that were
     not probed; the efficiencies of other kinds are shares of the datasheet's peak. ``widen`` is the power
@@ -172,6 +187,7 @@ class Coefficients(Frozen):
     sustained_source: str
     widen: dict[Reach, Annotated[float, Field(ge=1)]]
     classes: tuple[DeviceClass, ...]
+    issue: Issue
     stand_ins: Mapping[str, str] = {}
     """Engines without measurements to those whose figures speak for them."""
     alike: Mapping[str, tuple[str, ...]] = {}

@@ -70,9 +70,14 @@ class CacheScheme(Frozen):
         """Bits of the keys or of the values, whichever have fewer."""
         return min(self.key_bits, self.value_bits)
 
+    @property
+    def number_bits(self) -> float:
+        """Bits per cached number, scales aside."""
+        return (self.key_bits + self.value_bits) / 2
+
     def bits(self, width: int) -> float:
         """Bits per cached number, of vectors of ``width`` numbers, scales included."""
-        return (self.key_bits + self.value_bits) / 2 + 8 * self.scale_bytes / width
+        return self.number_bits + 8 * self.scale_bytes / width
 
 
 class Formats(Frozen):

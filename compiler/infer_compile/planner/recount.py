@@ -143,11 +143,14 @@ def _speed(asked: Deployment, plan: Plan, stored: Stored, levels: tuple[LevelNam
     read = {
         level: count * layer_cache(level, width).bits_per_element(width) for level, count in counts.items()
     }
+    total = sum(read.values())
     seconds = sum(each / speeds[level].packed_bandwidth for level, each in read.items())
+    issuing = sum(each / speeds[level].packed_issue for level, each in read.items())
     attended = sum(count / speeds[level].packed_attention for level, count in counts.items())
     return replace(
         speeds[_level(plan, levels)],
-        packed_bandwidth=sum(read.values()) / seconds,
+        packed_bandwidth=total / seconds,
+        packed_issue=total / issuing if issuing else np.inf,
         packed_attention=len(levels) / attended,
     )
 

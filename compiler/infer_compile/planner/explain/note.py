@@ -87,7 +87,7 @@ def limited(plan: Plan) -> str:
                 f"{target.bandwidth_gbs:,g} GB/s."
             )
         case "compute":
-            rate = f", at {target.matrix_tflops:,g} TFLOPS" if target.matrix_tflops else ""
+            rate = f"; products at {target.matrix_tflops:,g} TFLOPS" if target.matrix_tflops else ""
             return f"Limited by compute: {of(step.compute)} are arithmetic{rate}."
         case "fixed cost":
             return (
@@ -102,8 +102,10 @@ def limited(plan: Plan) -> str:
 
 def capacity(plan: Plan) -> str:
     """Whether memory limits the number of sequences; empty if there is room for another."""
-    held = plan.predicted.memory_gib
-    each = held.kv / -(-plan.limits.max_sequences // plan.parallelism.data)
+    held, load = plan.predicted.memory_gib, plan.predicted.workload
+    typical = load.input_tokens + load.output_tokens
+    others = -(-plan.limits.max_sequences // plan.parallelism.data) - 1
+    each = held.kv * typical / (plan.limits.max_context + others * typical)
     if not each or held.capacity - held.total >= each:
         return ""
     free = size(max(held.capacity - held.total, 0) * GIB)

@@ -154,6 +154,10 @@ class Read:
     exact: Floats
     packed: Floats
 
+    def seconds(self, exact: float, packed: float) -> Floats:
+        """At so many bytes a second of either."""
+        return self.exact / exact + self.packed / packed
+
 
 def kept_bytes(shape: Shape, cache: Cache, context: Ints, tensor: Ints = 1) -> Floats:
     """Bytes that a sequence of ``context`` tokens keeps, whole pages, its state among them.

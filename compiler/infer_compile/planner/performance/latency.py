@@ -19,7 +19,7 @@ from ...graph.cost import Attention, Totals, expected_experts
 from ...runtime.errors import Exit, InferCompileError, Problem
 from ...runtime.formats.kv import HEAD_DIMS, LEVELS, layer_cache
 from ...runtime.formats.weights import BF16
-from .cache import Cache, Floats, packed_share, read_bytes
+from .cache import Cache, Floats, Read, packed_share, read_bytes
 from .layout import Layout
 from .shape import Shape, Stored
 
@@ -70,9 +70,10 @@ class Times:
 class Speed:
     """What one device does per second for one engine, weight scheme and cache level, efficiencies applied:
     bytes and operations; and seconds of fixed cost per step, layer, layer with experts, sequence, prompt,
-    layer of a prompt, all-reduce and message between machines. ``packed_attention``: how many times faster
-    attention multiplies what is packed than numbers in bf16. ``link`` and ``network`` (bytes per second and
-    direction within and between machines) are 0 where the target has none.
+    layer of a prompt, all-reduce and message between machines. ``*_issue``: bytes of the cache for which
+    attention of single tokens issues its instructions, infinite where none are counted. ``packed_attention``:
+    how many times faster attention multiplies what is packed than numbers in bf16. ``link`` and ``network``
+    (bytes per second and direction within and between machines) are 0 where the target has none.
 
     ``peak_*`` are what the target states, for the bound.
     """
@@ -80,6 +81,8 @@ class Speed:
     weight_bandwidth: float
     exact_bandwidth: float
     packed_bandwidth: float
+    exact_issue: float
+    packed_issue: float
     matrix_rate: float
     expert_rate: float
     attention_rate: float
@@ -123,6 +126,13 @@ def matrix_tflops(target: Target, scheme: WeightScheme) -> float | None:
     rates = target.rates
     own = {"fp8": rates.fp8_tflops, "int8": rates.int8_tops, "fp4": rates.fp4_tflops}.get(scheme.products)
     return own or rates.bf16_tflops
+
+
+def slots_per_second(target: Target, coefficients: Coefficients) -> float:
+    """Instructions of lanes that a device issues: from its rate in bf16, or infinitely many where it states
+    none."""
+    rate = target.rates.bf16_tflops
+    return np.inf if rate is None else rate * 1e12 * coefficients.issue.share(target)
 
 
 def link_gbs(target: Target) -> float | None:
@@ -188,10 +198,14 @@ def speed(
     if target.kind == "cpu" and not target.measured:
         bandwidth *= coefficients.sustained
     rates = found.rates
+    slots = slots_per_second(target, coefficients)
+    exact, exact_bits = (BF16.name, BF16.bits) if own else (level.name, level.number_bits)
     return Speed(
         weight_bandwidth=bandwidth * coefficients.share(rates.weight_efficiency, scheme.name),
-        exact_bandwidth=bandwidth * coefficients.share(rates.cache_efficiency, "bf16" if own else level.name),
+        exact_bandwidth=bandwidth * coefficients.share(rates.cache_efficiency, exact),
         packed_bandwidth=bandwidth * coefficients.share(rates.cache_efficiency, level.name),
+        exact_issue=_issue(exact, exact_bits, rates, slots),
+        packed_issue=_issue(level.name, level.number_bits, rates, slots),
         matrix_rate=matrices * 1e12 * coefficients.share(rates.matrix_efficiency, scheme.name),
         expert_rate=matrices * 1e12 * coefficients.share(rates.expert_efficiency, scheme.name),
         attention_rate=plain * 1e12 * rates.attention_efficiency,
@@ -209,6 +223,12 @@ def speed(
         reach=reach,
         widen=coefficients.widen[reach],
     )
+
+
+def _issue(level: str, bits: float, rates: Rates, slots: float) -> float:
+    """Bytes per second of numbers of so many bits; infinitely many where nothing is counted."""
+    each = rates.cache_slots.get(level)
+    return bits / 8 * slots / each if each else np.inf
 
 
 def _packed_attention(level: str, rates: Rates) -> float:
@@ -271,9 +291,10 @@ class Runner:
         seen = visible_keys(totals, context) * self._attended(context)
         compute = compute + new * seen / speed.decode_attention_rate
         compute = compute + self._prompt(prompt_tokens, prompts, prompt)
+        read = self._read(context)
         return self._step(new + prompt_tokens) + Times(
-            cache=sequences * self._reads(context),
-            compute=compute / tensor,
+            cache=sequences * read.seconds(speed.exact_bandwidth, speed.packed_bandwidth),
+            compute=compute / tensor + sequences * read.seconds(speed.exact_issue, speed.packed_issue),
             fixed=sequences * speed.sequence + prompts * self._launch(),
             links=self._sent(new + prompt_tokens),
         )
@@ -290,9 +311,10 @@ class Runner:
         chunk = every / np.maximum(chunks, 1)
         filling = (chunks + stages - 1) / stages
         compute = self._prompt(every, prompts, tokens)
+        read = self._read(tokens / 2).seconds(self.speed.exact_bandwidth, self.speed.packed_bandwidth)
         once = self._step(chunk).times(filling)
         work = Times(
-            cache=np.maximum(chunks, prompts) * self._reads(tokens / 2),
+            cache=np.maximum(chunks, prompts) * read,
             compute=compute / self.layout.tensor,
             fixed=prompts * self.speed.prompt,
             links=self._sent(every),
@@ -312,7 +334,7 @@ class Runner:
         bandwidth, or operations over its rate."""
         sequences, prompt_tokens = self._staged(sequences, prompt_tokens)
         new, prompts = sequences * tokens, prompt_tokens / np.maximum(prompt, 1)
-        read = read_bytes(self.shape, self.cache, _whole(context), self.layout.tensor)
+        read = self._read(context)
         moved = self._weight_bytes(new + prompt_tokens) + sequences * (read.exact + read.packed)
         operations = (
             self._operations(new + prompt_tokens, new + prompts)
@@ -377,10 +399,9 @@ class Runner:
         totals = self.shape.totals
         return tokens * totals.flops_per_token + outputs * totals.flops_per_output
 
-    def _reads(self, context: Floats) -> Floats:
-        """Seconds to read the cache of one sequence."""
-        read = read_bytes(self.shape, self.cache, _whole(context), self.layout.tensor)
-        return read.exact / self.speed.exact_bandwidth + read.packed / self.speed.packed_bandwidth
+    def _read(self, context: Floats) -> Read:
+        """What a token of one sequence reads of its cache."""
+        return read_bytes(self.shape, self.cache, _whole(context), self.layout.tensor)
 
     def _messages(self, mixtures: int) -> Floats:
         """Seconds that the messages of a step take, their bytes aside."""
