@@ -32,6 +32,7 @@ from infer_compile.build import resolve
 from infer_compile.catalog.facts import Facts, load_facts
 from infer_compile.codegen import launches
 from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.evaluate.speed.load import Load, Prompts, Track
 from infer_compile.quantize.cache.calibrated import FILE, Calibrated
 from infer_compile.quantize.read import reference_loader
 from infer_compile.runtime.bundle import Bundle, open_bundle
@@ -43,6 +44,7 @@ from infer_compile.runtime.server.run import Options, bind, service, url
 from infer_compile.runtime.server.service import Limits
 from infer_compile.runtime.step import SequenceStep, StepResult
 from infer_compile.runtime.stopwatch import Stopwatch
+from infer_compile.runtime.tokenizer import Tokenizer
 from infer_compile.runtime.warmup import capture
 
 SMALL = {
@@ -172,6 +174,13 @@ def test_the_log_tells_how_long_each_part_of_the_start_took(served: Served) -> N
     assert events["start"].keys() >= {"engine_s", "warm_up_s", "measure_s"}
     planned = served.bundle.program.cache.token_bytes
     assert events["cache"]["bytes_per_token"] == planned
+
+
+def test_a_load_is_measured_on_it_as_on_a_processors(served: Served) -> None:
+    prompts = Prompts(np.arange(8, dtype=np.int32))
+    run = Track(served.engine, Tokenizer(served.bundle.model_dir), prompts).run(Load(1, 3, 2), 1)
+    assert [(step.sequences, step.decodes) for step in run.steps] == [(1, False), (1, True)]
+    assert run.first[0] > 0 and len(run.between) == 1 and 0 < run.engine_share <= 1
 
 
 class Capturing(FakeEngine):

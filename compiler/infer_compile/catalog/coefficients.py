@@ -55,9 +55,10 @@ class Rates(Frozen):
     ``cache_slots``: where ``cache_efficiency`` is of reading alone, the instructions of a lane that attention
     of single tokens issues besides for each number of the cache, by level.
     ``coded_attention``: how many times faster attention multiplies codes of our own cache than numbers in
-    bf16. ``reduce_us`` is one all-reduce within a machine and ``node_us`` one message between machines,
-    their bytes aside. ``routing`` is the exponent of the tokens that choose experts independently: real
-    tokens of a batch share experts more often than chance does.
+    bf16. ``step_us`` and ``sequence_us`` are what a server's streams take beside the engine; of these
+    ``http_step_us`` and ``http_sequence_us`` are its HTTP. ``reduce_us`` is one all-reduce within a machine
+    and ``node_us`` one message between machines, their bytes aside. ``routing`` is the exponent of the tokens
+    that choose experts independently: real tokens of a batch share experts more often than chance does.
     """
 
     weight_efficiency: dict[str, Share]
@@ -74,6 +75,8 @@ class Rates(Frozen):
     layer_us: Micro
     mixture_us: Micro
     sequence_us: Micro
+    http_step_us: Micro = 0.0
+    http_sequence_us: Micro = 0.0
     prompt_us: Micro
     prompt_layer_us: Micro
     reduce_us: Micro
@@ -91,6 +94,8 @@ class Rates(Frozen):
         ):
             if "other" not in getattr(self, name):
                 raise ValueError(f'{name} lacks "other"')
+        if self.http_step_us > self.step_us or self.http_sequence_us > self.sequence_us:
+            raise ValueError("HTTP takes more than a step or a sequence does")
         return self
 
 

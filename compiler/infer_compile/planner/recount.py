@@ -56,13 +56,19 @@ def recount(
     group = DeviceGroup(device=plan.target.id, count=plan.target.count, nodes=plan.target.nodes)
     asked = deployment(spec, graph, target, group, known, where, draftings)
     levels = _named(asked, plan, layers)
-    planned, index = _planned(asked, plan)
-    made = keeping(asked, _with(asked, planned, index, plan, levels), np.array([plan.limits.max_sequences]))
-    found = candidate(made, 0)
+    found = standing(asked, plan, levels)
     _keep_limits(asked, found, levels)
     kv = kv_part(asked, found)
     reasons = tuple(_renamed(reason, plan.kv.level, kv.level) for reason in plan.reasons)
     return plan.model_copy(update={"kv": kv, "predicted": predicted_part(asked, found), "reasons": reasons})
+
+
+def standing(asked: Deployment, plan: Plan, levels: tuple[LevelName, ...]) -> Candidate:
+    """The candidate that ``plan``, of our own engine, stands for, its layers at ``levels``. Raises ValueError
+    for a plan that was not made from what is ``asked``."""
+    planned, index = _planned(asked, plan)
+    made = keeping(asked, _with(asked, planned, index, plan, levels), np.array([plan.limits.max_sequences]))
+    return candidate(made, 0)
 
 
 def _renamed(reason: Reason, before: str, after: str) -> Reason:

@@ -332,10 +332,9 @@ class Runner:
     ) -> Floats:
         """Seconds that no engine can go below in such a step of ``decode``: bytes over the target's
         bandwidth, or operations over its rate."""
+        moved = self.moved_bytes(sequences, context, tokens, prompt_tokens)
         sequences, prompt_tokens = self._staged(sequences, prompt_tokens)
         new, prompts = sequences * tokens, prompt_tokens / np.maximum(prompt, 1)
-        read = self._read(context)
-        moved = self._weight_bytes(new + prompt_tokens) + sequences * (read.exact + read.packed)
         operations = (
             self._operations(new + prompt_tokens, new + prompts)
             + new * visible_keys(self.shape.totals, context)
@@ -344,6 +343,15 @@ class Runner:
         return np.maximum(
             moved / self.speed.peak_bandwidth, operations / self.layout.tensor / self.speed.peak_rate
         )
+
+    def moved_bytes(
+        self, sequences: Floats, context: Floats, tokens: Floats = 1, prompt_tokens: Floats = 0.0
+    ) -> Floats:
+        """Bytes of weights and cache that a device reads in such a step of ``decode``."""
+        sequences, prompt_tokens = self._staged(sequences, prompt_tokens)
+        read = self._read(context)
+        moved: Floats = self._weight_bytes(sequences * tokens + prompt_tokens)
+        return moved + sequences * (read.exact + read.packed)
 
     def _staged(self, sequences: Floats, prompt_tokens: Floats) -> tuple[Floats, Floats]:
         """What of a step each stage of a pipeline works on at a time: a share of the sequences, so that a
