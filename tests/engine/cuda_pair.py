@@ -58,6 +58,7 @@ CASES = (
     Case("Qwen2ForCausalLM", "bf16", ("fp8", "bf16"), tied=True),
     Case("Qwen2ForCausalLM", "fp8", ("tq3", "bf16")),
     Case("MixtralForCausalLM", "bf16", ("bf16",)),
+    Case("MixtralForCausalLM", "fp8", ("bf16",)),
     Case("Qwen2MoeForCausalLM", "int4-rtn", ("bf16",)),
     Case("MistralForCausalLM", "int8", ("ct3", "ct2"), sink_pages=1, window=25),
 )

@@ -97,9 +97,10 @@ def test_every_choice_is_dealt_once_to_a_tile_of_its_expert(
         assert mine.tolist() == sorted(mine.tolist())
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("form", ["bf16", "e4m3", "int8", "int4"])
 @pytest.mark.parametrize("combine", [False, True])
-def test_products_are_those_of_the_slow_form(bits: int, combine: bool) -> None:
+def test_products_are_those_of_the_slow_form(form: str, combine: bool) -> None:
+    bits = {"bf16": 16, "int4": 4}.get(form, 8)
     rows, experts, choices, size, cols, group, tile = 21, 5, 2, 48, 96, 32, 16
     rng = np.random.default_rng(bits)
     torch.manual_seed(bits)
@@ -113,7 +114,16 @@ def test_products_are_those_of_the_slow_form(bits: int, combine: bool) -> None:
     shape = {"ROWS": size, "COLS": cols, "SHARED": 1 if combine else choices, "TILE": tile, "BLOCK_N": 32}
     output = torch.full((rows * choices, size), float("nan"))
     grid, module = (2, len(owners)), kernel("experts")
-    if bits == 16:
+    if form == "e4m3":
+        codes, weight = (
+            torch.randn(*size_of).to(torch.float8_e4m3fn)
+            for size_of in (inputs.shape, (experts * size, cols))
+        )
+        steps, factors = torch.rand(rows * places) + 0.5, torch.rand(experts * size) + 0.5
+        numbers, matrix = codes.float() * steps[:, None], weight.float() * factors[:, None]
+        bytes_of = (codes.view(torch.int8), steps, weight.view(torch.int8), factors)
+        module.multiply_e4m3[grid](*bytes_of, slots, owners, output, BLOCK_K=64, **shape)
+    elif form == "bf16":
         weight = torch.randn(experts * size, cols).to(torch.bfloat16)
         numbers, matrix = inputs.float(), weight.float()
         module.multiply[grid](inputs, weight, slots, owners, output, BLOCK_K=64, **shape)

@@ -9,8 +9,8 @@ from ..bundle.files import model_digest
 from ..catalog.source import ModelSource, fetch
 from ..catalog.source import resolve as resolve_source
 from ..catalog.target import Cpu, Gpu
-from ..codegen.generate import lacking
 from ..evaluate.machine import require_here
+from ..evaluate.reference import require_measurable
 from ..evaluate.text import Text
 from ..graph.build import build, build_heads
 from ..graph.graph import Graph
@@ -189,7 +189,7 @@ def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
     gate = _gate(resolved, device)
     measured_by = None
     if gate is not None and isinstance(device, Gpu):
-        _require_measurable(program, resolved.loaded.where("quality.max_loss_percent"))
+        require_measurable(program, resolved.loaded.where("quality.max_loss_percent"))
         measured_by = this_processor()
     return Inputs(
         spec=resolved.loaded.path.read_bytes(),
@@ -259,21 +259,6 @@ def _gate(resolved: Resolved, device: Device) -> Gate | None:
     if isinstance(device, Cpu):
         require_here(device.isa, device.architecture, where)
     return Gate(budget, texts_of(resolved.loaded).evaluation, resolved.spec.pin.kv is not None)
-
-
-def _require_measurable(program: Program, where: str) -> None:
-    """Raises IC359 for what no processor's engine runs, and so none in a GPU's place."""
-    lacks = lacking(program)
-    if lacks:
-        raise InferCompileError(
-            Problem(
-                "IC359",
-                "what the bundle loses cannot be measured by its build",
-                where,
-                f"it is measured with an engine for this machine's processor: {lacks[0].message}",
-                "leave out max_loss_percent",
-            )
-        )
 
 
 def _read_plan(path: Path) -> Plan:

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..runtime.formats.launches import Blocks, Case, Cases, Launch, Line
+from ..runtime.formats.launches import Blocks, Case, Cases, Launch, Line, View
 from ..runtime.formats.program import LEAST_SUM, ExpertLinear, Program, Route, Score, Tensor
 from .cuda_constants import Constants, power
 from .tiles import scales
 from .tilings import BLOCK, expert_tilings
 
 ROUTER = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 64}
-INNER_BLOCK = 64
-"""Inputs of a product of bf16 numbers at once."""
+INNER_BLOCK, INNER_BYTES = 64, 128
+"""Inputs of a product of bf16 numbers at once, and of bytes."""
 
 Need = Callable[..., None]
 """Asks for a buffer: name, width, what it is counted in, type of numbers."""
@@ -130,7 +130,7 @@ class ExpertLaunches:
     ) -> Launch:
         name, choices, form = operation.routes, operation.per_token, tensor.format
         experts = tensor.rows // operation.rows
-        tensors: dict[str, str | None] = {
+        tensors: dict[str, str | View | None] = {
             "input": input,
             "weight": tensor.name,
             "choices": f"{name}.choices",
@@ -145,7 +145,16 @@ class ExpertLaunches:
             "BLOCK_N": tiling["BLOCK_N"],
         }
         rounded = form.activation == "int8"
-        if form.scaled:
+        e4m3 = form.scaled and form.type == "float"
+        if e4m3:
+            tensors |= {
+                "input": View(name=input, dtype="int8"),
+                "weight": View(name=tensor.name, dtype="int8"),
+                "scales": scales(operation.input),
+                "weight_scales": scales(tensor.name),
+            }
+            constants |= {"BLOCK_K": INNER_BYTES}
+        elif form.scaled:
             tensors |= {
                 "scales": scales(operation.input) if rounded else None,
                 "weight_scales": scales(tensor.name),
@@ -153,14 +162,15 @@ class ExpertLaunches:
             constants |= {"BITS": form.bits, "GROUP": form.group, "ROUNDED": rounded, "CHOICES": choices}
         else:
             constants |= {"BLOCK_K": INNER_BLOCK}
+        kernel = "multiply_e4m3" if e4m3 else "multiply_codes" if form.scaled else "multiply"
         return Launch(
-            kernel="experts.multiply_codes" if form.scaled else "experts.multiply",
+            kernel=f"experts.{kernel}",
             grid=(
                 -(-operation.rows // tiling["BLOCK_N"]),
                 Blocks(of="rows", size=tiling["TILE"], each=choices, more=experts),
             ),
             tensors=tensors,
-            counts={"rows": "rows"} if form.scaled else {},
+            counts={"rows": "rows"} if form.scaled and not e4m3 else {},
             constants=constants,
             warps=tiling["warps"],
             stages=tiling["stages"],

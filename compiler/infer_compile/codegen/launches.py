@@ -174,7 +174,7 @@ class _Writer:
                 case ExpertLinear():
                     self._choices[operation.output] = 1 if operation.combine else operation.per_token
                     form = self._tensors[operation.weight].format
-                    rounded = form.activation == "int8"
+                    rounded = form.activation != "none"
                     source = operation.input if rounded else _unrounded(operation.input)
                     yield from self._experts.products(operation, source)
                 case HeadNorm() | Rotary():

@@ -23,7 +23,8 @@ class Cost:
       ``weight_elements``; of both, ``unfolding_elements`` and ``unfolding_rows`` belong to the matrices that
       latent attention applies itself. Of ``experts``, each of ``expert_elements`` and
       ``expert_vector_elements``, all are stored and a step reads those that its tokens hit:
-      ``experts_per_token`` for one token, ``expected_experts`` for more.
+      ``experts_per_token`` for one token, ``expected_experts`` for more; ``expert_rows`` are the outputs of
+      an expert's matrices.
     - work: ``flops_per_token`` for each new token, ``flops_per_output`` for each token whose logits are
       asked for, ``attention_flops_per_token_context`` for each pair of a new token and a key that it sees.
       Matrix products alone are counted, a multiplication and an addition as two. Over a prompt, keys and
@@ -55,6 +56,7 @@ class Cost:
     experts_per_token: int = 0
     expert_elements: int = 0
     expert_vector_elements: int = 0
+    expert_rows: int = 0
     state_bytes: int = 0
     weight_rows: int = 0
     unfolding_elements: int = 0
@@ -84,6 +86,7 @@ class Mixture:
     experts_per_token: int
     expert_elements: int
     expert_vector_elements: int
+    expert_rows: int = 0
 
 
 Tokens = TypeVar("Tokens", float, NDArray[np.float64])
@@ -199,9 +202,10 @@ def _prompt_flops(group: list[Cost]) -> int | None:
 
 
 def _mixtures(costs: tuple[Cost, ...]) -> tuple[Mixture, ...]:
-    groups: dict[tuple[int, int, int, int], int] = {}
+    groups: dict[tuple[int, int, int, int, int], int] = {}
     for cost in costs:
         if cost.experts:
-            size = (cost.experts, cost.experts_per_token, cost.expert_elements, cost.expert_vector_elements)
+            one = (cost.expert_elements, cost.expert_vector_elements, cost.expert_rows)
+            size = (cost.experts, cost.experts_per_token, *one)
             groups[size] = groups.get(size, 0) + 1
     return tuple(Mixture(layers, *size) for size, layers in groups.items())

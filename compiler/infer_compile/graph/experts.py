@@ -125,4 +125,5 @@ class Experts:
             experts_per_token=self.experts_per_token,
             expert_elements=elements,
             expert_vector_elements=sum(bias.elements for bias in self.biases) // self.experts,
+            expert_rows=sum(weight.shape[1] for weight in self.weights),
         )

@@ -133,7 +133,11 @@ def shared_bytes(totals: Totals, scheme: WeightScheme) -> float:
 
 def one_expert_bytes(group: Mixture, scheme: WeightScheme) -> float:
     """Bytes of one expert of one layer."""
-    return _bytes(group.expert_elements, scheme.bits.expert) + _bytes(group.expert_vector_elements, BF16.bits)
+    return (
+        _bytes(group.expert_elements, scheme.bits.expert)
+        + _bytes(group.expert_rows, scheme.bits.row)
+        + _bytes(group.expert_vector_elements, BF16.bits)
+    )
 
 
 def expert_bytes(totals: Totals, scheme: WeightScheme, tokens: float) -> float:

@@ -60,16 +60,6 @@ def _refuse(graph: Graph, weights: WeightFormat, limits: Limits) -> None:
         raise InferCompileError(
             Problem("IC280", "the native engine does not run this model", graph.name, because)
         )
-    if graph.experts and weights.bits_per_row:
-        raise InferCompileError(
-            Problem(
-                "IC280",
-                f"the native engine does not run this model with weights in {weights.name}",
-                graph.name,
-                f"there is no product of experts' matrices in {weights.name}",
-                "choose integers, or bf16",
-            )
-        )
     problems = [
         Problem(
             "IC281",
