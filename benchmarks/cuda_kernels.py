@@ -116,7 +116,7 @@ def rows() -> Iterator[Row]:
     yield _attend("attend tq3, decode", tq3, (90,))
     for level in ("fp8", "int8"):
         yield _attend(f"attend {level}, decode", LEVELS[level], FEW)
-    yield _attend("attend ct3, calibrated", LEVELS["ct3"], (90,))
+    yield _decode("decode ct3", LEVELS["ct3"], FEW)
     for head_dim in (96, 256):
         yield _attend(f"attend tq3, decode, heads of {head_dim}", tq3, (90,), head_dim)
     yield _attend("attend tq3, trees of 8", tq3, (80, 90), tokens=8)
@@ -128,7 +128,7 @@ def rows() -> Iterator[Row]:
         variant = Variant("seal", sealed, warps=constants.SEAL_WARPS)
         yield Row(f"seal {level}", variant, FEW if level == "tq3" else (90,))
     yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4)), (90,))
-    merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1))
+    merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1)) | {"scales": None}
     yield Row("merge tq3", Variant("merge", merged), (90,))
     yield from _latents()
     for bits, architectures in ((4, (80, 90)), (8, (90,))):

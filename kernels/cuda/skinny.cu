@@ -20,12 +20,6 @@ constexpr int AHEAD = 256 / GROUP;              // tiles of a warp that are on t
 constexpr float UNIT = BITS == 4 ? 0.0625f : 1.0f;  // nibbles are multiplied where they are: sixteen times as large
 static_assert(GROUP == 32 || GROUP == 64 || GROUP == 128, "codegen/cuda_skinny.py asks before");
 
-// Where a lane stands in an operand: the row of weights (twice that and the next of the block) or of inputs, and the quarter of a
-// row's columns.
-struct Lane {
-  int row, part;
-};
-
 // Words SPAN at a time, as far apart as four lanes read.
 __device__ __forceinline__ void read_inputs(const u32* from, u32 (&to)[WORDS]) {
 #pragma unroll
@@ -85,7 +79,7 @@ struct Products {
 #pragma unroll
         for (int i = 0; i < WORDS; i += 2) {
           const u32 weights[4] = {held.open(half, 0, i), held.open(half, 1, i), held.open(half, 0, i + 1), held.open(half, 1, i + 1)};
-          found = multiply_signed(weights, own[i], own[i + 1], found);
+          found = multiply<Bytes::SIGNED, Bytes::SIGNED>(weights, own[i], own[i + 1], found);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -100,7 +94,7 @@ using Warps = float[WARPS][BLOCK][BLOCK];
 
 // Of one warp, the products with its tiles of the block's.
 template <int HALVES>
-__device__ __forceinline__ void multiply(const u32* input, const float* scales, const u32* weight, const u32* weight_scales, int count,
+__device__ __forceinline__ void take_tiles(const u32* input, const float* scales, const u32* weight, const u32* weight_scales, int count,
                                          int warp, Lane lane, Warps& all) {
   Products<HALVES> products(input, scales, count, lane);
   Tile coming[AHEAD];
@@ -125,14 +119,14 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT / WARPS)
            const u32* __restrict__ weight_scales, const u16* __restrict__ bias, float* output, int rows) {
   __shared__ Warps all;
   const int warp = threadIdx.x / WARP, first = BLOCK * blockIdx.y, count = min(rows - first, BLOCK);
-  const Lane lane{int(threadIdx.x) % WARP / 4, int(threadIdx.x) % 4};
+  const Lane lane{int(threadIdx.x) % WARP / 4, int(threadIdx.x) % 4, 0};
   input += i64(first) * (COLS / 4), scales += i64(first) * GROUPS;
   weight += i64(blockIdx.x) * (TILES * BLOCK * GROUP / 4) + 2 * lane.row * (GROUP / 4) + SPAN * lane.part;
   weight_scales += i64(blockIdx.x) * (TILES * HELD * BLOCK / 2) + lane.row;
   if (count <= HALF)
-    multiply<1>(input, scales, weight, weight_scales, count, warp, lane, all);
+    take_tiles<1>(input, scales, weight, weight_scales, count, warp, lane, all);
   else
-    multiply<2>(input, scales, weight, weight_scales, count, warp, lane, all);
+    take_tiles<2>(input, scales, weight, weight_scales, count, warp, lane, all);
   __syncthreads();
   for (int i = threadIdx.x; i < count * BLOCK; i += WARPS * WARP) {
     const int row = i / BLOCK, inside = i % BLOCK, column = BLOCK * blockIdx.x + inside;

@@ -16,21 +16,31 @@ constexpr int MAGIC_BITS = 0x4b400000;
 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 
-// Neighbouring words, as many at a time as there are instructions for.
-template <int COUNT>
+// Where this lane stands: rows lane / 4 and that plus 8 of a product, which of the four lanes that hold them. `zero` is one that
+// the compiler does not know: what fills operands up stays in registers then, instead of being made anew for every product.
+struct Lane {
+  int row, part;
+  u32 zero;
+};
+
+// COUNT words; those of all lanes begin at multiples of STEP.
+template <int COUNT, int STEP = COUNT>
 __device__ __forceinline__ void load(const u32* from, u32* to) {
-  if constexpr (COUNT % 4 == 0) {
+  if constexpr (COUNT % 4 == 0 && STEP % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += 4) {
       const uint4 four = *reinterpret_cast<const uint4*>(from + i);
       to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
     }
-  } else {
+  } else if constexpr (COUNT % 2 == 0 && STEP % 2 == 0) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += 2) {
       const uint2 two = *reinterpret_cast<const uint2*>(from + i);
       to[i] = two.x, to[i + 1] = two.y;
     }
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) to[i] = from[i];
   }
 }
 
@@ -87,26 +97,42 @@ __device__ __forceinline__ u32 to_bf16(float low, float high) {
 }
 
 // a b + c: 16 rows of 32 bytes, and 8 columns of as many. A lane holds rows lane / 4 and that plus 8, of c columns 2 (lane % 4)
-// and the next; of the sum's indices, in each of the words a[0] and b0, a[2] and b1, four of its own.
+// and the next; of the sum's indices, in each of the words a[0] and b0, a[2] and b1, four of its own. Without `b1` there are 16.
 struct Sums32 {
   int of[4];
 };
 
-__device__ __forceinline__ Sums32 multiply_signed(const u32 (&a)[4], u32 b0, u32 b1, const Sums32& c) {
+#define MULTIPLY(A, B)                                                                                                          \
+  asm("mma.sync.aligned.m16n8k32.row.col.s32." A "." B ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};" \
+      : "=r"(d.of[0]), "=r"(d.of[1]), "=r"(d.of[2]), "=r"(d.of[3])                                                              \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c.of[0]), "r"(c.of[1]), "r"(c.of[2]), "r"(c.of[3]))
+#define MULTIPLY_HALF(A, B)                                                                                            \
+  asm("mma.sync.aligned.m16n8k16.row.col.s32." A "." B ".s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};" \
+      : "=r"(d.of[0]), "=r"(d.of[1]), "=r"(d.of[2]), "=r"(d.of[3])                                                     \
+      : "r"(a[0]), "r"(a[1]), "r"(b0), "r"(c.of[0]), "r"(c.of[1]), "r"(c.of[2]), "r"(c.of[3]))
+
+enum class Bytes { SIGNED, UNSIGNED };
+
+template <Bytes A, Bytes B>
+__device__ __forceinline__ Sums32 multiply(const u32 (&a)[4], u32 b0, u32 b1, const Sums32& c) {
   Sums32 d;
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
-      : "=r"(d.of[0]), "=r"(d.of[1]), "=r"(d.of[2]), "=r"(d.of[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c.of[0]), "r"(c.of[1]), "r"(c.of[2]), "r"(c.of[3]));
+  if constexpr (A == Bytes::SIGNED && B == Bytes::SIGNED) MULTIPLY("s8", "s8");
+  if constexpr (A == Bytes::SIGNED && B == Bytes::UNSIGNED) MULTIPLY("s8", "u8");
+  if constexpr (A == Bytes::UNSIGNED && B == Bytes::SIGNED) MULTIPLY("u8", "s8");
+  if constexpr (A == Bytes::UNSIGNED && B == Bytes::UNSIGNED) MULTIPLY("u8", "u8");
   return d;
 }
-// The same of unsigned a.
-__device__ __forceinline__ Sums32 multiply_unsigned(const u32 (&a)[4], u32 b0, u32 b1, const Sums32& c) {
+template <Bytes A, Bytes B>
+__device__ __forceinline__ Sums32 multiply(const u32 (&a)[4], u32 b0, const Sums32& c) {
+  static_assert(A == Bytes::SIGNED, "only columns of keys come in sixteens");
   Sums32 d;
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
-      : "=r"(d.of[0]), "=r"(d.of[1]), "=r"(d.of[2]), "=r"(d.of[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c.of[0]), "r"(c.of[1]), "r"(c.of[2]), "r"(c.of[3]));
+  if constexpr (B == Bytes::SIGNED) MULTIPLY_HALF("s8", "s8");
+  if constexpr (B == Bytes::UNSIGNED) MULTIPLY_HALF("s8", "u8");
   return d;
 }
+#undef MULTIPLY
+#undef MULTIPLY_HALF
+
 // c += a b, of 16 bfloat16, two to a word.
 __device__ __forceinline__ void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

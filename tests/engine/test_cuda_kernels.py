@@ -102,8 +102,10 @@ def test_norms_are_rounded_for_their_reader(group: int, e4m3: bool) -> None:
     _check_operand(output, operand, scales, group, e4m3)
 
 
-@pytest.mark.parametrize(("group", "e4m3"), [(0, False), (32, False), (160, True)])
-def test_gates_and_buffers_are_rounded_for_their_reader(group: int, e4m3: bool) -> None:
+@pytest.mark.parametrize(
+    ("group", "e4m3", "portion"), [(0, False, False), (32, False, True), (160, True, True)]
+)
+def test_gates_and_buffers_are_rounded_for_their_reader(group: int, e4m3: bool, portion: bool) -> None:
     """In two blocks of a row, the second not full."""
     count, width, block = 2, 160, 128
     grid = (count, 1 if e4m3 else 2)
@@ -111,7 +113,10 @@ def test_gates_and_buffers_are_rounded_for_their_reader(group: int, e4m3: bool) 
     expected = torch.nn.functional.silu(both[:, :width].double()) * both[:, width:].double()
     _, operand, scales = _operands(count, width, group)
     sizes = {"WIDTH": width, "BLOCK": block, "GROUP": group, "E4M3": e4m3}
-    kernel("gate").gate[grid](both, operand, scales, **sizes)
+    shares = torch.randn(count) if portion else None
+    if shares is not None:
+        expected = expected * torch.sigmoid(shares.double())[:, None]
+    kernel("gate").gate[grid](both, shares, operand, scales, PORTION=portion, **sizes)
     numbers = _numbers(operand, scales, group, e4m3)
     if e4m3:
         # Between numbers of e4m3 there is an eighth at most, near zero a 512th of the scale.

@@ -10,9 +10,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import levels
 import numpy as np
 import pytest
 import torch
+from cuda_cache import interpreted_attend
 from cuda_case import Case, Past, Shape
 from numpy.typing import NDArray
 from ptx import Module
@@ -21,7 +23,7 @@ from infer_compile.codegen import cuda_decode
 from infer_compile.codegen.cuda_constants import Constants, Tiling, attend_constants
 from infer_compile.codegen.nvrtc import installed
 from infer_compile.runtime.engines import attention
-from infer_compile.runtime.formats.kv import LevelName
+from infer_compile.runtime.formats.kv import LayerCache, LevelName, Plane, Segment, Transform
 from infer_compile.runtime.formats.launches import Dtype
 
 Float32 = NDArray[np.float32]
@@ -94,6 +96,54 @@ def test_windows(window: int) -> None:
         hold(*case.run(0, Tiling(1, 32, 1, 1), window))
 
 
+def plane(text: str, transform: Transform) -> Plane:
+    """Of bits x columns."""
+    parts = (part.split("x") for part in text.split(" "))
+    segments = tuple(Segment(bits=int(bits), columns=int(columns)) for bits, columns in parts)
+    return Plane(kind="codes", transform=transform, segments=segments)
+
+
+def beside_attend(grid: tuple[int, int, int], arguments: Mapping[str, Any], constants: Constants) -> None:
+    """``launch``, held to what Triton's kernel makes of the same pages."""
+    results = ("sums", "logs")
+    own = {name: each.clone() if name in results else each for name, each in arguments.items()}
+    interpreted_attend(grid, own, constants)
+    launch(grid, arguments, constants)
+    (sums, logs), (expected, expected_logs) = ([each[name] for name in results] for each in (arguments, own))
+    # Of packed pages nothing is stored of columns that are not.
+    columns = sum(piece[0] for piece in constants["VALUES"])
+    sums[:, :, constants["EXACT_SPLITS"] :, columns:] = 0
+    expected[:, :, constants["EXACT_SPLITS"] :, columns:] = 0
+    errors = (sums - expected).square().mean(-1).sqrt() / expected.square().mean((0, 1, 3)).sqrt()
+    # With wide codes a weight has 16 bits, else 8.
+    fine = max(piece[3] for piece in constants["VALUES"]) > 4
+    assert errors[:, :, : constants["EXACT_SPLITS"]].nan_to_num().max() < 2e-3
+    assert errors[:, :, constants["EXACT_SPLITS"] :].nan_to_num().max() < (5e-4 if fine else 0.02)
+    seen = expected_logs > float("-inf")
+    assert torch.equal(seen, logs > float("-inf"))
+    assert (logs - expected_logs)[seen].abs().max() < 1e-3
+
+
+EACH = "8x16 7x16 6x16 5x16 4x16 3x16 2x16 1x16"
+PLANES = [
+    (EACH, EACH, Shape(("ct3",), group=4, head_dim=128, page_tokens=32)),
+    ("8x32 7x32 6x32 5x32", "4x32 3x32 2x32 1x32", Shape(("ct4",), group=11, head_dim=128, page_tokens=32)),
+    ("4x32 3x32 1x32", "8x32 7x32 5x32", Shape(("ct4",), group=2, head_dim=128, page_tokens=64)),
+    ("6x64 2x48", "6x64 3x48", Shape(("ct2",), group=16, head_dim=128, page_tokens=32)),
+    ("3x64", "5x16 4x16", Shape(("ct2",), kv_heads=2, group=1, page_tokens=32)),
+]
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # shares that see nothing, where Triton interprets
+@pytest.mark.parametrize(("keys", "values", "shape"), PLANES)
+def test_calibrated_levels(keys: str, values: str, shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes of every width, in pieces that fill an operand and a half of one."""
+    own = LayerCache(level=shape.levels[0], keys=plane(keys, "dense"), values=plane(values, "diagonal"))
+    monkeypatch.setattr(levels, "draw_layer", lambda *_: own)
+    case = Case(shape, [Past(shape.page_tokens * 2 + 40, 1)], scale=0.3, launch=beside_attend)
+    hold(*case.run(0, Tiling(1, 32, 1, 2)), keys)
+
+
 def test_sequences_that_compress_nothing() -> None:
     shape = Shape(("tq3",), page_tokens=32)
     case = Case(shape, [Past(100, 1, whole=True), Past(100, 1)], launch=launch)
@@ -107,7 +157,8 @@ def test_other_launches_are_left_to_triton() -> None:
         return attend_constants(layout, 0, shape.group, Tiling(tokens, 32, 1, 1, tree=tokens > 1))
 
     assert cuda_decode.serves(constants("tq3"))
-    for level in ("bf16", "fp8", "int8", "ct3"):
+    assert cuda_decode.serves(constants("ct3"))
+    for level in ("bf16", "fp8", "int8", "k8v4"):
         assert not cuda_decode.serves(constants(level)), level
     for changes in ({"head_dim": 96}, {"page_tokens": 16}, {"group": 17}, {"head_dim": 256}):
         assert not cuda_decode.serves(constants("tq3", **changes)), changes

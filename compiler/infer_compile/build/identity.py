@@ -58,7 +58,7 @@ def _sources() -> str:
     package = runtime_folder().parent
     kernels, templates = folder("kernels"), folder("templates")
     roots = [(part, package / part, "*.py") for part in _PARTS]
-    roots += [("kernels", kernels, pattern) for pattern in ("*.h*", "*.py", "*.cu")]
+    roots += [("kernels", kernels, pattern) for pattern in ("*.h*", "*.py", "*.cu*")]
     return content_digest(
         {
             f"{name}/{path.relative_to(root).as_posix()}": describe(path)

@@ -14,13 +14,15 @@ Arithmetic = Literal["bf16", "fp8", "int8", "fp4"]
 
 class Bits(Frozen):
     """Bits per weight, scales included, by the part of the model. Vectors are always 16. ``row`` are bits
-    beside each output of a layer's matrix."""
+    beside each output of a layer's matrix. ``unfolding``: of the matrix that latent attention applies itself,
+    where it is not stored as other matrices are."""
 
     table: float = 16
     matrix: float
     expert: float
     head: float = 16
     row: float = 0
+    unfolding: float | None = None
 
 
 class WeightScheme(Frozen):

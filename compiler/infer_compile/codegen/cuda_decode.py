@@ -3,32 +3,34 @@ compiled with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from ..runtime.formats.codebook import integers
+from ..runtime.formats.kv import STRIP_BITS
 from ..runtime.formats.launches import Dtype
 from .cuda_constants import Constants
-from .cuda_pages import WORD, Piece
+from .cuda_pages import BYTE_BITS, WORD, Piece, StripPlace
 from .cuda_sources import compile_cuda
 
 ENTRY = "decode"
 ARGUMENTS = (
     *("queries", "factors", "steps", "exact_pool", "packed_pool", "exact_table", "packed_table", "tiles"),
-    *("sequences", "sums", "logs", "query_stride", "table_stride", "exact_page", "exact_place"),
-    *("packed_page", "packed_place", "scale", "window"),
+    *("sequences", "positions", "sees", "sums", "logs", "query_stride", "table_stride", "exact_page"),
+    *("exact_place", "packed_page", "packed_place", "scale", "window"),
 )
-"""As the kernel takes them: those of ``attend`` without what only trees have."""
-BITS = (2, 3, 4)
+"""As the kernel takes them: those of ``attend`` without what only sequences that evict have."""
 BLOCK = 32
 """Cached tokens at a time."""
-MOST_GROUP = 16
+MOST_ROWS = 16
+"""Of a tile: tokens times the query heads of a key-value head."""
 COLUMNS = (64, 128)
 WARPS = 2
 SHARED = 40 << 10
 """Bytes of shared memory for pages on their way: what a block may have unasked is 48 KiB."""
+MOST_BYTE = 127
+WORD_NIBBLES = 8
 LEAST_STAGES, MOST_STAGES = 2, 5
 """Pages of a warp that are here or on their way."""
 
@@ -37,14 +39,13 @@ def serves(constants: Constants) -> bool:
     """Whether the kernel does what ``attend`` does with ``constants``."""
     return (
         constants["TOKENS"] == 1
-        and not constants["TREE"]
         and not constants["EVICTS"]
         and constants["SPLITS"] > constants["EXACT_SPLITS"]
-        and constants["GROUP"] <= MOST_GROUP
+        and constants["TOKENS"] * constants["GROUP"] <= MOST_ROWS
         and constants["D"] in COLUMNS
         and constants["PAGE"] % BLOCK == 0
         and _stages(constants) >= LEAST_STAGES
-        and all(_one_strip(constants[side], constants["D"]) for side in ("KEYS", "VALUES"))
+        and all(_codes(constants[f"{side}S"], constants[f"{side}_SCALES"]) for side in ("KEY", "VALUE"))
     )
 
 
@@ -64,41 +65,57 @@ def header(constants: Constants, queries: Dtype) -> str:
     numbers: dict[str, int] = {
         name: constants[name]
         for name in (
-            *("GROUP", "KV_HEADS", "D", "PAGE", "SINK", "RECENT", "EXACT_SPLITS", "SPLITS", "HEAD"),
-            *("CHECKED", "KEY_SCALES", "VALUE_SCALES"),
+            *("TOKENS", "GROUP", "KV_HEADS", "D", "PAGE", "SINK", "RECENT", "TREE", "CHECKED"),
+            *("EXACT_SPLITS", "SPLITS", "SEGMENTS", "HEAD", "KEY_SCALES", "VALUE_SCALES"),
         )
     }
-    for side in ("KEY", "VALUE"):
-        ((_, _, _, bits, _, _, (strip,), _),) = constants[f"{side}S"]
-        numbers |= {f"{side}_BITS": bits, f"{side}_PLACE": strip[2]}
-    wide = constants["GROUP"] > MOST_GROUP // 2
+    wide = constants["TOKENS"] * constants["GROUP"] > MOST_ROWS // 2
     numbers |= {"WARPS": WARPS, "RESIDENT": (8 if wide else 12) // WARPS, "STAGES": _stages(constants)}
-    numbers["LIFT4"] = -int(integers(4)[0])
-    lines = [f"constexpr int {name} = {int(number)};" for name, number in numbers.items()]
-    lines += [f"constexpr unsigned long long {name} = {word:#018x};" for name, word in _tables().items()]
+    lines = ["#pragma once", '#include "piece.cuh"']
+    lines += [f"constexpr int {name} = {int(number)};" for name, number in numbers.items()]
+    lines += _tables()
+    for side in ("KEYS", "VALUES"):
+        pieces = ", ".join(_piece(piece) for piece in constants[side])
+        lines.append(f"constexpr Piece {side}[] = {{{pieces}}};")
     lines.append(f"using Query = {'float' if queries == 'f32' else 'unsigned short'};")
     return "\n".join(lines) + "\n"
+
+
+def _piece(piece: Piece) -> str:
+    """A ``Piece`` of piece.cuh."""
+    columns, first, _, bits, _, segment, strips, _ = piece
+    return f"{{{columns}, {first}, {bits}, {segment}, {', '.join(_strip(strip) for strip in strips)}}}"
+
+
+def _strip(strip: StripPlace) -> str:
+    """A ``Strip``; places of bytes become those of words."""
+    bits, _, *places = strip
+    own = WORD if bits == BYTE_BITS else 1
+    return f"{{{', '.join(str(number) for number in (bits, *(place // own for place in places)))}}}"
 
 
 def _stages(constants: Constants) -> int:
     return min(MOST_STAGES, SHARED // (WARPS * WORD * int(constants["HEAD"])))
 
 
-def _tables() -> Mapping[str, int]:
-    """Integers of codes as bytes, eight to a word; of 4 bits, from 0 on."""
-    four = integers(4) - integers(4)[0]
-    parts = {
-        "POINTS2": integers(2),
-        "POINTS3": integers(3),
-        "LOWER_POINTS4": four[:8],
-        "UPPER_POINTS4": four[8:],
-    }
-    return {name: _word(part) for name, part in parts.items()}
+def _tables() -> Iterator[str]:
+    """By bits of a code, up to 4, its integers as bytes, times as much as bytes hold, so that products are
+    of one size with those of wider codes. Those of 4 bits are lifted, to begin with zero."""
+    spreads, lifts, points = [0], [0], ["{0, 0}"]
+    for bits in range(1, STRIP_BITS + 1):
+        own = integers(bits).astype(int)
+        lift = -own[0] if bits == STRIP_BITS else 0
+        spreads.append(MOST_BYTE // (own + lift).max())
+        lifts.append(spreads[-1] * lift)
+        table = np.resize((own + lift) * spreads[-1], 2 * WORD_NIBBLES).astype(np.int8)
+        words = [int.from_bytes(half.tobytes(), "little") for half in np.split(table, 2)]
+        points.append(f"{{{', '.join(f'{word:#018x}' for word in words)}}}")
+    yield f"constexpr int SPREADS[] = {{{', '.join(map(str, spreads))}}};"
+    yield f"constexpr int LIFTS[] = {{{', '.join(map(str, lifts))}}};"
+    yield f"constexpr unsigned long long POINTS[][2] = {{{', '.join(points)}}};"
 
 
-def _word(numbers: Any) -> int:
-    return int.from_bytes(np.asarray(numbers).astype(np.int8).tobytes(), "little")
-
-
-def _one_strip(pieces: tuple[Piece, ...], columns: int) -> bool:
-    return len(pieces) == 1 and pieces[0][0] == columns and pieces[0][2] == "codes" and pieces[0][3] in BITS
+def _codes(pieces: tuple[Piece, ...], scales: int) -> bool:
+    """Whether all are codes, and none are wide beside scales."""
+    most = max(bits for _, _, _, bits, *_ in pieces)
+    return all(kind == "codes" for _, _, kind, *_ in pieces) and (scales < 0 or most <= STRIP_BITS)

@@ -41,7 +41,7 @@ class Nvrtc:
         self._ask(create(ctypes.byref(program), source.encode(), name.encode(), len(headers), texts, names))
         try:
             # A capability's own features, where it has some, are none of these kernels' business.
-            given = [f"--gpu-architecture=sm_{capability}".encode(), b"--std=c++17"]
+            given = [f"--gpu-architecture=sm_{capability}".encode(), b"--std=c++20"]
             options = (ctypes.c_char_p * len(given))(*given)
             if self._library.nvrtcCompileProgram(program, len(given), options):
                 log = self._found("ProgramLog", program).decode()

@@ -15,6 +15,7 @@ from ..planner.plan import Plan
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..runtime.formats.kv import CacheLayout
+from ..runtime.formats.latent import LatentLayout
 from ..runtime.step import Engine, Int32
 from ..runtime.tokenizer import Tokenizer
 from ..spec.load import load
@@ -25,7 +26,14 @@ from .forcing import Player
 from .machine import host, require_here
 from .quality import DEFAULT_CONTEXT, DEFAULT_TOKENS, Advance, compressed_share, quality
 from .recall import Recall, recall
-from .reference import EXACT, exact_program, graph_of, open_reference, write_reference
+from .reference import (
+    EXACT,
+    exact_program,
+    graph_of,
+    open_reference,
+    require_measurable,
+    write_reference,
+)
 from .text import Text, contexts, default_evaluation, read_text
 
 PROMPTS = 16
@@ -72,7 +80,7 @@ class Evaluation:
 
     plan: Plan
     fingerprint: str
-    cache: CacheLayout
+    cache: CacheLayout | LatentLayout
     reference: Against
     text: Text
     context: int
@@ -152,6 +160,7 @@ def _reference(
             other.engine(wanted.threads),
         )
         return
+    require_measurable(bundle.program, str(bundle.folder))
     manifest = bundle.manifest
     found = (
         source.named(wanted.reference) if wanted.reference else source.find(manifest.source, bundle.folder)

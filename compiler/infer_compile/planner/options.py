@@ -97,6 +97,9 @@ def _options(asked: Deployment, engine: Engine) -> Options | Refusal:
         return Refusal(engine.name, "overflow", reason)
     if asked.checked_tokens and not engine.architectures.own:
         return Refusal(engine.name, "shadow", f"{engine.title} does not check answers")
+    if asked.checked_tokens and asked.graph.latent:
+        reason = f"{engine.title} does not check answers of latent attention"
+        return Refusal(engine.name, "shadow", reason)
     for part, name in (("weights", asked.pinned_weights), ("kv", pin.kv), ("speculation", _method(asked))):
         reason = support.why_not(engine, graph, target, _PARTS[part], name) if name else ""
         if reason:
@@ -121,6 +124,8 @@ def _ends(asked: Deployment, engine: Engine) -> str:
     """Why a sequence that reaches the context has to end, where it is not to."""
     if not asked.evicts:
         return ""
+    if engine.architectures.own and asked.graph.latent:
+        return f"{engine.title} does not turn back rotary keys of latent attention, so that tokens may go"
     if asked.target.kind not in engine.evicts:
         return f"{engine.title} is not planned to go on beyond the context on a {asked.target.kind}"
     cache = asked.facts.choices.cache
