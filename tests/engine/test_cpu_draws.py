@@ -53,7 +53,7 @@ def sampled(
     spread=st.sampled_from([0.0, 0.5, 4.0, 30.0]),
     temperature=st.sampled_from([0.0, 0.2, 1.0, 2.0]),
     top_k=st.sampled_from([0, 1, 40, 60_000]),
-    top_p=st.sampled_from([1.0, 0.9, 0.3, 1e-6]),
+    top_p=st.sampled_from([1.0, 0.87, 0.31, 1e-6]),
     min_p=st.sampled_from([0.0, 0.05, 1.0]),
     masked=st.booleans(),
 )
@@ -81,7 +81,7 @@ def test_every_token_is_the_slow_samplers(
     rank = np.argsort(np.argsort(np.where(allowed, -logits, np.inf), kind="stable"))
     for at in range(1, 4):
         ours, slow = sampled(library, logits, sampling, mask, at), draw(logits, sampling, mask, at)
-        # Weights of ours are floats: among 50,000 that weigh about the same the next one may be drawn.
+        # Weights and shares of ours are floats: among 50,000 equal ones the next may be drawn.
         assert ours == slow or (vocabulary > 4096 and abs(int(rank[ours]) - int(rank[slow])) == 1)
 
 

@@ -95,7 +95,8 @@ def _busy_seconds() -> float | None:
     busy = sum(
         int(value) for line in ticks for index, value in enumerate(line[:_KNOWN]) if index not in _IDLE
     )
-    return busy / os.sysconf("SC_CLK_TCK")
+    # Some sandboxes show a processor that was never busy.
+    return busy / os.sysconf("SC_CLK_TCK") if busy else None
 
 
 def resident_bytes() -> int | None:
