@@ -128,7 +128,7 @@ def rows() -> Iterator[Row]:
         variant = Variant("seal", sealed, warps=constants.SEAL_WARPS)
         yield Row(f"seal {level}", variant, FEW if level == "tq3" else (90,))
     yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4)), (90,))
-    merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1))
+    merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1)) | {"scales": None}
     yield Row("merge tq3", Variant("merge", merged), (90,))
     yield from _latents()
     for bits, architectures in ((4, (80, 90)), (8, (90,))):

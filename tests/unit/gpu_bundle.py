@@ -42,6 +42,7 @@ def without_compiler(patch: Callable[..., None]) -> None:
         return Made(code, "", cubin)
 
     patch(gpu_cubins, "need_compiler", lambda: None)
+    patch(gpu_cubins, "processes", lambda: 1)
     patch(gpu_cubins, "compile_launch", made_up)
     patch(gpu_cubins, "compilers", lambda table: {"triton": "0"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from infer_compile.build import gate, inputs, phases, ship
 from infer_compile.bundle.verify import verify
 from infer_compile.evaluate.divergence import Divergence
 from infer_compile.planner.plan import Plan
-from infer_compile.runtime.errors import InferCompileError
+from infer_compile.runtime.errors import Exit, InferCompileError, Problem
 from infer_compile.runtime.formats.launches import Cubins, StepTable
 from infer_compile.runtime.formats.manifest import Engine
 from infer_compile.runtime.formats.program import Program
@@ -174,6 +175,12 @@ def test_what_the_kernels_do_not_run_is_refused_before_anything_is_written(
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_why_a_kernel_failed_comes_back_from_another_process() -> None:
+    error = InferCompileError(Problem("IC314", "a kernel", because="of this"), Exit.MISMATCH)
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.problems, again.exit, str(again)) == (error.problems, error.exit, str(error))
+
+
 def test_without_triton_nothing_is_built(tmp_path: Path) -> None:
     """The interpreter in the compiler's place is as good as no compiler."""
     pytest.importorskip("triton")
@@ -256,27 +263,29 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from hashlib import sha256
 from test_gpu_step import program, step_table
-from infer_compile.codegen import nvrtc
-from infer_compile.codegen.gpu_cubins import by_nvrtc, compile_launch
+from infer_compile.codegen import gpu_cubins, nvrtc
+quick = ("append.append", "gather.gather", "norm.norm")
+def few(launch):
+    return launch.kernel in quick or gpu_cubins.by_nvrtc(launch) and nvrtc.installed()
 table = step_table(program())
-for launch in table.launches():
-    quick = launch.kernel in ("append.append", "gather.gather", "norm.norm")
-    if quick or by_nvrtc(launch) and nvrtc.installed():
-        made = compile_launch(table, launch, 89, "a.cubin")
-        place = sys.argv[1].rpartition("/tests/")[0].encode()
-        assert b".py" not in made.code and place not in made.code, made.cubin
-        print(made.cubin, sha256(made.code).hexdigest())
+launches = [launch for launch in table.launches() if few(launch)]
+gpu_cubins.processes = lambda: int(sys.argv[2])
+place = sys.argv[1].rpartition("/tests/")[0].encode()
+for made in gpu_cubins.compiled(table, launches, 89, [launch.kernel for launch in launches]):
+    assert b".py" not in made.code and place not in made.code, made.cubin
+    print(made.cubin, sha256(made.code).hexdigest())
 """
 
 
 def test_compiled_again_kernels_are_the_same_bytes_and_name_no_place(tmp_path: Path) -> None:
+    """In this process, and in two of its own."""
     pytest.importorskip("triton", reason="pip install triton")
     said = []
-    for cache in ("one", "another"):
+    for cache, processes in (("one", "1"), ("another", "2")):
         environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
         environment |= {"TRITON_CACHE_DIR": str(tmp_path / cache), "PYTHONWARNINGS": "ignore"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)]
+        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), processes]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         said.append(done.stdout)

@@ -54,6 +54,7 @@ class Rates(Frozen):
     of a product of floats, and ours are of integers, or of one query and hidden behind what it reads.
     ``cache_slots``: where ``cache_efficiency`` is of reading alone, the instructions of a lane that attention
     of single tokens issues besides for each number of the cache, by level.
+    ``integer_levels``: those whose codes it multiplies as bytes, at the device's rate for them.
     ``coded_attention``: how many times faster attention multiplies codes of our own cache than numbers in
     bf16. ``step_us`` and ``sequence_us`` are what a server's streams take beside the engine; of these
     ``http_step_us`` and ``http_sequence_us`` are its HTTP. ``reduce_us`` is one all-reduce within a machine
@@ -64,6 +65,7 @@ class Rates(Frozen):
     weight_efficiency: dict[str, Share]
     cache_efficiency: dict[str, Share]
     cache_slots: Mapping[str, Ratio] = {}
+    integer_levels: tuple[str, ...] = ()
     matrix_efficiency: dict[str, Ratio]
     expert_efficiency: dict[str, Share]
     attention_efficiency: Share

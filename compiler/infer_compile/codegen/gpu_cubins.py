@@ -4,9 +4,13 @@ compiler. Launches of ``attend`` and ``linear`` are compiled from CUDA C++ where
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +22,7 @@ from .cuda_sources import kernel
 from .nvrtc import Nvrtc
 
 INDEX = "cubins.json"
+MOST_PROCESSES = 8
 TYPES: Mapping[Dtype, str] = MappingProxyType(
     {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "int8": "i8", "int32": "i32"}
 )
@@ -37,23 +42,28 @@ def compilers(table: StepTable) -> dict[str, str]:
     return versions
 
 
-def compile_step(table: StepTable, capability: int, folder: Path) -> Cubins:
+def compile_step(
+    table: StepTable,
+    capability: int,
+    folder: Path,
+    advance: Callable[[int, int], None] = lambda done, of: None,
+) -> Cubins:
     """Write the kernels of ``table`` for compute capability ``capability`` (89 is 8.9), and their index, to
-    ``folder``.
+    ``folder``. ``advance`` is told how many are there, and how many there will be.
 
     Raises InferCompileError: IC313 without triton or NVRTC or under triton's interpreter, IC314 if
     it fails.
     """
     need_compiler()
     folder.mkdir(parents=True, exist_ok=True)
+    launches = {table.variant(launch): launch for launch in table.launches()}
+    files = [f"{launch.kernel}.{key[:12]}.cubin" for key, launch in launches.items()]
     found: dict[str, Cubin] = {}
-    for launch in table.launches():
-        key = table.variant(launch)
-        if key not in found:
-            name = f"{launch.kernel}.{key[:12]}.cubin"
-            made = compile_launch(table, launch, capability, name)
-            (folder / name).write_bytes(made.code)
-            found[key] = made.cubin
+    every = compiled(table, tuple(launches.values()), capability, files)
+    for key, made in zip(launches, every, strict=True):
+        (folder / made.cubin.file).write_bytes(made.code)
+        found[key] = made.cubin
+        advance(len(found), len(launches))
     index = Cubins(capability=capability, kernels=found)
     (folder / INDEX).write_text(index.model_dump_json(by_alias=True, indent=1) + "\n")
     return index
@@ -66,6 +76,25 @@ class Made:
     code: bytes
     ptx: str
     cubin: Cubin
+
+
+def compiled(
+    table: StepTable, launches: Sequence[Launch], capability: int, files: Sequence[str]
+) -> Iterator[Made]:
+    """Of each of ``launches`` what ``compile_launch`` makes, in order. A calibrated cache has kernels for
+    every layer: processes share the work."""
+    count = min(processes(), len(launches))
+    words = (repeat(table), launches, repeat(capability), files)
+    if count < 2:
+        yield from map(compile_launch, *words)
+        return
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        yield from pool.map(compile_launch, *words)
+
+
+def processes() -> int:
+    """That compile side by side: each keeps a compiler in memory."""
+    return min(MOST_PROCESSES, os.cpu_count() or 1)
 
 
 def compile_launch(table: StepTable, launch: Launch, capability: int, file: str) -> Made:

@@ -262,13 +262,14 @@ class _Writer:
 
     def _attend(self, operation: Attend | AttendLatent, rest: Sequence[Operation]) -> Iterator[Line]:
         output, width = operation.output, self._program.buffers[operation.output]
-        if isinstance(product_of(output, rest), Linear):
-            self._need(_unrounded(output), width, "rows", "bf16")
-            yield from self._attention.lines(operation, _unrounded(output))
-        else:
+        operand, rounding = self._operand(output, width, rest)
+        group = int(rounding["GROUP"])
+        if rounding["E4M3"] or not self._attention.rounds(operation, group):
             self._need(output, width, "rows")
-            yield from self._attention.lines(operation, output)
+            yield from self._attention.lines(operation, output, BF16)
             yield self._rounding("round.round", output, output, width, rest)
+        else:
+            yield from self._attention.lines(operation, str(operand["operand"]), group)
 
     def _rounding(
         self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation], each: int = 1

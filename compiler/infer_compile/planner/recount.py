@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -149,15 +149,18 @@ def _speed(asked: Deployment, plan: Plan, stored: Stored, levels: tuple[LevelNam
     read = {
         level: count * layer_cache(level, width).bits_per_element(width) for level, count in counts.items()
     }
-    total = sum(read.values())
-    seconds = sum(each / speeds[level].packed_bandwidth for level, each in read.items())
-    issuing = sum(each / speeds[level].packed_issue for level, each in read.items())
-    attended = sum(count / speeds[level].packed_attention for level, count in counts.items())
+
+    def mean(rate: Callable[[Speed], float], shares: Mapping[LevelName, float]) -> float:
+        """The rate of all levels together, of shares that each have their own."""
+        seconds = sum(share / rate(speeds[level]) for level, share in shares.items())
+        return sum(shares.values()) / seconds if seconds else np.inf
+
     return replace(
         speeds[_level(plan, levels)],
-        packed_bandwidth=total / seconds,
-        packed_issue=total / issuing if issuing else np.inf,
-        packed_attention=len(levels) / attended,
+        packed_bandwidth=mean(lambda one: one.packed_bandwidth, read),
+        packed_issue=mean(lambda one: one.packed_issue, read),
+        packed_attention=mean(lambda one: one.packed_attention, counts),
+        decode_packed_attention=mean(lambda one: one.decode_packed_attention, counts),
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import InferCompileError
 from ...runtime.loop import EngineLoop
+from ...runtime.sampling import Controls
 from ...runtime.sequence import DECODED, Delta, Failure, Request
 from ...runtime.sequence import Sequence as Flight
 from ...runtime.speculation.speculator import Outcome, Speculator
@@ -115,7 +116,8 @@ class Prompts:
         first = int(self._places.integers(len(self._tokens)))
         places = np.arange(first, first + input_tokens) % len(self._tokens)
         self._made += 1
-        return Request(self._tokens[places], output_tokens, salt=f"bench {self._made}")
+        greedy = Controls(temperature=0.0)
+        return Request(self._tokens[places], output_tokens, greedy, salt=f"bench {self._made}")
 
 
 class Clocked:

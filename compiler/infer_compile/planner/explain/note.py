@@ -101,17 +101,15 @@ def limited(plan: Plan) -> str:
 
 
 def capacity(plan: Plan) -> str:
-    """Whether memory limits the number of sequences; empty if there is room for another."""
-    held, load = plan.predicted.memory_gib, plan.predicted.workload
-    typical = load.input_tokens + load.output_tokens
-    others = -(-plan.limits.max_sequences // plan.parallelism.data) - 1
-    each = held.kv * typical / (plan.limits.max_context + others * typical)
-    if not each or held.capacity - held.total >= each:
+    """Whether memory limits the number of sequences, as the reason for their number tells; empty if there is
+    room for another."""
+    told = next((one.why for one in plan.reasons if one.key == "limits.max_sequences"), "")
+    *_, one_more, room = ("", *told.split("; "))
+    if room != words.FULL:
         return ""
+    held = plan.predicted.memory_gib
     free = size(max(held.capacity - held.total, 0) * GIB)
-    return (
-        f"Capacity limits the number of sequences: {free} are free, and one of them takes {size(each * GIB)}."
-    )
+    return f"Capacity limits the number of sequences: {free} are free, and {one_more}."
 
 
 def expected(plan: Plan) -> list[Figure]:

@@ -72,8 +72,9 @@ class Speed:
     bytes and operations; and seconds of fixed cost per step, layer, layer with experts, sequence, prompt,
     layer of a prompt, all-reduce and message between machines. ``*_issue``: bytes of the cache for which
     attention of single tokens issues its instructions, infinite where none are counted. ``packed_attention``:
-    how many times faster attention multiplies what is packed than numbers in bf16. ``link`` and ``network``
-    (bytes per second and direction within and between machines) are 0 where the target has none.
+    how many times faster attention multiplies what is packed than numbers in bf16, of single tokens
+    ``decode_packed_attention``. ``link`` and ``network`` (bytes per second and direction within and between
+    machines) are 0 where the target has none.
 
     ``peak_*`` are what the target states, for the bound.
     """
@@ -89,6 +90,7 @@ class Speed:
     decode_matrix_rate: float
     decode_attention_rate: float
     packed_attention: float
+    decode_packed_attention: float
     link: float
     network: float
     step: float
@@ -199,6 +201,8 @@ def speed(
         bandwidth *= coefficients.sustained
     rates = found.rates
     slots = slots_per_second(target, coefficients)
+    packed = _packed_attention(level.name, rates) if own else 1.0
+    integers = (target.rates.int8_tops or plain) / plain if level.name in rates.integer_levels else 1.0
     exact, exact_bits = (BF16.name, BF16.bits) if own else (level.name, level.number_bits)
     return Speed(
         weight_bandwidth=bandwidth * coefficients.share(rates.weight_efficiency, scheme.name),
@@ -211,7 +215,8 @@ def speed(
         attention_rate=plain * 1e12 * rates.attention_efficiency,
         decode_matrix_rate=matrices * 1e12 * coefficients.share(rates.decode_matrix_efficiency, scheme.name),
         decode_attention_rate=plain * 1e12 * rates.decode_attention_efficiency,
-        packed_attention=_packed_attention(level.name, rates) if own else 1.0,
+        packed_attention=packed,
+        decode_packed_attention=packed * integers if own else 1.0,
         link=(link_gbs(target) or 0.0) * 1e9 * rates.link_efficiency,
         network=(network_gbs(target) or 0.0) * 1e9 * rates.link_efficiency,
         **_seconds(rates),
@@ -288,7 +293,7 @@ class Runner:
         new, prompts = sequences * tokens, prompt_tokens / np.maximum(prompt, 1)
         totals, tensor, speed = self.shape.totals, self.layout.tensor, self.speed
         compute = self._operations(new, new) / speed.decode_matrix_rate
-        seen = visible_keys(totals, context) * self._attended(context)
+        seen = visible_keys(totals, context) * self._attended(context, speed.decode_packed_attention)
         compute = compute + new * seen / speed.decode_attention_rate
         compute = compute + self._prompt(prompt_tokens, prompts, prompt)
         read = self._read(context)
@@ -365,15 +370,15 @@ class Runner:
         totals, speed = self.shape.totals, self.speed
         routed = tokens * totals.expert_flops_per_token
         shared = self._operations(tokens, prompts) - routed
-        seen = prompt_operations(totals, each) * self._attended(each / 2)
+        seen = prompt_operations(totals, each) * self._attended(each / 2, speed.packed_attention)
         attention = prompts * seen / speed.attention_rate
         return shared / speed.matrix_rate + routed / speed.expert_rate + attention
 
-    def _attended(self, context: Floats) -> Floats:
+    def _attended(self, context: Floats, faster: float) -> Floats:
         """The time of attention after about ``context`` tokens, as a share of what it were with all of them
-        in bf16."""
+        in bf16, where what is packed is multiplied so many times ``faster``."""
         packed = packed_share(self.shape, self.cache, _whole(context))
-        return 1 - packed * (1 - 1 / self.speed.packed_attention)
+        return 1 - packed * (1 - 1 / faster)
 
     def _launch(self) -> float:
         """Fixed cost of a prompt that rides along."""
