@@ -72,7 +72,7 @@ QWEN2_MOE = {
     "num_experts": 6,
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 128,
-    "shared_expert_intermediate_size": 192,
+    "shared_expert_intermediate_size": 384,
     "head_dim": 128,
 }
 VARIANTS = [
