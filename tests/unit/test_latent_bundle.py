@@ -98,6 +98,11 @@ def test_what_was_planned_is_in_the_program_in_the_files_and_in_the_cache(built:
     assert singles == (biases if built.family == "V3" else set())
 
 
+def test_it_is_evaluated_against_another_bundle_alone(built: Built) -> None:
+    done = run("eval", built.folder)
+    assert done.exit_code == 1 and re.search("IC359(.|\n)*latent attention(.|\n)*--reference", done.stderr)
+
+
 def test_it_says_what_transformers_says(built: Built) -> None:
     tokens = np.random.default_rng(4).integers(4, 260, 44).tolist()
     running, chunk = engine(built), 11

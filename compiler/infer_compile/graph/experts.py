@@ -117,6 +117,12 @@ class Experts:
         return self.parts(self.weights[-1])
 
     @property
+    def _rows(self) -> int:
+        """Outputs of one expert's matrices, whichever way round they are stored."""
+        into = sum(weight.elements for weight in self.weights[:-1]) // (self.experts * self.inputs)
+        return into + self.weights[-1].elements // (self.experts * self.inner)
+
+    @property
     def cost(self) -> Cost:
         elements = sum(weight.elements for weight in self.weights) // self.experts
         return Cost(
@@ -125,5 +131,5 @@ class Experts:
             experts_per_token=self.experts_per_token,
             expert_elements=elements,
             expert_vector_elements=sum(bias.elements for bias in self.biases) // self.experts,
-            expert_rows=sum(weight.shape[1] for weight in self.weights),
+            expert_rows=self._rows,
         )
