@@ -46,8 +46,8 @@ HEAD = """\
 
 Append, seal, query, attend and merge, and those of latent attention
 ([kernels/cuda](../kernels/cuda/README.md)), compiled ahead of time by
-Triton {triton}, and decode and skinny, which are what attend computes for single tokens and linear for up to
-16 rows, in CUDA C++ by NVRTC {nvrtc};
+Triton {triton}, and decode and skinny, which are what attend computes for few tokens and linear for up to 16
+rows, in CUDA C++ by NVRTC {nvrtc};
 for every architecture, without a GPU: `python benchmarks/cuda_kernels.py` writes this page.
 Their results are held to the slow form by Triton's interpreter (`tests/engine/test_cuda_cache.py`: every
 level, heads of 64 to 256, groups of 1 to 16, pages of 16 to 128, chains, trees, windows, ragged batches;
@@ -119,7 +119,7 @@ def rows() -> Iterator[Row]:
     yield _decode("decode ct3", LEVELS["ct3"], FEW)
     for head_dim in (96, 256):
         yield _attend(f"attend tq3, decode, heads of {head_dim}", tq3, (90,), head_dim)
-    yield _attend("attend tq3, trees of 8", tq3, (80, 90), tokens=8)
+    yield _decode("decode tq3, trees of 8", tq3, (80, 90), tokens=8)
     yield _attend("attend tq3, chunks of a prompt", tq3, (80, 90), tokens=16)
     layout = _layout(tq3, 128)
     yield Row("append", Variant("append", constants.append_constants(layout, 0)), (90,))
@@ -186,9 +186,14 @@ def _latent_layout(level: LatentLevel) -> LatentLayout:
 
 
 def _decode(
-    name: str, level: LevelName, architectures: tuple[int, ...], head_dim: int = 128, group: int = 4
+    name: str,
+    level: LevelName,
+    architectures: tuple[int, ...],
+    head_dim: int = 128,
+    group: int = 4,
+    tokens: int = 1,
 ) -> Row:
-    own = constants.attend_constants(_layout(level, head_dim), 0, group, _tiling(head_dim, group, 1))
+    own = constants.attend_constants(_layout(level, head_dim), 0, group, _tiling(head_dim, group, tokens))
     variant = Variant("decode", own, cuda_decode.WARPS)
     bits = uniform(level, 1, head_dim)[0].bits_per_element(head_dim)
     # In a round each warp passes a block of its own.

@@ -29,8 +29,8 @@ constexpr bool HALF = (P.columns < 32);
 template <Piece P>
 constexpr int CHUNKS = HALF<P> ? 1 : P.columns / 32;
 
-// Four rows of a strip are so many words, a word of eight codes or two of four: WORDS_BESIDE of them lie side by side, and from the
-// first of one row, or of rows that share words, it is NEXT_WORDS to the next, of which there are ROWS_APART, or planes.
+// Four rows of a strip are as many words as a code has bits. Eight codes take one, or two side by side if they are bytes; from
+// those of one row, or of rows that share them, or of a plane, it is NEXT_WORDS to the next, and ROWS_APART times so.
 template <Strip S>
 constexpr int WORDS_BESIDE = S.bits == 8 ? 2 : 1;
 template <Strip S>
@@ -78,9 +78,9 @@ __device__ __forceinline__ void open(const Four<P.upper>& upper, const Four<P.lo
   }
 }
 
-// What a lane reads of the keys of a block in the page `head`, of which `inside` tokens lie before it: of four tokens, lane.row-th of
-// the block, the lane.part-th eight columns of CHUNKS in a row. Of 16 columns there are two eights: lanes 0 and 1 of four have
-// the beginnings of words, lanes 2 and 3 what is left.
+// What a lane reads of the keys of a block in the page `head`, of which `inside` tokens lie before it: of the lane.row-th four tokens
+// of the block, the lane.part-th CHUNKS times eight columns. Of 16 columns there are two eights: of four lanes the first two have
+// the beginnings of words, the others what is left.
 template <Piece P, Strip S>
 __device__ __forceinline__ void read_keys(const u32* head, int inside, Lane lane, Four<S> (&chunks)[CHUNKS<P>]) {
   constexpr int BESIDE = WORDS_BESIDE<S>;

@@ -6,8 +6,8 @@
 // lane reads is what it holds of a product's operand: nothing is exchanged. Keys and values are right operands. Of tokens, lane t
 // of the four that hold a row has scores of 8t to 8t + 7 of a block, and these are the indices that its words of values tell of.
 //
-// Softmax weights, times the scales of values, are rounded to bytes: the largest of a block becomes 255. Beside codes of more than 4
-// bits weights and factors of queries are numbers of two bytes, whose products are made apart.
+// Softmax weights, times the scales of values, are rounded to bytes: the largest of a block becomes 255. Beside codes of more than
+// 4 bits weights and factors of queries are numbers of two bytes, whose products are made apart.
 #include "exact.cuh"
 #include "packed.cuh"
 
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT)
   // Of a sequence that compresses nothing all pages are recent.
   const int recent_pages = CHECKED && told[3] < 0 ? EVERY_PAGE : RECENT;
   const Tile tile{told[1], told[2], token, min(TOKENS, told[2] - token), told[0], recent_pages, window, positions, sees};
-  const Lane lane{int(threadIdx.x) % WARP / 4, int(threadIdx.x) % 4, u32(tile.start) >> 31};
+  const Lane lane{int(threadIdx.x) % WARP / 4, int(threadIdx.x) % 4};
   const Sight sight(tile, lane);
   const int behind = sight.behind();
   const i64 row = tile.batch_row + token, whose = (row * KV_HEADS + head) * GROUP;
@@ -70,7 +70,10 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT)
 
   __shared__ union {
     Queries queries;
-    Ring rings[WARPS];
+    struct {
+      Ring rings[WARPS];
+      Factors factors[Factors::SHARED ? WARPS : 1];
+    } packed;
     Warps warps;
   } shared;
   if (split < EXACT_SPLITS) {
@@ -97,9 +100,11 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT)
     constexpr int SHARES = SPLITS - EXACT_SPLITS;
     const int first = max(behind, SINK), end = sight.highest / PAGE - recent_pages;
     const int each = (max(end - first, 0) + SHARES - 1) / SHARES, begin = first + (split - EXACT_SPLITS) * each;
-    const Factors query(factors + whose * D, steps + whose * SEGMENTS, tile, lane);
+    Factors local;
+    Factors& own_factors = Factors::SHARED ? shared.packed.factors[warp] : local;
+    own_factors.fill(factors + whose * D, steps + whose * SEGMENTS, tile, lane);
     PackedSums own;
-    add_packed(own, query, sight, shared.rings[warp], packed_pool + packed_place + head * HEAD,
+    add_packed(own, own_factors, tile, sight, shared.packed.rings[warp], packed_pool + packed_place + head * HEAD,
                packed_table + sequence * table_stride, packed_page, begin + warp, min(begin + each, end), lane);
     lower(own);
     __syncthreads();

@@ -9,7 +9,7 @@ constexpr int ROWS = 8 * HALVES;
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float NOTHING = -1e30f;  // below every score
 
-// Which of `products` halves of rows are taken as pairs: half `h` of so many is in product h / 2.
+// Of so many halves of rows; half `h` is in the h / 2-th.
 template <int COUNT>
 constexpr int PRODUCTS = (COUNT + 1) / 2;
 

@@ -16,11 +16,9 @@ constexpr int MAGIC_BITS = 0x4b400000;
 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 
-// Where this lane stands: rows lane / 4 and that plus 8 of a product, which of the four lanes that hold them. `zero` is one that
-// the compiler does not know: what fills operands up stays in registers then, instead of being made anew for every product.
+// Where this lane stands: rows lane / 4 and that plus 8 of a product, and which of the four lanes that hold them.
 struct Lane {
   int row, part;
-  u32 zero;
 };
 
 // COUNT words; those of all lanes begin at multiples of STEP.
@@ -98,7 +96,7 @@ __device__ __forceinline__ u32 to_bf16(float low, float high) {
 
 // a b + c: 16 rows of 32 bytes, and 8 columns of as many. A lane holds rows lane / 4 and that plus 8, of c columns 2 (lane % 4)
 // and the next; of the sum's indices, in each of the words a[0] and b0, a[2] and b1, four of its own. Without `b1` there are 16.
-struct Sums32 {
+struct alignas(16) Sums32 {
   int of[4];
 };
 

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernel of decoding beside the slow form: compiled by NVRTC, its PTX executed on the CPU."""
+"""The CUDA C++ kernel of few tokens beside the slow form: compiled by NVRTC, its PTX executed on the CPU."""
 
 from __future__ import annotations
 
@@ -105,23 +105,31 @@ def plane(text: str, transform: Transform) -> Plane:
 
 def beside_attend(grid: tuple[int, int, int], arguments: Mapping[str, Any], constants: Constants) -> None:
     """``launch``, held to what Triton's kernel makes of the same pages."""
-    results = ("sums", "logs")
-    own = {name: each.clone() if name in results else each for name, each in arguments.items()}
-    interpreted_attend(grid, own, constants)
+    other = {name: each.clone() if name in ("sums", "logs") else each for name, each in arguments.items()}
+    interpreted_attend(grid, other, constants)
     launch(grid, arguments, constants)
-    (sums, logs), (expected, expected_logs) = ([each[name] for name in results] for each in (arguments, own))
-    # Of packed pages nothing is stored of columns that are not.
-    columns = sum(piece[0] for piece in constants["VALUES"])
-    sums[:, :, constants["EXACT_SPLITS"] :, columns:] = 0
-    expected[:, :, constants["EXACT_SPLITS"] :, columns:] = 0
-    errors = (sums - expected).square().mean(-1).sqrt() / expected.square().mean((0, 1, 3)).sqrt()
     # With wide codes a weight has 16 bits, else 8.
     fine = max(piece[3] for piece in constants["VALUES"]) > 4
-    assert errors[:, :, : constants["EXACT_SPLITS"]].nan_to_num().max() < 2e-3
-    assert errors[:, :, constants["EXACT_SPLITS"] :].nan_to_num().max() < (5e-4 if fine else 0.02)
-    seen = expected_logs > float("-inf")
-    assert torch.equal(seen, logs > float("-inf"))
-    assert (logs - expected_logs)[seen].abs().max() < 1e-3
+    # Nothing is stored of columns that no page has.
+    columns = sum(piece[0] for piece in constants["VALUES"])
+    exact, packed = slice(constants["EXACT_SPLITS"]), slice(constants["EXACT_SPLITS"], None)
+    for shares, width, bound in ((exact, constants["D"], 2e-3), (packed, columns, 5e-4 if fine else 0.02)):
+        (found, logs), (expected, expected_logs) = (together(each, shares) for each in (arguments, other))
+        seen = expected_logs > float("-inf")
+        assert torch.equal(seen, logs > float("-inf"))
+        if seen.any():
+            found, expected = found[seen][:, :width], expected[seen][:, :width]
+            errors = (found - expected).square().mean(-1).sqrt() / expected.square().mean().sqrt()
+            assert errors.max() < bound
+            assert (logs - expected_logs)[seen].abs().max() < 1e-3
+
+
+def together(arguments: Mapping[str, Any], shares: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """One share of several: pages are dealt to them otherwise."""
+    logs = arguments["logs"][:, :, shares]
+    total = torch.logsumexp(logs * np.log(2), -1)
+    weights = torch.exp(logs * np.log(2) - total[..., None]).nan_to_num()
+    return (arguments["sums"][:, :, shares] * weights[..., None]).sum(-2), total / np.log(2)
 
 
 EACH = "8x16 7x16 6x16 5x16 4x16 3x16 2x16 1x16"
@@ -144,6 +152,38 @@ def test_calibrated_levels(keys: str, values: str, shape: Shape, monkeypatch: py
     hold(*case.run(0, Tiling(1, 32, 1, 2)), keys)
 
 
+TILES = [
+    # Chains over the borders of pages, where tokens of a tile see pages in different forms.
+    (Shape(("tq3",), kv_heads=2, group=2, head_dim=128, page_tokens=32, recent_pages=0), False, None, 4),
+    # Trees, with a chain beside them.
+    (Shape(("tq4",), group=3, page_tokens=32), True, None, 8),
+    # Windows that end within a page for some tokens, and behind it for others.
+    (Shape(("tq2",), group=1, page_tokens=64, recent_pages=0), False, 60, 6),
+    (Shape(("tq3",), group=4, page_tokens=32, recent_pages=0), True, 35, 8),
+]
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize(("shape", "tree", "window", "tokens"), TILES)
+def test_tiles_of_several_tokens(shape: Shape, tree: bool, window: int | None, tokens: int) -> None:
+    border = 3 * shape.page_tokens
+    pasts = [Past(border - 3, tokens, tree), Past(border - 1, 1), Past(border + 20, tokens + 3), Past(0, 2)]
+    case = Case(shape, pasts, seed=tokens, launch=beside_attend)
+    hold(*case.run(0, Tiling(tokens, 32, 1, 2, tree), window))
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_tiles_at_a_calibrated_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 rows, whose factors lie in shared memory."""
+    own = LayerCache(
+        level="ct3", keys=plane("7x16 6x32 4x16", "dense"), values=plane("8x16 3x32", "diagonal")
+    )
+    monkeypatch.setattr(levels, "draw_layer", lambda *_: own)
+    shape = Shape(("ct3",), group=4, head_dim=64, page_tokens=32, recent_pages=0)
+    case = Case(shape, [Past(97, 8, tree=True), Past(127, 5)], scale=0.3, launch=beside_attend)
+    hold(*case.run(0, Tiling(8, 32, 1, 1, tree=True)))
+
+
 def test_sequences_that_compress_nothing() -> None:
     shape = Shape(("tq3",), page_tokens=32)
     case = Case(shape, [Past(100, 1, whole=True), Past(100, 1)], launch=launch)
@@ -160,7 +200,9 @@ def test_other_launches_are_left_to_triton() -> None:
     assert cuda_decode.serves(constants("ct3"))
     for level in ("bf16", "fp8", "int8", "k8v4"):
         assert not cuda_decode.serves(constants(level)), level
-    for changes in ({"head_dim": 96}, {"page_tokens": 16}, {"group": 17}, {"head_dim": 256}):
+    for changes in ({"head_dim": 96}, {"page_tokens": 16}, {"group": 33}, {"head_dim": 256}):
         assert not cuda_decode.serves(constants("tq3", **changes)), changes
-    assert not cuda_decode.serves(constants("tq3", tokens=8))
+    assert cuda_decode.serves(constants("tq3", tokens=8))
+    assert not cuda_decode.serves(constants("tq3", tokens=8, group=5))
+    assert not cuda_decode.serves(constants("tq3", tokens=16, group=1))
     assert not cuda_decode.serves(constants("tq3") | {"EVICTS": True})

@@ -23,12 +23,17 @@ ARGUMENTS = (
 """As the kernel takes them: those of ``attend`` without what only sequences that evict have."""
 BLOCK = 32
 """Cached tokens at a time."""
-MOST_ROWS = 16
+MOST_TOKENS = 8
+MOST_ROWS = 32
 """Of a tile: tokens times the query heads of a key-value head."""
+REGISTER_ROWS = 16
+"""Whose factors registers hold."""
 COLUMNS = (64, 128)
 WARPS = 2
 SHARED = 40 << 10
-"""Bytes of shared memory for pages on their way: what a block may have unasked is 48 KiB."""
+"""Bytes of shared memory for pages on their way and factors: what a block may have unasked is 48 KiB."""
+OPERAND = 512
+"""Bytes of a product's left operand."""
 MOST_BYTE = 127
 WORD_NIBBLES = 8
 LEAST_STAGES, MOST_STAGES = 2, 5
@@ -36,16 +41,17 @@ LEAST_STAGES, MOST_STAGES = 2, 5
 
 
 def serves(constants: Constants) -> bool:
-    """Whether the kernel does what ``attend`` does with ``constants``."""
+    """Whether the kernel does what ``attend`` does with ``constants``, and spills no registers."""
     return (
-        constants["TOKENS"] == 1
+        constants["TOKENS"] <= MOST_TOKENS
         and not constants["EVICTS"]
         and constants["SPLITS"] > constants["EXACT_SPLITS"]
-        and constants["TOKENS"] * constants["GROUP"] <= MOST_ROWS
+        and _rows(constants) <= MOST_ROWS
         and constants["D"] in COLUMNS
         and constants["PAGE"] % BLOCK == 0
         and _stages(constants) >= LEAST_STAGES
         and all(_codes(constants[f"{side}S"], constants[f"{side}_SCALES"]) for side in ("KEY", "VALUE"))
+        and not _spills(constants)
     )
 
 
@@ -69,8 +75,7 @@ def header(constants: Constants, queries: Dtype) -> str:
             *("EXACT_SPLITS", "SPLITS", "SEGMENTS", "HEAD", "KEY_SCALES", "VALUE_SCALES"),
         )
     }
-    wide = constants["TOKENS"] * constants["GROUP"] > MOST_ROWS // 2
-    numbers |= {"WARPS": WARPS, "RESIDENT": (8 if wide else 12) // WARPS, "STAGES": _stages(constants)}
+    numbers |= {"WARPS": WARPS, "RESIDENT": _resident(constants), "STAGES": _stages(constants)}
     lines = ["#pragma once", '#include "piece.cuh"']
     lines += [f"constexpr int {name} = {int(number)};" for name, number in numbers.items()]
     lines += _tables()
@@ -94,8 +99,35 @@ def _strip(strip: StripPlace) -> str:
     return f"{{{', '.join(str(number) for number in (bits, *(place // own for place in places)))}}}"
 
 
+def _spills(constants: Constants) -> bool:
+    """Whether sums of all columns leave no registers: of more than 24 rows, where factors and weights are of
+    two bytes."""
+    values = constants["VALUES"]
+    columns, most = sum(piece[0] for piece in values), max(piece[3] for piece in values)
+    return _rows(constants) > 24 and constants["SEGMENTS"] > 1 and most > STRIP_BITS and columns > 112
+
+
+def _resident(constants: Constants) -> int:
+    """Blocks of a multiprocessor: as many as spill no registers."""
+    if _rows(constants) > REGISTER_ROWS:
+        return 4
+    return 4 if _rows(constants) > REGISTER_ROWS // 2 and constants["SEGMENTS"] > 1 else 6
+
+
 def _stages(constants: Constants) -> int:
-    return min(MOST_STAGES, SHARED // (WARPS * WORD * int(constants["HEAD"])))
+    left = SHARED // WARPS - _operands(constants)
+    return min(MOST_STAGES, left // (WORD * int(constants["HEAD"])))
+
+
+def _operands(constants: Constants) -> int:
+    """Bytes of shared memory for a warp's factors: those of more than 16 rows, of two bytes with segments."""
+    halves = -(-_rows(constants) // 8) * (2 if constants["SEGMENTS"] > 1 else 1)
+    steps = sum(max(1, piece[0] // BLOCK) for piece in constants["KEYS"])
+    return steps * -(-halves // 2) * OPERAND if _rows(constants) > REGISTER_ROWS else 0
+
+
+def _rows(constants: Constants) -> int:
+    return int(constants["TOKENS"] * constants["GROUP"])
 
 
 def _tables() -> Iterator[str]:
