@@ -1,11 +1,12 @@
-"""The CUDA kernels of the cache, compiled ahead of time: docs/cuda-kernels.md. No GPU is needed; minutes.
+"""CUDA kernels compiled ahead of time: docs/cuda-kernels.md. No GPU is needed; minutes.
 
     python benchmarks/cuda_kernels.py [--cache FOLDER] [--only tq3] [--digest]
 
-For each variant and architecture: registers and stack of a thread, shared memory, and, of attention, the
-instructions that are issued in the loop over packed pages, per number of the cache: warp instructions times
-32 lanes, over the keys and values that the program passes in one round. They are counted in the disassembled
-cubin: all between the loop's label and its jump back."""
+For each variant and architecture: registers and stack of a thread, shared memory, and, of attention and of
+products with few rows, the instructions that are issued in the loop over packed pages or over tiles, per
+number of the cache or of the weights: warp instructions times 32 lanes, over the numbers that the program
+passes in one round. They are counted in the disassembled cubin: all between the loop's label and its jump
+back."""
 
 from __future__ import annotations
 
@@ -17,15 +18,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 from infer_compile.catalog.cuda_kernels import load_kernel_runs, sources_digest
+from infer_compile.catalog.facts import load_facts
 from infer_compile.catalog.target import Target, load_target
 from infer_compile.codegen import cuda_constants as constants
-from infer_compile.codegen import cuda_decode, nvrtc
+from infer_compile.codegen import cuda_decode, cuda_skinny, nvrtc
 from infer_compile.codegen import cuda_latent as latent
 from infer_compile.codegen.cubins import ARCHITECTURES, Compiled, Variant, compile_kernel, disassemble
 from infer_compile.codegen.cuda_constants import Launch, Tiling
+from infer_compile.codegen.tilings import product_tilings
 from infer_compile.lower.signs import signs
+from infer_compile.planner.performance.latency import slots_per_second
 from infer_compile.runtime.formats.kv import LEVELS, CacheLayout, LevelName, uniform
 from infer_compile.runtime.formats.latent import LatentLayout, LatentLevel
+from infer_compile.runtime.formats.weights import weight_format
 from infer_compile.runtime.kv.codec import FP8_MOST
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cuda-kernels.md"
@@ -36,28 +41,27 @@ LATENT = (80, 90, 100)
 LATENT_HEADS = 128
 LATENT_STEP = 192
 """Numbers of a head's query: 128 without and 64 with a rotary embedding."""
-FLOPS_PER_SLOT = 32
-"""Dense bf16 operations of tensor cores in the time of one lane's instruction, on Hopper: a multiprocessor
-does 4,096 a clock and issues for 128 lanes (NVIDIA H100 Tensor Core GPU Architecture, 2022)."""
 HEAD = """\
-# CUDA kernels of the cache
+# CUDA kernels of the cache, and of products with few rows
 
 Append, seal, query, attend and merge, and those of latent attention
 ([kernels/cuda](../kernels/cuda/README.md)), compiled ahead of time by
-Triton {triton}, and decode, which is what attend computes for few tokens, in CUDA C++ by NVRTC {nvrtc};
+Triton {triton}, and decode and skinny, which are what attend computes for few tokens and linear for up to 16
+rows, in CUDA C++ by NVRTC {nvrtc};
 for every architecture, without a GPU: `python benchmarks/cuda_kernels.py` writes this page.
 Their results are held to the slow form by Triton's interpreter (`tests/engine/test_cuda_cache.py`: every
 level, heads of 64 to 256, groups of 1 to 16, pages of 16 to 128, chains, trees, windows, ragged batches;
 `tests/engine/test_cuda_latent.py`),
 and what the compilers made of them by an interpreter of PTX (`tests/engine/test_decode.py`,
-`test_cuda_compiled.py`).
+`test_skinny.py`, `test_cuda_compiled.py`).
 
 {verified}
 
 Nothing spills: a thread's stack is empty. *Slots* are the
 instructions issued per number of the cache in the loop over packed pages (of `bf16`, over its exact pages;
-of decode with what it does only where the largest score rises),
-in lanes; what an H200 has left for each number if attention is to run at the speed of its memory
+of decode with what it does only where the largest score rises), or per weight in the loop over tiles (of
+skinny for up to eight rows),
+in lanes; what an H200 has left for each number if the kernel is to run at the speed of its memory
 ({bandwidth:.1f} TB/s against {slots:.1f}e12 instructions of lanes a second, from targets/h200-sxm.yaml)
 stands beside it. Where slots exceed that, arithmetic says that issuing instructions takes so much longer than
 reading the pages; no speed was measured. bf16 read at the speed of memory takes the time of {exact:.1f} slots
@@ -70,14 +74,15 @@ a number: `tq3` is faster as far as it stays below, and as much faster as its sl
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A variant, on which architectures it is compiled, and for attention how many numbers a round passes."""
+    """A variant, on which architectures it is compiled, and how many numbers of the cache or of the weights a
+    round passes."""
 
     name: str
     variant: Variant
     architectures: tuple[int, ...]
     numbers: int = 0
     bits: float | None = None
-    """Of one number of the cache, where attention reads it."""
+    """Of one of these numbers."""
 
 
 def main() -> None:
@@ -111,7 +116,7 @@ def rows() -> Iterator[Row]:
     yield _attend("attend tq3, decode", tq3, (90,))
     for level in ("fp8", "int8"):
         yield _attend(f"attend {level}, decode", LEVELS[level], FEW)
-    yield _decode("decode ct3", LEVELS["ct3"], FEW)
+    yield _decode("decode ct3", LEVELS["ct3"], (80, 90))
     for head_dim in (96, 256):
         yield _decode(f"decode tq3, heads of {head_dim}", tq3, (90,), head_dim)
     yield _decode("decode tq3, trees of 8", tq3, (80, 90), tokens=8)
@@ -123,9 +128,11 @@ def rows() -> Iterator[Row]:
         variant = Variant("seal", sealed, warps=constants.SEAL_WARPS)
         yield Row(f"seal {level}", variant, FEW if level == "tq3" else (90,))
     yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4)), (90,))
-    merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1))
+    merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1)) | {"scales": None}
     yield Row("merge tq3", Variant("merge", merged), (90,))
     yield from _latents()
+    for bits, architectures in ((4, (80, 90)), (8, (90,))):
+        yield _skinny(f"skinny int{bits}", bits, architectures)
 
 
 def _tiling(head_dim: int, group: int, tokens: int) -> Tiling:
@@ -193,6 +200,17 @@ def _decode(
     return Row(name, variant, architectures, cuda_decode.WARPS * 2 * cuda_decode.BLOCK * head_dim, bits)
 
 
+def _skinny(name: str, bits: int, architectures: tuple[int, ...]) -> Row:
+    """Of a matrix of Llama 3.1 8B, behind the gate of a layer."""
+    form = weight_format("int4-rtn" if bits == 4 else "int8", 64)
+    rows, cols = 4096, 14336
+    _, cut = product_tilings(rows, cols, form)[0]
+    own = {"ROWS": rows, "COLS": cols, "BITS": bits, "GROUP": form.group, "ROUNDED": True}
+    variant = Variant("skinny", own | cut | {"BIAS": False, "ADD": True}, cut["warps"])
+    numbers = cut["warps"] * cuda_skinny.PASSED * 8 // bits
+    return Row(name, variant, architectures, numbers, form.bits_per_weight)
+
+
 def _layout(level: LevelName, head_dim: int) -> CacheLayout:
     return CacheLayout(
         level=level,
@@ -209,17 +227,21 @@ def _layout(level: LevelName, head_dim: int) -> CacheLayout:
 def _line(row: Row, compiled: Compiled, cache: Path) -> str:
     slots = bound = ""
     if row.bits is not None:
-        # Only packed pages are multiplied as integers.
-        product = "IMMA" if row.variant.kernel == "decode" else "MMA"
-        count = longest_loop(disassemble(compiled, cache), product)
+        text = disassemble(compiled, cache)
+        if row.variant.kernel == "skinny":
+            # The longer one is of more than eight rows.
+            count = min(loops(text, "IMMA"))
+        else:
+            # Of decode, only packed pages are multiplied as integers.
+            count = max(loops(text, "IMMA" if row.variant.kernel == "decode" else "MMA"))
         slots = f"{count * row.variant.warps * WARP / row.numbers:.1f}"
         bound = f"{_bound(row.bits):.1f}"
     cells = (row.name, f"sm_{compiled.capability}", compiled.registers, compiled.stack, compiled.shared)
     return "| " + " | ".join(str(cell) for cell in (*cells, slots, bound)) + " |"
 
 
-def longest_loop(disassembly: str, product: str = "MMA") -> int:
-    """Instructions between a label and the jump back to it, of the longest loop that multiplies matrices."""
+def loops(disassembly: str, product: str = "MMA") -> list[int]:
+    """Instructions between a label and the jump back to it, of each loop that multiplies matrices."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
     for line in disassembly.splitlines():
@@ -227,14 +249,14 @@ def longest_loop(disassembly: str, product: str = "MMA") -> int:
             labels[label[1]] = len(instructions)
         elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
             instructions.append(instruction[1])
-    longest = 0
+    found = []
     for end, text in enumerate(instructions):
         jump = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", text)
         begin = labels.get(jump[1], end + 1) if jump else end + 1
         body = instructions[begin : end + 1]
         if any(product in line for line in body):
-            longest = max(longest, len(body))
-    return longest
+            found.append(len(body))
+    return found
 
 
 def _h200() -> Target:
@@ -247,7 +269,7 @@ def _bound(bits: float) -> float:
 
 
 def _slots_per_second() -> float:
-    return _h200().rates.bf16_tflops * 1e12 / FLOPS_PER_SLOT
+    return slots_per_second(_h200(), load_facts().coefficients)
 
 
 def _head() -> str:

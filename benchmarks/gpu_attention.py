@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 
-from cuda_kernels import FLOPS_PER_SLOT
 from gpu_apart import apart
 from gpu_cache import COPIED
 from gpu_peers import NUMBER_BYTES, PEERS, Absent, vllm
@@ -38,7 +37,9 @@ from gpu_record import EVERY, record
 from gpu_subjects import BESIDE, Case, Heads, Subject, level_subject, needed_bytes, prepared
 from gpu_timer import Timer
 from infer_compile.catalog.cuda_kernels import Kernel
+from infer_compile.catalog.facts import load_facts
 from infer_compile.catalog.target import load_target
+from infer_compile.planner.performance.latency import slots_per_second
 from infer_compile.runtime.formats.kv import LEVELS
 
 TOLERANCE = 0.02
@@ -243,7 +244,8 @@ def figures(
     if not difference(subject.output(), expected) <= TOLERANCE:
         return row | {"error": WRONG}
     numbers = 2 * case.batch * case.context * heads.count * heads.size
-    issued = numbers * (subject.slots or 0.0) / slots_per_second(given.target)
+    slots = slots_per_second(load_target(given.target, Path()), load_facts().coefficients)
+    issued = numbers * (subject.slots or 0.0) / slots
     return row | {
         "seconds": seconds,
         "gbs": subject.bytes / seconds / 1e9,
@@ -275,10 +277,6 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Of the worst head; not a number where the output holds one."""
     apart = (found - expected).square().mean(-1).sqrt().max()
     return float(apart / expected.square().mean().sqrt())
-
-
-def slots_per_second(target: str) -> float:
-    return (load_target(target, Path()).rates.bf16_tflops or 0.0) * 1e12 / FLOPS_PER_SLOT
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from gpu_cache import COPIED, Contents, Places, limits_of, spread
 from gpu_engine import folder_of, opened, prepare, tables_of
 from infer_compile.codegen import cuda_decode
 from infer_compile.codegen.cubins import Compiled, disassemble
+from infer_compile.codegen.gpu_cubins import by_nvrtc
 from infer_compile.codegen.gpu_engine import CUBINS
 from infer_compile.codegen.launches import step_table
 from infer_compile.graph.build import build
@@ -184,10 +185,7 @@ def level_subject(
 def kernels_of(table: StepTable, ahead: bool) -> tuple[str, ...]:
     """What is launched, by the files in kernels/cuda."""
     return tuple(
-        "decode"
-        if ahead and launch.kernel == "attend.attend" and cuda_decode.serves(launch.constants)
-        else launch.kernel.partition(".")[0]
-        for launch in table.launches()
+        (ahead and by_nvrtc(launch)) or launch.kernel.partition(".")[0] for launch in table.launches()
     )
 
 
@@ -222,7 +220,7 @@ def read_bytes(layout: CacheLayout, context: int) -> int:
 def slots_of(place: Path, table: StepTable, device: str, work: Path) -> float | None:
     """Instructions of lanes per number in the loop of ``attend``, or of what stands for it, counted in its
     cubin."""
-    from cuda_kernels import WARP, longest_loop
+    from cuda_kernels import WARP, loops
 
     if torch.device(device).type != "cuda":
         return None
@@ -239,4 +237,4 @@ def slots_of(place: Path, table: StepTable, device: str, work: Path) -> float | 
     blocks = launch.constants["BLOCK"]
     if cubin.entry == cuda_decode.ENTRY:
         blocks = 2 * cuda_decode.WARPS * cuda_decode.BLOCK
-    return longest_loop(text) * cubin.warps * WARP / (2 * blocks * launch.constants["D"])
+    return max(loops(text)) * cubin.warps * WARP / (2 * blocks * launch.constants["D"])

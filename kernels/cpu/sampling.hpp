@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <vector>
 
 #include "abi.h"
@@ -22,9 +23,31 @@ inline float uniform(uint64_t seed, int position) {
 struct Candidate {
   float logit;
   int token;
-  bool operator<(const Candidate& other) const {
-    return logit > other.logit || (logit == other.logit && token < other.token);
+  float weight;  // of the likeliest: 1
+  static bool before(const Candidate& one, const Candidate& other) {
+    return one.logit > other.logit || (one.logit == other.logit && one.token < other.token);
   }
+};
+
+// Candidates in their order, the likeliest first, sorted as far as they are asked for: a draw mostly wants a few of all
+// tokens. A heap whose top is the next one; those that were taken stand behind it, the last one first.
+class Order {
+ public:
+  explicit Order(std::vector<Candidate>& pool) : pool_(pool) { std::make_heap(pool.begin(), pool.end(), after); }
+
+  // The candidate `index`, below the pool's size.
+  const Candidate& operator[](size_t index) {
+    for (; taken_ <= index; ++taken_) std::pop_heap(pool_.begin(), pool_.end() - std::ptrdiff_t(taken_), after);
+    return pool_[pool_.size() - 1 - index];
+  }
+
+ private:
+  static bool after(const Candidate& one, const Candidate& other) {
+    return Candidate::before(other, one);
+  }
+
+  std::vector<Candidate>& pool_;
+  size_t taken_ = 0;
 };
 
 inline void adjust(const ic_sequence& s, float* logits) {
@@ -51,32 +74,36 @@ inline int sample(const ic_sequence& s, float* logits, int vocabulary, int posit
   const float least = most - s.temperature * (25.0f + std::log(float(vocabulary)));
   pool.clear();
   for (int token = 0; token < vocabulary; ++token)
-    if (allowed(token) && logits[token] >= least) pool.push_back({logits[token], token});
-  size_t keep = s.top_k > 0 && size_t(s.top_k) < pool.size() ? size_t(s.top_k) : pool.size();
-  std::partial_sort(pool.begin(), pool.begin() + ptrdiff_t(keep), pool.end());
-  pool.resize(keep);
-
-  double total = 0;
-  for (auto& candidate : pool) {
-    candidate.logit = std::exp((candidate.logit - most) / s.temperature);  // from here on a weight, at most 1
-    total += candidate.logit;
+    if (allowed(token) && logits[token] >= least) pool.push_back({logits[token], token, 0});
+  size_t keep = pool.size();
+  if (s.top_k > 0 && size_t(s.top_k) < keep) {
+    keep = size_t(s.top_k);
+    std::partial_sort(pool.begin(), pool.begin() + std::ptrdiff_t(keep), pool.end(), Candidate::before);
+    pool.resize(keep);
   }
+  double total = 0;  // of the weights of those that are kept
+  for (Candidate& candidate : pool) {
+    candidate.weight = std::exp((candidate.logit - most) / s.temperature);
+    total += candidate.weight;
+  }
+  Order order(pool);
   if (s.top_p < 1) {
-    double sum = 0;
-    size_t i = 0;
-    while (i < keep && sum < double(s.top_p) * total) sum += pool[i++].logit;
-    keep = std::max<size_t>(i, 1);
+    const double wanted = double(s.top_p) * total;
+    total = 0;
+    for (keep = 0; keep < pool.size() && (keep == 0 || total < wanted); ++keep) total += order[keep].weight;
   }
-  while (keep > 1 && pool[keep - 1].logit < s.min_p) --keep;
-  total = 0;
-  for (size_t i = 0; i < keep; ++i) total += pool[i].logit;
+  if (s.min_p > 0) {
+    const size_t end = keep;
+    total = order[0].weight;
+    for (keep = 1; keep < end && order[keep].weight >= s.min_p; ++keep) total += order[keep].weight;
+  }
   const double target = double(uniform(s.seed, position)) * total;
   double sum = 0;
   for (size_t i = 0; i < keep; ++i) {
-    sum += pool[i].logit;
-    if (sum > target) return pool[i].token;
+    sum += order[i].weight;
+    if (sum > target) return order[i].token;
   }
-  return pool[keep - 1].token;
+  return order[keep - 1].token;
 }
 
 }  // namespace ic

@@ -78,27 +78,6 @@ __device__ __forceinline__ void open(const Four<P.upper>& upper, const Four<P.lo
   }
 }
 
-// COUNT words; those of all lanes begin at multiples of STEP.
-template <int COUNT, int STEP = COUNT>
-__device__ __forceinline__ void load(const u32* from, u32* to) {
-  if constexpr (COUNT % 4 == 0 && STEP % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i += 4) {
-      const uint4 four = *reinterpret_cast<const uint4*>(from + i);
-      to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
-    }
-  } else if constexpr (COUNT % 2 == 0 && STEP % 2 == 0) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i += 2) {
-      const uint2 two = *reinterpret_cast<const uint2*>(from + i);
-      to[i] = two.x, to[i + 1] = two.y;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) to[i] = from[i];
-  }
-}
-
 // What a lane reads of the keys of a block in the page `head`, of which `inside` tokens lie before it: of the lane.row-th four
 // tokens of the block, the lane.part-th CHUNKS times eight columns. Of 16 columns there are two eights: of four lanes the first two
 // have the beginnings of words, the others what is left.

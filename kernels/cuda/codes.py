@@ -200,6 +200,17 @@ def open_fp8(stored):
 
 
 @triton.jit
+def product_e4m3(a, b):
+    """``a @ b`` of float8 e4m3 as bytes on tensor cores, summed in float32 after every instruction."""
+    if INTERPRETED:
+        sums = tl.dot(open_fp8(a).to(tl.float32), open_fp8(b).to(tl.float32))
+        return sums * (FP8_UNIT * FP8_UNIT)
+    else:
+        left, right = a.to(tl.float8e4nv, bitcast=True), b.to(tl.float8e4nv, bitcast=True)
+        return tl.dot(left, right, max_num_imprecise_acc=0)
+
+
+@triton.jit
 def close_fp8(x, MOST: tl.constexpr):
     """float32 to float8 e4m3 as bytes, to the nearest, ties to even, held to ``MOST``."""
     held = tl.minimum(tl.abs(x), MOST)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .bf16 import product
+from .codes import product_e4m3
 from .linear import sum_products
 
 
@@ -97,6 +98,45 @@ def multiply(
         tl.store(output + choice[:, None] * ROWS + n[None, :], total, mask=inside)
 
 
+@triton.jit
+def multiply_e4m3(
+    input,
+    scales,
+    weight,
+    weight_scales,
+    choices,
+    owners,
+    output,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    SHARED: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The same from bytes of e4m3 numbers: ``scales`` has one for each row of ``input``, ``weight_scales``
+    one for each row of the experts."""
+    tile = tl.program_id(1)
+    expert = tl.load(owners + tile)
+    if expert >= 0:
+        choice = tl.load(choices + tile * TILE + tl.arange(0, TILE)).to(tl.int64)
+        n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        m = tl.maximum(choice, 0) // SHARED
+        row = expert.to(tl.int64) * ROWS + n
+        total = tl.zeros([TILE, BLOCK_N], tl.float32)
+        for first in range(0, COLS, BLOCK_K):
+            k = first + tl.arange(0, BLOCK_K)
+            left = (choice >= 0)[:, None] & (k < COLS)[None, :]
+            right = (n < ROWS)[:, None] & (k < COLS)[None, :]
+            values = tl.load(input + m[:, None] * COLS + k[None, :], mask=left, other=0)
+            factors = tl.load(weight + row[:, None] * COLS + k[None, :], mask=right, other=0)
+            total += product_e4m3(values, tl.trans(factors))
+        total *= tl.load(scales + m)[:, None]
+        total *= tl.load(weight_scales + row, mask=n < ROWS, other=0.0)[None, :]
+        inside = (choice >= 0)[:, None] & (n < ROWS)[None, :]
+        tl.store(output + choice[:, None] * ROWS + n[None, :], total, mask=inside)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def multiply_codes(
     input,
@@ -133,14 +173,12 @@ def multiply_codes(
             m,
             n,
             expert * ROWS,
-            0,
             inputs,
             ROWS,
             COLS,
             BITS,
             GROUP,
             ROUNDED,
-            1,
             TILE,
             BLOCK_N,
         )

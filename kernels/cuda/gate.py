@@ -1,36 +1,36 @@
-"""``silu(gate) * up``, rounded for the product that reads it."""
+"""``silu(gate) * up``, times what counts of it, rounded for the product that reads it."""
 
 import triton
 import triton.language as tl
 
-from .operand import store_e4m3, store_operand, store_scale
+from .operand import store_row
 
 
 @triton.jit
 def gate(
     input,
+    portion,
     operand,
     scales,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     E4M3: tl.constexpr,
+    PORTION: tl.constexpr,
 ):
-    """Grid (rows, blocks of a row); with E4M3 a program goes over all blocks of a row, once for its scale. A
-    row of ``input`` holds WIDTH gates, then what they are for."""
+    """Grid (rows, blocks of a row); with E4M3 (rows,). A row of ``input`` holds WIDTH gates, then what they
+    are for; with PORTION all of it is times the sigmoid of the row's number in ``portion``."""
     row = tl.program_id(0).to(tl.int64)
-    if E4M3:
-        largest = tl.zeros([BLOCK], tl.float32)
-        for first in range(0, WIDTH, BLOCK):
-            largest = tl.maximum(largest, tl.abs(gated(input, row, first, WIDTH, BLOCK)))
-        inverse = store_scale(scales, row, tl.max(largest, axis=0))
-        for first in range(0, WIDTH, BLOCK):
-            values = gated(input, row, first, WIDTH, BLOCK)
-            store_e4m3(operand, row, first, values, inverse, WIDTH, BLOCK)
+    if PORTION:
+        store_row(operand, scales, row, portioned, (input, portion), WIDTH, BLOCK, GROUP, E4M3)
     else:
-        first = tl.program_id(1) * BLOCK
-        values = gated(input, row, first, WIDTH, BLOCK)
-        store_operand(operand, scales, row, first, values, WIDTH, BLOCK, GROUP, E4M3)
+        store_row(operand, scales, row, gated, input, WIDTH, BLOCK, GROUP, E4M3)
+
+
+@triton.jit
+def portioned(source, row, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """``gated`` times the sigmoid."""
+    return gated(source[0], row, first, WIDTH, BLOCK) / (1.0 + tl.exp(-tl.load(source[1] + row)))
 
 
 @triton.jit

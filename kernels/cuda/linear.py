@@ -63,31 +63,27 @@ def sum_products(
     m,
     n,
     first,
-    share,
     rows,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ROUNDED: tl.constexpr,
-    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """[BLOCK_M, BLOCK_N]: products of the inputs ``m``, zero from ``rows`` on, with the weight rows
-    ``first + n``, of one share of the inputs. A matrix of ROWS begins at ``first``, a multiple of 16."""
+    ``first + n``. A matrix of ROWS begins at ``first``, a multiple of 16."""
     HELD: tl.constexpr = 8 // BITS
     TILES: tl.constexpr = (COLS // GROUP + HELD - 1) // HELD
-    SHARE: tl.constexpr = (TILES + SPLIT - 1) // SPLIT
     PADDED: tl.constexpr = (ROWS + 15) // 16 * 16
     block = ((first + n) // 16).to(tl.int64)
     place = weight + block[:, None] * (TILES * 16 * GROUP)
     place += (n % 16)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     scale_place = weight_scales + block * (TILES * HELD * 16) + n % 16
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for index in range(SHARE):
-        tile = share * SHARE + index
-        held = n < tl.where(tile < TILES, PADDED, 0)
+    held = n < PADDED
+    for tile in range(TILES):
         bytes = tl.load(place + tile * (16 * GROUP), mask=held[:, None], other=0)
         factor = tl.load(scale_place + tile * (HELD * 16), mask=held, other=0.0).to(tl.float32)
         if BITS == 8:
@@ -111,7 +107,6 @@ def linear(
     weight_scales,
     bias,
     output,
-    parts,
     rows,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -120,16 +115,13 @@ def linear(
     ROUNDED: tl.constexpr,
     BIAS: tl.constexpr,
     ADD: tl.constexpr,
-    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Grid (blocks of weight rows, blocks of input ``rows``, SPLIT). With ROUNDED inputs are int8 with
-    ``scales``, else bf16. With SPLIT > 1 each share of the inputs writes its sums to ``parts``
-    [SPLIT, rows, ROWS], and ``merge_shares`` finishes."""
+    """Grid (blocks of weight rows, blocks of input ``rows``). With ROUNDED inputs are int8 with ``scales``,
+    else bf16. skinny.cu does the same for few rows."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    share = tl.program_id(2)
     total = sum_products(
         input,
         scales,
@@ -138,50 +130,19 @@ def linear(
         m,
         n,
         0,
-        share,
         rows,
         ROWS,
         COLS,
         BITS,
         GROUP,
         ROUNDED,
-        SPLIT,
         BLOCK_M,
         BLOCK_N,
     )
     inside = (m < rows)[:, None] & (n < ROWS)[None, :]
     target = m[:, None] * ROWS + n[None, :]
-    if SPLIT > 1:
-        tl.store(parts + share.to(tl.int64) * rows * ROWS + target, total, mask=inside)
-    else:
-        if BIAS:
-            total += tl.load(bias + n, mask=n < ROWS, other=0.0).to(tl.float32)[None, :]
-        if ADD:
-            total += tl.load(output + target, mask=inside, other=0.0)
-        tl.store(output + target, total, mask=inside)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def merge_shares(
-    parts,
-    bias,
-    output,
-    rows,
-    ROWS: tl.constexpr,
-    BIAS: tl.constexpr,
-    ADD: tl.constexpr,
-    SPLIT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Grid (rows, blocks of a row): shares summed in their order, whoever was first."""
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < ROWS
-    total = tl.zeros([BLOCK], tl.float32)
-    for share in range(SPLIT):
-        total += tl.load(parts + (share * rows + row) * ROWS + columns, mask=inside, other=0.0)
     if BIAS:
-        total += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+        total += tl.load(bias + n, mask=n < ROWS, other=0.0).to(tl.float32)[None, :]
     if ADD:
-        total += tl.load(output + row * ROWS + columns, mask=inside, other=0.0)
-    tl.store(output + row * ROWS + columns, total, mask=inside)
+        total += tl.load(output + target, mask=inside, other=0.0)
+    tl.store(output + target, total, mask=inside)

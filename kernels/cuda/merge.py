@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 
 from .bf16 import to_bf16
+from .codes import rint
+from .operand import step_of
 from .rotation import hadamard
 from .transform import load_piece, restore_dense
 
@@ -18,6 +20,7 @@ def merge(
     table,
     means,
     out,
+    scales,
     out_stride,
     GROUP: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -29,9 +32,11 @@ def merge(
     MEANS: tl.constexpr,
     VALUES: tl.constexpr,
     WIDTHS: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     """Grid (rows, kv_heads). ``sums`` [rows, heads, SPLITS, D] and ``logs`` [rows, heads, SPLITS] of
-    attend.py to ``out`` [rows, heads, D], bfloat16 or float32; zeros where ``slots`` [rows] is negative.
+    attend.py to ``out`` [rows, heads, D], bfloat16 or float32, or with ROUND int8 with ``scales`` of so many
+    neighbours (operand.py); zeros where ``slots`` [rows] is negative.
     ``table`` and ``means`` [kv_heads, D] are those of calibrated values: ``decode`` or ``scale``, and what
     was taken away."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -60,9 +65,10 @@ def merge(
             packed = _add(packed, sums + (whose * SPLITS + split) * D, weight, real, VALUES)
         plain = _restored(plain, packed, signs, table, head, D, COLUMNS, TRANSFORM, VALUES, WIDTHS)
     inverse = 1.0 / total
-    target = out + row * out_stride + (head * GROUP + member) * D
+    place = row * out_stride + (head * GROUP + member) * D
     for i in tl.static_range(len(WIDTHS)):
-        _store(target, plain[i] * inverse[:, None], means + head * D, real, used, MEANS, WIDTHS[i])
+        numbers = plain[i] * inverse[:, None]
+        _store(out, scales, place, numbers, means + head * D, real, used, MEANS, WIDTHS[i], ROUND)
 
 
 @triton.jit
@@ -125,12 +131,31 @@ def _turned(
 
 
 @triton.jit
-def _store(target, numbers, means, real, used, MEANS: tl.constexpr, PIECE: tl.constexpr):
+def _store(
+    out,
+    scales,
+    place,
+    numbers,
+    means,
+    real,
+    used,
+    MEANS: tl.constexpr,
+    PIECE: tl.constexpr,
+    ROUND: tl.constexpr,
+):
     columns: tl.constexpr = PIECE[0]
     own = PIECE[1] + tl.arange(0, columns)
     if MEANS:
         numbers += tl.load(means + own)[None, :]
     numbers = tl.where(real[:, None], numbers, 0.0)
-    if target.dtype.element_ty == tl.bfloat16:
+    if ROUND:
+        height: tl.constexpr = numbers.shape[0]
+        groups: tl.constexpr = columns // ROUND
+        grouped = tl.reshape(numbers, [height, groups, ROUND])
+        scale, inverse = step_of(tl.max(tl.abs(grouped), axis=2), 127.0)
+        first = (place + PIECE[1]) // ROUND
+        tl.store(scales + first[:, None] + tl.arange(0, groups)[None, :], scale, mask=used[:, None])
+        numbers = tl.reshape(rint(grouped * inverse[:, :, None]), [height, columns]).to(tl.int8)
+    elif out.dtype.element_ty == tl.bfloat16:
         numbers = to_bf16(numbers)
-    tl.store(target[:, None] + own[None, :], numbers, mask=used[:, None])
+    tl.store(out + place[:, None] + own[None, :], numbers, mask=used[:, None])

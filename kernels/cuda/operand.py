@@ -12,6 +12,33 @@ from .codes import close_fp8, rint
 
 
 @triton.jit
+def store_row(
+    operand,
+    scales,
+    row,
+    values: tl.constexpr,
+    source,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    E4M3: tl.constexpr,
+):
+    """What the function ``values`` makes of ``source``, ``row`` and a first column: BLOCK columns, zero
+    beyond WIDTH. With E4M3 all of the row, once for its scale and once more; else the program's own block."""
+    if E4M3:
+        largest = tl.zeros([BLOCK], tl.float32)
+        for first in range(0, WIDTH, BLOCK):
+            largest = tl.maximum(largest, tl.abs(values(source, row, first, WIDTH, BLOCK)))
+        inverse = store_scale(scales, row, tl.max(largest, axis=0))
+        for first in range(0, WIDTH, BLOCK):
+            store_e4m3(operand, row, first, values(source, row, first, WIDTH, BLOCK), inverse, WIDTH, BLOCK)
+    else:
+        first = tl.program_id(1) * BLOCK
+        own = values(source, row, first, WIDTH, BLOCK)
+        store_operand(operand, scales, row, first, own, WIDTH, BLOCK, GROUP, E4M3)
+
+
+@triton.jit
 def store_operand(
     operand,
     scales,

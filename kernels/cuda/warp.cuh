@@ -30,6 +30,40 @@ __device__ __forceinline__ void unrolled(Act&& act) {
   }
 }
 
+// COUNT words; those of all lanes begin at multiples of STEP.
+template <int COUNT, int STEP = COUNT>
+__device__ __forceinline__ void load(const u32* from, u32* to) {
+  if constexpr (COUNT % 4 == 0 && STEP % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4) {
+      const uint4 four = *reinterpret_cast<const uint4*>(from + i);
+      to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+    }
+  } else if constexpr (COUNT % 2 == 0 && STEP % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 2) {
+      const uint2 two = *reinterpret_cast<const uint2*>(from + i);
+      to[i] = two.x, to[i + 1] = two.y;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) to[i] = from[i];
+  }
+}
+
+// The same of 1, 2 or 4 that nobody else reads: they do not push out of the nearest cache what others do.
+template <int COUNT>
+__device__ __forceinline__ void load_once(const u32* from, u32* to) {
+  static_assert(COUNT == 1 || COUNT == 2 || COUNT == 4);
+  if constexpr (COUNT == 1) asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(*to) : "l"(from));
+  if constexpr (COUNT == 2)
+    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
+  if constexpr (COUNT == 4)
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+        : "l"(from));
+}
+
 // Four bytes of `low` and `high`, by the nibbles of a selector.
 __device__ __forceinline__ u32 permute(u32 low, u32 high, u32 selector) {
   u32 found;

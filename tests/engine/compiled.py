@@ -37,13 +37,16 @@ _WARP = 32
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a compiler made: PTX with one entry, which asks for ``shared`` bytes of dynamic shared memory, and
-    the names of its arguments in their order."""
+    """What a compiler made: PTX with one entry, for blocks of ``warps`` that ask for ``shared`` bytes of
+    dynamic shared memory, and the names of its arguments in their order. Behind these Triton's kernels have
+    two pointers to ``scratch`` memory that ours do not ask for."""
 
     entry: str
     ptx: str
     shared: int
     arguments: tuple[str, ...]
+    warps: int
+    scratch: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Request:
         if self.module in CACHE:
             options = self.launch.warps, self.launch.stages, self.launch.registers
             compiled = compile_kernel(Variant(self.module, constants, *options), self.capability, folder)
-            return Answer(compiled.entry, compiled.ptx, compiled.shared, handed)
+            return Answer(compiled.entry, compiled.ptx, compiled.shared, handed, self.launch.warps)
         function = getattr(kernel(self.module), self.function)
         names = function.arg_names
         source = ASTSource(
@@ -83,7 +86,7 @@ class Request:
         )
         wanted = {"num_warps": self.launch.warps, "num_stages": self.launch.stages}
         found = run_compiler(self.function, source, self.capability, wanted)
-        return Answer(found.metadata.name, found.asm["ptx"], found.metadata.shared, handed)
+        return Answer(found.metadata.name, found.asm["ptx"], found.metadata.shared, handed, self.launch.warps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +99,13 @@ class StepRequest:
 
     def compile(self, folder: Path) -> Answer:
         """As ``Request.compile``."""
-        from infer_compile.codegen import gpu_cubins
-        from infer_compile.codegen.cubins import run_compiler
+        from infer_compile.codegen.gpu_cubins import by_nvrtc, compile_launch
 
-        made = []
-
-        def kept(*given: Any) -> Any:
-            made.append(run_compiler(*given))
-            return made[-1]
-
-        # A bundle needs no PTX, so that it is not kept there.
-        gpu_cubins.run_compiler = kept
         table = launches.StepTable.from_json(self.table.read_text())
-        _, cubin = gpu_cubins.compile_launch(table, self.launch, self.capability, "")
-        return Answer(cubin.entry, made[0].asm["ptx"], cubin.shared, cubin.arguments)
+        made = compile_launch(table, self.launch, self.capability, "")
+        cubin = made.cubin
+        scratch = by_nvrtc(self.launch) is None
+        return Answer(cubin.entry, made.ptx, cubin.shared, cubin.arguments, cubin.warps, scratch)
 
 
 class Compiler:
@@ -186,7 +182,7 @@ class Kernels:
         types = {name: _type(each) for name, each in handed.items()}
         launch = _launch(function, constants)
         request = Request(module, function, types, constants, launch, self.capability)
-        counts = run(*self.compiler.compile(request), grid, launch.warps, handed)
+        counts = run(*self.compiler.compile(request), grid, handed)
         self.counts[function] = self.counts.get(function, Counter()) + counts
 
 
@@ -228,13 +224,10 @@ def _type(value: Any) -> str:
     return "fp32" if isinstance(value, float) else "i32"
 
 
-def run(
-    answer: Answer, module: Module, grid: Sequence[int], warps: int, arguments: Mapping[str, Any]
-) -> Counter[str]:
+def run(answer: Answer, module: Module, grid: Sequence[int], arguments: Mapping[str, Any]) -> Counter[str]:
     """Instructions that warps issued; ``arguments`` are tensors and numbers."""
-    # Behind the kernel's own arguments Triton has two pointers to memory that ours do not ask for.
-    values = [*(_handed(arguments[name]) for name in answer.arguments), None, None]
-    return module.run(answer.entry, grid, (_WARP * warps,), values, answer.shared)
+    values = [_handed(arguments[name]) for name in answer.arguments] + [None] * 2 * answer.scratch
+    return module.run(answer.entry, grid, (_WARP * answer.warps,), values, answer.shared)
 
 
 def _handed(value: Any) -> Any:
@@ -257,5 +250,5 @@ class StepKernels:
 
     def launch(self, launch: launches.Launch, grid: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
         found = self.compiler.compile(StepRequest(self.table, launch, self.capability))
-        counts = run(*found, grid, launch.warps, arguments)
+        counts = run(*found, grid, arguments)
         self.counts[launch.kernel] = self.counts.get(launch.kernel, Counter()) + counts

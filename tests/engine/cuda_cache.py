@@ -220,10 +220,16 @@ class Cache:
         logs: torch.Tensor,
         slots: Sequence[int],
         tiling: Tiling,
+        rounded: int = 0,
     ) -> torch.Tensor:
+        """float32, of bfloat16 numbers, or of bytes that have a scale for every ``rounded`` of them."""
         layout, layer = self.layout, operation.layer
         rows, heads, _, size = sums.shape
         out = torch.full((rows, heads, size), float("nan"), dtype=torch.bfloat16)
+        scales = None
+        if rounded:
+            out = torch.full((rows, heads, size), 99, dtype=torch.int8)
+            scales = torch.full((rows, heads * size // rounded), float("nan"))
         diagonal = layout.layers[layer].values.transform == "diagonal"
         kernel("merge").merge[(rows, operation.kv_heads)](
             sums,
@@ -233,10 +239,15 @@ class Cache:
             self.table(layer, "values", "scale" if diagonal else "decode"),
             self.means(layer)[:, 1].contiguous(),
             out,
+            scales,
             heads * size,
-            **constants.merge_constants(layout, layer, operation.heads // operation.kv_heads, tiling),
+            **constants.merge_constants(
+                layout, layer, operation.heads // operation.kv_heads, tiling, rounded
+            ),
         )
-        return out.float()
+        if scales is None:
+            return out.float()
+        return out.float() * scales.repeat_interleave(rounded, 1).view(out.shape)
 
 
 def _words(pool: torch.Tensor) -> torch.Tensor:

@@ -45,11 +45,11 @@ class Case:
 
 MIXTURES: dict[str, dict[str, object]] = {
     "MixtralForCausalLM": {"num_local_experts": 5, "num_experts_per_tok": 2},
-    "Qwen3MoeForCausalLM": {
+    "Qwen2MoeForCausalLM": {
         "num_experts": 6,
         "num_experts_per_tok": 3,
         "moe_intermediate_size": 64,
-        "norm_topk_prob": False,
+        "shared_expert_intermediate_size": 96,
     },
 }
 CASES = (
@@ -58,8 +58,9 @@ CASES = (
     Case("Qwen2ForCausalLM", "bf16", ("fp8", "bf16"), tied=True),
     Case("Qwen2ForCausalLM", "fp8", ("tq3", "bf16")),
     Case("MixtralForCausalLM", "bf16", ("bf16",)),
-    Case("Qwen3MoeForCausalLM", "int4-rtn", ("bf16",)),
-    Case("MistralForCausalLM", "int8", ("ct3",), sink_pages=1, window=25),
+    Case("MixtralForCausalLM", "fp8", ("bf16",)),
+    Case("Qwen2MoeForCausalLM", "int4-rtn", ("bf16",)),
+    Case("MistralForCausalLM", "int8", ("ct3", "ct2"), sink_pages=1, window=25),
 )
 
 

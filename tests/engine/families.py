@@ -45,6 +45,7 @@ YARN = {
 }
 
 EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+SHARED = {"shared_expert_intermediate_size": 48}
 
 CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "llama-grouped": ("Llama", {}),
@@ -79,6 +80,11 @@ CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "qwen3-moe-normalized-every-other": (
         "Qwen3Moe",
         EXPERTS | {"norm_topk_prob": True, "decoder_sparse_step": 2, "num_attention_heads": 4},
+    ),
+    "qwen2-moe-as-they-are": ("Qwen2Moe", EXPERTS | SHARED),
+    "qwen2-moe-normalized-dense-first": (
+        "Qwen2Moe",
+        EXPERTS | SHARED | {"norm_topk_prob": True, "mlp_only_layers": [0], "qkv_bias": False},
     ),
     "qwen3-biases-and-layer-types": (
         "Qwen3",

@@ -132,6 +132,7 @@ class LatentCache:
             unread,
             unread,
             out,
+            None,
             heads * rank,
             **constants.latent_merge_constants(layout, tiling),
         )

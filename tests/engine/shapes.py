@@ -125,7 +125,7 @@ def compile_engine(program: Program, model: Path, engine: Path, how: Build) -> P
     shutil.copy(model.parent / TABLES, engine)
     repack(program, model, engine / WEIGHTS)
     toolchain = how.toolchain or find("x86-64")
-    toolchain.compile(engine / SOURCE, engine / LIBRARY, how.isa, extra=("-O1", *how.extra))
+    toolchain.compile(engine / SOURCE, engine / LIBRARY, how.isa, extra=("-Og", *how.extra))
     return engine
 
 

@@ -189,6 +189,23 @@ def test_padding_is_left_out() -> None:
     assert torch.all(padded[1] == 0)
 
 
+@pytest.mark.parametrize(
+    ("level", "head_dim", "rounded"), [("tq3", 64, 32), ("bf16", 96, 32), ("ct3", 128, 64)]
+)
+def test_what_shares_make_is_rounded_for_its_reader(level: LevelName, head_dim: int, rounded: int) -> None:
+    case = Case(Shape((level,), head_dim=head_dim), [Past(40, 2)])
+    operation = case.operation(0)
+    queries = torch.tensor(case.draw(2)[:, : operation.heads], dtype=torch.bfloat16)
+    sums, logs = case.cache.shares(operation, queries, case.batch, CHAIN)
+    exact = case.cache.merge(operation, sums, logs, [0, 0], CHAIN)
+    found = case.cache.merge(operation, sums, logs, [0, -1], CHAIN, rounded)
+    groups = exact[0].reshape(-1, rounded)
+    step = groups.abs().amax(1, keepdim=True) / 127
+    # Of what is compared with, bfloat16 has nine bits.
+    assert bool(((found[0].reshape(-1, rounded) - groups).abs() <= 0.51 * step + groups.abs() / 256).all())
+    assert found[0].abs().max() > 0 and not found[1].any()
+
+
 def test_append_writes_the_slots_it_is_given() -> None:
     case = Case(Shape(("tq3", "ct3"), kv_heads=2), [Past(20, 3)])
     inputs = case.draw(4)

@@ -92,12 +92,8 @@ def test_a_chunk_of_a_prompt(compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("bits", "rows", "cols", "group", "count", "split", "rounded"),
-    [
-        (4, 16, 384, 128, 18, 1, False),
-        (8, 37, 96, 32, 2, 3, True),
-        (8, 50, 128, 64, 17, 1, False),
-    ],
+    ("bits", "rows", "cols", "group", "count", "rounded"),
+    [(4, 16, 384, 128, 18, False), (8, 37, 96, 32, 2, True), (8, 50, 128, 64, 17, False)],
 )
 def test_products(
     bits: int,
@@ -105,14 +101,13 @@ def test_products(
     cols: int,
     group: int,
     count: int,
-    split: int,
     rounded: bool,
     compiler: Compiler,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernels = replaced(monkeypatch, compiler, 80)
     test_cuda_kernels.test_products_are_exact_but_for_the_order_of_sums(
-        bits, rows, cols, group, count, split, rounded
+        bits, rows, cols, group, count, rounded
     )
     name = "m16n8k32.row.col.satfinite.s32.s8.s8.s32" if rounded else "m16n8k16.row.col.f32.bf16.bf16.f32"
     assert kernels.counts["linear"][f"mma.sync.aligned.{name}"] > 0

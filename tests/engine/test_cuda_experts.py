@@ -11,15 +11,26 @@ import pytest
 import torch
 
 from infer_compile.codegen.cuda_sources import kernel
+from infer_compile.codegen.expert_launches import route_constants
 from infer_compile.codegen.tiles import tiled, tiled_scales
 from infer_compile.runtime.engines.mixture import expert_products, routed
 from infer_compile.runtime.formats.launches import Blocks
-from infer_compile.runtime.formats.program import ExpertLinear, Route
+from infer_compile.runtime.formats.program import ExpertLinear, Route, Routing
+
+ROUTINGS = {
+    "as-they-are": Routing(normalized=False),
+    "normalized": Routing(normalized=True),
+    "best-groups": Routing(normalized=False, groups=4, kept_groups=2, scale=1.5),
+    "biased": Routing(normalized=True, likelihood="sigmoid", scale=2.5),
+    "biased-best-groups": Routing(
+        normalized=True, likelihood="sigmoid", groups=3, kept_groups=2, group_best=2
+    ),
+}
 
 
-@pytest.mark.parametrize("normalized", [False, True])
-def test_a_router_chooses_as_the_slow_form_does(normalized: bool) -> None:
-    rows, experts, choices, cols = 5, 11, 3, 72
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_a_router_chooses_as_the_slow_form_does(name: str) -> None:
+    rows, experts, choices, cols = 9, 12, 3, 72
     torch.manual_seed(0)
     values = torch.randn(rows, cols) * 2
     weight = torch.randn(experts, cols).to(torch.bfloat16)
@@ -31,10 +42,19 @@ def test_a_router_chooses_as_the_slow_form_does(normalized: bool) -> None:
         values, weight, scores, rows, EXPERTS=experts, COLS=cols, BLOCK_M=16, BLOCK_N=8, BLOCK_K=64
     )
     torch.testing.assert_close(scores, values @ weight.float().T, atol=1e-4, rtol=1e-5)
-    sizes = {"EXPERTS": experts, "CHOICES": choices, "NORMALIZED": normalized, "BLOCK": 16, "PLACES": 4}
-    module.choose[(rows,)](scores, chosen, shares, **sizes)
-    route = Route(weight="w", input="x", output="y", per_token=choices, normalized=normalized)
-    expected = routed(values, weight.float(), route)
+    bias = torch.randn(experts) / 4 if "biased" in name else None
+    if bias is not None:
+        bias[7] = bias[2]
+    route = Route(
+        weight="w",
+        bias=None if bias is None else "b",
+        input="x",
+        output="y",
+        per_token=choices,
+        routing=ROUTINGS[name],
+    )
+    module.choose[(rows,)](scores, bias, chosen, shares, **route_constants(route, experts))
+    expected = routed(values, weight.float(), bias, route)
     assert torch.equal(chosen.float(), expected[:, :choices])
     torch.testing.assert_close(shares, expected[:, choices:], atol=1e-6, rtol=1e-5)
     assert bool((chosen == 2).any()) and not bool(((chosen == 7).any(1) & ~(chosen == 2).any(1)).any())
@@ -77,9 +97,10 @@ def test_every_choice_is_dealt_once_to_a_tile_of_its_expert(
         assert mine.tolist() == sorted(mine.tolist())
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("form", ["bf16", "e4m3", "int8", "int4"])
 @pytest.mark.parametrize("combine", [False, True])
-def test_products_are_those_of_the_slow_form(bits: int, combine: bool) -> None:
+def test_products_are_those_of_the_slow_form(form: str, combine: bool) -> None:
+    bits = {"bf16": 16, "int4": 4}.get(form, 8)
     rows, experts, choices, size, cols, group, tile = 21, 5, 2, 48, 96, 32, 16
     rng = np.random.default_rng(bits)
     torch.manual_seed(bits)
@@ -93,7 +114,16 @@ def test_products_are_those_of_the_slow_form(bits: int, combine: bool) -> None:
     shape = {"ROWS": size, "COLS": cols, "SHARED": 1 if combine else choices, "TILE": tile, "BLOCK_N": 32}
     output = torch.full((rows * choices, size), float("nan"))
     grid, module = (2, len(owners)), kernel("experts")
-    if bits == 16:
+    if form == "e4m3":
+        codes, weight = (
+            torch.randn(*size_of).to(torch.float8_e4m3fn)
+            for size_of in (inputs.shape, (experts * size, cols))
+        )
+        steps, factors = torch.rand(rows * places) + 0.5, torch.rand(experts * size) + 0.5
+        numbers, matrix = codes.float() * steps[:, None], weight.float() * factors[:, None]
+        bytes_of = (codes.view(torch.int8), steps, weight.view(torch.int8), factors)
+        module.multiply_e4m3[grid](*bytes_of, slots, owners, output, BLOCK_K=64, **shape)
+    elif form == "bf16":
         weight = torch.randn(experts * size, cols).to(torch.bfloat16)
         numbers, matrix = inputs.float(), weight.float()
         module.multiply[grid](inputs, weight, slots, owners, output, BLOCK_K=64, **shape)

@@ -20,63 +20,71 @@ from infer_compile.runtime.formats.program import Quantize
 LOWER = kernel("linear").LOWER
 SUM_ERROR = 1e-6
 """Of a product, over the spread of all: sums in float32, in another order."""
-# (bits, rows of weights, inputs, group, rows of inputs, shares): odd numbers of groups and of tiles, last
-# blocks that are not full.
+# (bits, rows of weights, inputs, group, rows of inputs): odd numbers of groups and of tiles, last blocks that
+# are not full.
 PRODUCTS = [
-    (4, 40, 96, 32, 3, 2),
-    (4, 24, 256, 64, 1, 1),
-    (4, 16, 384, 128, 18, 1),
-    (8, 37, 96, 32, 2, 3),
-    (8, 50, 128, 64, 17, 1),
-    (8, 16, 256, 128, 1, 2),
+    (4, 40, 96, 32, 3),
+    (4, 24, 256, 64, 1),
+    (4, 16, 384, 128, 18),
+    (8, 37, 96, 32, 2),
+    (8, 50, 128, 64, 17),
+    (8, 16, 256, 128, 1),
 ]
 
 
+class Product:
+    """A product of ``count`` rows of inputs, drawn: of bytes with their scales, or else of bf16 numbers."""
+
+    def __init__(self, bits: int, rows: int, cols: int, group: int, count: int, bytes: bool) -> None:
+        rng = np.random.default_rng(rows + cols)
+        torch.manual_seed(rows + cols)
+        top = 2 ** (bits - 1) - 1
+        values = rng.integers(-top - (bits == 4), top + 1, (rows, cols)).astype(np.int8)
+        factors = rng.uniform(0.5, 1.5, (rows, cols // group)).astype(ml_dtypes.bfloat16)
+        weights = values * np.repeat(factors.astype(np.float64), group, axis=1)
+        self.bias = torch.randn(rows).to(torch.bfloat16)
+        self.before = torch.randn(count, rows)
+        self.scales: torch.Tensor | None = None
+        if bytes:
+            self.input = torch.from_numpy(rng.integers(-127, 128, (count, cols)).astype(np.int8))
+            self.scales = torch.from_numpy(rng.uniform(0.5, 1.5, (count, cols // group)).astype(np.float32))
+            numbers = self.input.double() * self.scales.double().repeat_interleave(group, dim=1)
+        else:
+            self.input = torch.randn(count, cols).to(torch.bfloat16)
+            numbers = self.input.double()
+        self.weight = torch.from_numpy(tiled(values, bits, group))
+        self.weight_scales = torch.from_numpy(tiled_scales(factors, bits)).view(torch.bfloat16)
+        self.products = numbers @ torch.from_numpy(weights).T
+        self.constants = {"ROWS": rows, "COLS": cols, "BITS": bits, "GROUP": group, "ROUNDED": bytes}
+
+    def hold(self, output: torch.Tensor, bias: bool = True, add: bool = True) -> None:
+        """``output`` is to be the product, but for the order of sums."""
+        expected = self.products + (self.bias.double() if bias else 0) + (self.before.double() if add else 0)
+        assert (output.double() - expected).abs().max() / expected.std() < SUM_ERROR
+
+
 @pytest.mark.parametrize("bytes", [True, False])
-@pytest.mark.parametrize(("bits", "rows", "cols", "group", "count", "split"), PRODUCTS)
+@pytest.mark.parametrize(("bits", "rows", "cols", "group", "count"), PRODUCTS)
 def test_products_are_exact_but_for_the_order_of_sums(
-    bits: int, rows: int, cols: int, group: int, count: int, split: int, bytes: bool
+    bits: int, rows: int, cols: int, group: int, count: int, bytes: bool
 ) -> None:
-    rng = np.random.default_rng(rows + cols)
-    top = 2 ** (bits - 1) - 1
-    values = rng.integers(-top - (bits == 4), top + 1, (rows, cols)).astype(np.int8)
-    factors = rng.uniform(0.5, 1.5, (rows, cols // group)).astype(ml_dtypes.bfloat16)
-    weights = values * np.repeat(factors.astype(np.float64), group, axis=1)
-    bias = torch.randn(rows).to(torch.bfloat16)
-    before = torch.randn(count, rows)
-    if bytes:
-        inputs = torch.from_numpy(rng.integers(-127, 128, (count, cols)).astype(np.int8))
-        scales = torch.from_numpy(rng.uniform(0.5, 1.5, (count, cols // group)).astype(np.float32))
-        numbers = inputs.double() * scales.double().repeat_interleave(group, dim=1)
-    else:
-        inputs, scales = torch.randn(count, cols).to(torch.bfloat16), None
-        numbers = inputs.double()
-    expected = before.double() + numbers @ torch.from_numpy(weights).T + bias.double()
-    output, parts = before.clone(), torch.full((split, count, rows), float("nan"))
-    ends = {"ROWS": rows, "BIAS": True, "ADD": True, "SPLIT": split}
-    module = kernel("linear")
-    module.linear[(-(-rows // 32), -(-count // 16), split)](
-        inputs,
-        scales,
-        torch.from_numpy(tiled(values, bits, group)),
-        torch.from_numpy(tiled_scales(factors, bits)).view(torch.bfloat16),
-        bias,
+    product = Product(bits, rows, cols, group, count, bytes)
+    output = product.before.clone()
+    kernel("linear").linear[(-(-rows // 32), -(-count // 16))](
+        product.input,
+        product.scales,
+        product.weight,
+        product.weight_scales,
+        product.bias,
         output,
-        parts,
         count,
-        COLS=cols,
-        BITS=bits,
-        GROUP=group,
-        ROUNDED=bytes,
+        BIAS=True,
+        ADD=True,
         BLOCK_M=16,
         BLOCK_N=32,
-        **ends,
+        **product.constants,
     )
-    if split > 1:
-        assert torch.equal(output, before)
-        module.merge_shares[(count, 1)](parts, bias, output, count, BLOCK=64, **ends)
-    error = (output.double() - expected).abs().max() / expected.std()
-    assert error < SUM_ERROR
+    product.hold(output)
 
 
 @pytest.mark.parametrize(("group", "e4m3"), [(0, False), (32, False), (64, False), (192, True)])
@@ -94,8 +102,10 @@ def test_norms_are_rounded_for_their_reader(group: int, e4m3: bool) -> None:
     _check_operand(output, operand, scales, group, e4m3)
 
 
-@pytest.mark.parametrize(("group", "e4m3"), [(0, False), (32, False), (160, True)])
-def test_gates_and_buffers_are_rounded_for_their_reader(group: int, e4m3: bool) -> None:
+@pytest.mark.parametrize(
+    ("group", "e4m3", "portion"), [(0, False, False), (32, False, True), (160, True, True)]
+)
+def test_gates_and_buffers_are_rounded_for_their_reader(group: int, e4m3: bool, portion: bool) -> None:
     """In two blocks of a row, the second not full."""
     count, width, block = 2, 160, 128
     grid = (count, 1 if e4m3 else 2)
@@ -103,7 +113,10 @@ def test_gates_and_buffers_are_rounded_for_their_reader(group: int, e4m3: bool) 
     expected = torch.nn.functional.silu(both[:, :width].double()) * both[:, width:].double()
     _, operand, scales = _operands(count, width, group)
     sizes = {"WIDTH": width, "BLOCK": block, "GROUP": group, "E4M3": e4m3}
-    kernel("gate").gate[grid](both, operand, scales, **sizes)
+    shares = torch.randn(count) if portion else None
+    if shares is not None:
+        expected = expected * torch.sigmoid(shares.double())[:, None]
+    kernel("gate").gate[grid](both, shares, operand, scales, PORTION=portion, **sizes)
     numbers = _numbers(operand, scales, group, e4m3)
     if e4m3:
         # Between numbers of e4m3 there is an eighth at most, near zero a 512th of the scale.

@@ -46,9 +46,12 @@ CONFIG: dict[str, object] = {
     "qk_rope_head_dim": 16,
     "v_head_dim": 32,
     "moe_intermediate_size": 32,
-    "n_routed_experts": 4,
+    "n_routed_experts": 6,
     "num_experts_per_tok": 2,
     "n_shared_experts": 1,
+    "n_group": 3,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
@@ -86,16 +89,20 @@ def pair(config: dict[str, object], level: LatentLevel, folder: Path) -> Pair:
     )
 
 
-@pytest.mark.parametrize(("level", "layers", "steps"), [("bf16", 2, 3), ("fp8", 1, 7)])
-def test_agrees_with_the_reference(level: LatentLevel, layers: int, steps: int, tmp_path: Path) -> None:
-    """Prompts in chunks, single tokens and, in fp8, chains and trees."""
+@pytest.mark.parametrize(("level", "dense", "layers", "steps"), [("bf16", 1, 2, 3), ("fp8", 1, 1, 7)])
+def test_agrees_with_the_reference(
+    level: LatentLevel, dense: int, layers: int, steps: int, tmp_path: Path
+) -> None:
+    """Prompts in chunks, single tokens and, in fp8, chains and trees; a layer with experts."""
     torch.set_num_threads(1)
-    both = pair(CONFIG | {"num_hidden_layers": layers}, level, tmp_path)
+    both = pair(CONFIG | {"num_hidden_layers": layers, "first_k_dense_replace": dense}, level, tmp_path)
     compare(both, steps_of(both.program, Driver(both.reference))[:steps], "bf16")
 
 
-def test_other_weights_and_crooked_heads_are_refused() -> None:
-    crooked = CONFIG | {"qk_nope_head_dim": 20}
-    for made in (program(CONFIG, weights="int4-rtn"), program(crooked)):
-        with pytest.raises(InferCompileError, match="IC315"):
-            step_table(made)
+def test_crooked_heads_and_checked_answers_are_refused() -> None:
+    with pytest.raises(InferCompileError, match=r"IC280(.|\n)*qk_nope_head_dim 20"):
+        program(CONFIG | {"qk_nope_head_dim": 20})
+    made = program(CONFIG)
+    checked = made.limits.model_copy(update={"checked_tokens": 32})
+    with pytest.raises(InferCompileError, match=r"IC315.*latent attention"):
+        step_table(made.model_copy(update={"limits": checked}))

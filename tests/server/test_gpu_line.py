@@ -1,4 +1,5 @@
-"""A GPU's bundle built, opened and asked over HTTP; Triton's interpreter runs its kernels."""
+"""A GPU's bundle with a calibrated cache built, opened and asked over HTTP; Triton's interpreter runs its
+kernels."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import deepseek
 import gpu_bundle
 import httpx
 import numpy as np
@@ -30,6 +32,8 @@ from infer_compile.build import resolve
 from infer_compile.catalog.facts import Facts, load_facts
 from infer_compile.codegen import launches
 from infer_compile.codegen.cuda_constants import Tiling
+from infer_compile.evaluate.speed.load import Load, Prompts, Track
+from infer_compile.quantize.cache.calibrated import FILE, Calibrated
 from infer_compile.quantize.read import reference_loader
 from infer_compile.runtime.bundle import Bundle, open_bundle
 from infer_compile.runtime.engines import cuda
@@ -40,6 +44,7 @@ from infer_compile.runtime.server.run import Options, bind, service, url
 from infer_compile.runtime.server.service import Limits
 from infer_compile.runtime.step import SequenceStep, StepResult
 from infer_compile.runtime.stopwatch import Stopwatch
+from infer_compile.runtime.tokenizer import Tokenizer
 from infer_compile.runtime.warmup import capture
 
 SMALL = {
@@ -88,15 +93,28 @@ class Served:
     told: list[Line]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def heads(folder: Path) -> Path:
+    """The spec of a Llama with a calibrated 3-bit cache."""
+    spec = gpu_bundle.write(folder, "rtx-4090", **SMALL)
+    spec.write_text(spec.read_text().replace("kv: tq3", "kv: ct3"))
+    return spec
+
+
+def latent(folder: Path) -> Path:
+    """Of DeepSeek-V3's layers, one with experts, with latent vectors in fp8."""
+    made = deepseek.model("V3", num_hidden_layers=1, first_k_dense_replace=0, num_attention_heads=1)
+    return deepseek.write(folder, made, "rtx-4090", "weights: {format: int8, group: 32}, kv: fp8")
+
+
+@pytest.fixture(scope="module", params=[heads, latent], ids=lambda spec: spec.__name__)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("line")
     told: list[Line] = []
     with pytest.MonkeyPatch.context() as patch:
         gpu_bundle.without_compiler(patch.setattr)
         patch.setattr(launches, "usual_tilings", lambda program: CUTS)
         patch.setattr(resolve, "load_facts", short_pages)
-        spec = gpu_bundle.write(folder, "rtx-4090", **SMALL)
+        spec = request.param(folder)
         spec.write_text(
             spec.read_text().replace("64, input_tokens: 24, output", "24, input_tokens: 16, output", 1)
         )
@@ -137,7 +155,9 @@ def test_an_answer_over_http_has_the_tokens_of_the_reference_engine(served: Serv
     assert answer.json()["usage"]["completion_tokens"] == 4
     assert answer.json()["choices"][0]["finish_reason"] == "length"
     program, folder = served.bundle.program, served.bundle.model_dir
-    reference = ReferenceEngine(program, reference_loader(folder))
+    table_file = folder.parent / "engine" / FILE
+    tables = Calibrated.load(table_file).tables if table_file.is_file() else {}
+    reference = ReferenceEngine(program, reference_loader(folder), tables=tables)
     tokens = 0
     for batch, result in served.engine.steps:
         expected = reference.step(batch, logits=True)
@@ -154,6 +174,13 @@ def test_the_log_tells_how_long_each_part_of_the_start_took(served: Served) -> N
     assert events["start"].keys() >= {"engine_s", "warm_up_s", "measure_s"}
     planned = served.bundle.program.cache.token_bytes
     assert events["cache"]["bytes_per_token"] == planned
+
+
+def test_a_load_is_measured_on_it_as_on_a_processors(served: Served) -> None:
+    prompts = Prompts(np.arange(8, dtype=np.int32))
+    run = Track(served.engine, Tokenizer(served.bundle.model_dir), prompts).run(Load(1, 3, 2), 1)
+    assert [(step.sequences, step.decodes) for step in run.steps] == [(1, False), (1, True)]
+    assert run.first[0] > 0 and len(run.between) == 1 and 0 < run.engine_share <= 1
 
 
 class Capturing(FakeEngine):

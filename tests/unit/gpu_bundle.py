@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from infer_compile.cli.main import main
 from infer_compile.codegen import gpu_cubins
+from infer_compile.codegen.gpu_cubins import Made
 from infer_compile.probe.cpu import host_architecture
 from infer_compile.runtime.formats.launches import Cubin, Launch, StepTable
 
@@ -34,12 +35,14 @@ def write(folder: Path, target: str, **config: Any) -> Path:
 def without_compiler(patch: Callable[..., None]) -> None:
     """Cubins are not compiled but made up, so that a build takes no compiler's time, nor triton."""
 
-    def made_up(table: StepTable, launch: Launch, capability: int, file: str) -> tuple[bytes, Cubin]:
+    def made_up(table: StepTable, launch: Launch, capability: int, file: str) -> Made:
         names = tuple(launch.tensors)
         code = f"ELF of {table.variant(launch)} for {capability}".encode()
-        return code, Cubin(file=file, entry=launch.kernel, arguments=names, warps=launch.warps, shared=0)
+        cubin = Cubin(file=file, entry=launch.kernel, arguments=names, warps=launch.warps, shared=0)
+        return Made(code, "", cubin)
 
     patch(gpu_cubins, "need_compiler", lambda: None)
+    patch(gpu_cubins, "processes", lambda: 1)
     patch(gpu_cubins, "compile_launch", made_up)
     patch(gpu_cubins, "compilers", lambda table: {"triton": "0"})
 

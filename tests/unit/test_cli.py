@@ -180,7 +180,7 @@ class TestCatalogs:
         assert row.split()[1:7] == ["8.03", "B", "8.03", "B", "32", "131072"]
         assert row.split()[-2:] == ["yes", "meta-llama/Llama-3.1-8B"]
         assert next(line for line in lines if line.startswith("mixtral-8x7b ")).split()[-2] == "yes"
-        assert next(line for line in lines if line.startswith("deepseek-v3 ")).split()[-2] == "counted"
+        assert next(line for line in lines if line.startswith("deepseek-v3.2 ")).split()[-2] == "counted"
 
     def test_one_model(self, run: Run) -> None:
         text = run("models", "meta-llama/Llama-3.3-70B-Instruct").stdout
@@ -192,7 +192,7 @@ class TestCatalogs:
         assert listed["schema"] == 1
         served = {model["id"]: (model["served"], bool(model["reason"])) for model in listed["models"]}
         assert served["qwen3-8b"] == ("yes", False)
-        assert served["deepseek-v3"] == ("counted", True)
+        assert served["deepseek-v3.2"] == ("counted", True)
         one = json.loads(run("models", "qwen3-8b", "--json").stdout)
         assert one["model"] in listed["models"]
 

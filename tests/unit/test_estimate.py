@@ -124,7 +124,7 @@ def test_a_row_alone_and_in_a_table_is_the_same(tmp_path: Path) -> None:
         (("--weights", "int5"), "IC045"),
         (("--kv", "fp9"), "IC046"),
         (("--kv", "ct3"), "IC049"),
-        (("--kv", "ct3", "--engine", "native"), "IC049"),
+        (("--kv", "ct3", "--engine", "vllm"), "IC049"),
         (("--engine", "native", "--weights", "nvfp4"), "IC045"),
         (("--engine", "native", "--weights", "fp8", "--target", "a100-sxm-80gb"), "IC045"),
         (("--batch", "0"), "IC041"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,14 +14,16 @@ import gpu_bundle
 import pytest
 import yaml
 from test_build import pretend, run, tree
+from test_gate_build import unpinned
 
-from infer_compile.build import gate, phases, ship
+from infer_compile.build import gate, inputs, phases, ship
 from infer_compile.bundle.verify import verify
 from infer_compile.evaluate.divergence import Divergence
 from infer_compile.planner.plan import Plan
-from infer_compile.runtime.errors import InferCompileError
+from infer_compile.runtime.errors import Exit, InferCompileError, Problem
 from infer_compile.runtime.formats.launches import Cubins, StepTable
 from infer_compile.runtime.formats.manifest import Engine
+from infer_compile.runtime.formats.program import Program
 
 TARGETS = {"h200-sxm": 90, "jetson-agx-orin-64gb": 87}
 
@@ -172,6 +175,12 @@ def test_what_the_kernels_do_not_run_is_refused_before_anything_is_written(
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_why_a_kernel_failed_comes_back_from_another_process() -> None:
+    error = InferCompileError(Problem("IC314", "a kernel", because="of this"), Exit.MISMATCH)
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.problems, again.exit, str(again)) == (error.problems, error.exit, str(error))
+
+
 def test_without_triton_nothing_is_built(tmp_path: Path) -> None:
     """The interpreter in the compiler's place is as good as no compiler."""
     pytest.importorskip("triton")
@@ -213,31 +222,70 @@ def test_its_quality_is_measured_with_the_same_program_on_a_processor_and_that_i
     assert "up to date" in gpu_bundle.built(spec, out) and len(measured) == 1
 
 
+def test_layers_that_were_raised_are_read_at_their_own_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second layer takes most of the loss: it alone is raised."""
+
+    lost = {"tq2": 1.0, "tq3": 0.5, "bf16": 0.0}, {"tq2": 5.0, "tq3": 0.5, "bf16": 0.0}
+
+    def gauge(engine: Path, *rest: object) -> Divergence:
+        layers = Program.from_json((engine / "program.json").read_text()).cache.layers
+        loss = sum(parts[layer.level] for parts, layer in zip(lost, layers, strict=True))
+        return Divergence(100, 1, 20, 20, loss, 0.01, loss / 100, 0.1, 0.9)
+
+    gpu_bundle.without_compiler(monkeypatch.setattr)
+    monkeypatch.setattr(phases, "emit", pretend)
+    monkeypatch.setattr(gate, "gauge", gauge)
+    monkeypatch.setattr(gate, "write_reference", lambda *words: words[-1].mkdir())
+    monkeypatch.setattr(inputs, "_gate", unpinned)
+    spec, out = gpu_bundle.write(tmp_path, "rtx-3090"), tmp_path / "out"
+    (tmp_path / "text.txt").write_text("a text of letters " * 40)
+    said = spec.read_text().replace("kv: tq3", "kv: tq2")
+    spec.write_text(said + "quality: {max_loss_percent: 2, evaluation: text.txt}\n")
+    gpu_bundle.built(spec, out)
+    verify(out)
+    assert Plan.from_json((out / "plan.json").read_text()).kv.layers == ("tq2", "tq3")
+    table = StepTable.from_json((out / "engine" / "step.json").read_text())
+    program = Program.from_json((out / "engine" / "program.json").read_text())
+    for kernel in ("seal.seal", "attend.attend"):
+        launches = [each for each in table.launches() if each.kernel == kernel]
+        bits = [each.constants["KEYS"][0][3] for each in launches]
+        places = [each.numbers["packed_place"] for each in launches]
+        assert bits == sorted(bits) and set(bits) == {2, 3}
+        before = program.cache.layers[0].token_bytes(program.cache.head_dim, program.cache.kv_heads)
+        assert set(places) == {0, before * program.cache.page_tokens // 4}
+        assert len({table.variant(each) for each in launches}) == len(launches)
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from hashlib import sha256
 from test_gpu_step import program, step_table
-from infer_compile.codegen import nvrtc
-from infer_compile.codegen.gpu_cubins import by_nvrtc, compile_launch
+from infer_compile.codegen import gpu_cubins, nvrtc
+quick = ("append.append", "gather.gather", "norm.norm")
+def few(launch):
+    return launch.kernel in quick or gpu_cubins.by_nvrtc(launch) and nvrtc.installed()
 table = step_table(program())
-for launch in table.launches():
-    quick = launch.kernel in ("append.append", "gather.gather", "norm.norm")
-    if quick or by_nvrtc(launch) and nvrtc.installed():
-        code, cubin = compile_launch(table, launch, 89, "a.cubin")
-        assert b".py" not in code and sys.argv[1].rpartition("/tests/")[0].encode() not in code, cubin
-        print(cubin, sha256(code).hexdigest())
+launches = [launch for launch in table.launches() if few(launch)]
+gpu_cubins.processes = lambda: int(sys.argv[2])
+place = sys.argv[1].rpartition("/tests/")[0].encode()
+for made in gpu_cubins.compiled(table, launches, 89, [launch.kernel for launch in launches]):
+    assert b".py" not in made.code and place not in made.code, made.cubin
+    print(made.cubin, sha256(made.code).hexdigest())
 """
 
 
 def test_compiled_again_kernels_are_the_same_bytes_and_name_no_place(tmp_path: Path) -> None:
+    """In this process, and in two of its own."""
     pytest.importorskip("triton", reason="pip install triton")
     said = []
-    for cache in ("one", "another"):
+    for cache, processes in (("one", "1"), ("another", "2")):
         environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
         environment |= {"TRITON_CACHE_DIR": str(tmp_path / cache), "PYTHONWARNINGS": "ignore"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)]
+        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), processes]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         said.append(done.stdout)

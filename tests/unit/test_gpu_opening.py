@@ -91,6 +91,22 @@ def test_its_kernels_are_loaded_before_its_weights(engine: Path, machine: Callab
     assert sorted(card.loaded) == sorted(path.read_bytes() for path in engine.glob("sm_89/*.cubin"))
 
 
+def test_an_engine_of_latent_attention_is_opened_as_any_other(
+    tmp_path: Path, machine: Callable[..., Card]
+) -> None:
+    pytest.importorskip("transformers", reason="pip install transformers")
+    import deepseek
+
+    spec = deepseek.write(tmp_path, deepseek.model("V3"), "rtx-4090", "weights: bf16, kv: fp8")
+    with pytest.MonkeyPatch.context() as patch:
+        gpu_bundle.without_compiler(patch.setattr)
+        gpu_bundle.built(spec, tmp_path / "out")
+    card, engine = machine(), tmp_path / "out" / "engine"
+    with pytest.raises(Loading):
+        cuda.CudaEngine(engine)
+    assert sorted(card.loaded) == sorted(path.read_bytes() for path in engine.glob("sm_89/*.cubin"))
+
+
 def test_what_a_machine_lacks_is_said_before_anything_is_loaded(
     engine: Path, machine: Callable[..., Card]
 ) -> None:

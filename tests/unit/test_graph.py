@@ -66,6 +66,9 @@ def test_known_models_have_their_published_parameters(name: str, parameters: int
     assert build(card.config, name).parameters == parameters
 
 
+WITHOUT_CARD = {"Qwen2MoeForCausalLM"}
+
+
 def test_every_card_of_a_known_architecture_builds() -> None:
     built = []
     for name in card_names():
@@ -76,7 +79,7 @@ def test_every_card_of_a_known_architecture_builds() -> None:
             assert graph.parameters / 1e9 == pytest.approx(card.parameters_b, rel=1e-3, abs=0.006), name
             assert graph.native, graph.native_reason
             built.append(graph.architecture)
-    assert set(built) == set(ARCHITECTURES)
+    assert set(ARCHITECTURES) - set(built) == WITHOUT_CARD
 
 
 def test_the_quickstart_model() -> None:

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from infer_compile.catalog.model import ModelCard, card_names, load_card
-from infer_compile.graph.build import ARCHITECTURES, COUNTED, build
+from infer_compile.graph.build import COUNTED, NATIVE, build
 from infer_compile.graph.graph import Graph
 from infer_compile.lower.assemble import assemble
 from infer_compile.runtime.errors import InferCompileError
@@ -130,7 +130,7 @@ def test_cache_bytes_of_a_token(name: str) -> None:
 @pytest.mark.parametrize("name", card_names())
 def test_the_native_engine_runs_its_own_architectures_alone(name: str) -> None:
     found = graph(name)
-    assert found.native == (found.architecture in ARCHITECTURES)
+    assert found.native == (found.architecture in NATIVE)
     assert found.max_context == card(name).text_config["max_position_embeddings"]
     if found.native:
         return

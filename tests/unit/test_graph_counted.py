@@ -32,7 +32,7 @@ class TestExperts:
     def test_mixtral(self) -> None:
         found = graph("mixtral-8x7b")
         expert = 3 * 4096 * 14336
-        assert found.totals.mixtures == (Mixture(32, 8, 2, expert, 0),)
+        assert found.totals.mixtures == (Mixture(32, 8, 2, expert, 0, 2 * 14336 + 4096),)
         attention = 4096 * (4096 + 1024 + 1024) + 4096 * 4096
         rest = 2 * 32000 * 4096 + 32 * (attention + 8 * 4096 + 2 * 4096) + 4096
         assert found.parameters == rest + 32 * 8 * expert
@@ -42,22 +42,22 @@ class TestExperts:
     def test_leading_layers_are_dense_and_an_expert_is_shared(self) -> None:
         totals = graph("deepseek-v3").totals
         expert = 3 * 7168 * 2048
-        assert totals.mixtures == (Mixture(58, 256, 8, expert, 0),)
+        assert totals.mixtures == (Mixture(58, 256, 8, expert, 0, 2 * 2048 + 7168),)
         latent = 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168
         assert totals.weight_elements == 61 * latent + 3 * (3 * 7168 * 18432) + 58 * expert
 
     def test_experts_have_biases(self) -> None:
         (mixture,) = graph("gpt-oss-20b").totals.mixtures
-        assert mixture == Mixture(24, 32, 4, 3 * 2880 * 2880, 3 * 2880)
+        assert mixture == Mixture(24, 32, 4, 3 * 2880 * 2880, 3 * 2880, 3 * 2880)
 
     def test_two_kinds_of_layers_take_turns(self) -> None:
         found = graph("llama-4-maverick-17b-128e")
         assert [op.layer for op in found.experts] == list(range(1, 48, 2))
-        assert found.totals.mixtures == (Mixture(24, 128, 1, 3 * 5120 * 8192, 0),)
+        assert found.totals.mixtures == (Mixture(24, 128, 1, 3 * 5120 * 8192, 0, 2 * 8192 + 5120),)
 
     def test_experts_behind_a_projection(self) -> None:
         (mixture,) = graph("nemotron-3-super-120b-a12b").totals.mixtures
-        assert mixture == Mixture(40, 512, 22, 2 * 1024 * 2688, 0)
+        assert mixture == Mixture(40, 512, 22, 2 * 1024 * 2688, 0, 2688 + 1024)
 
     def test_the_experts_that_a_batch_hits(self) -> None:
         assert expected_experts(8, 2, 1) == 2

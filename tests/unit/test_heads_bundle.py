@@ -12,7 +12,7 @@ import pytest
 import random_heads
 import tiny
 from test_build import pretend, run
-from test_speculation_bundle import codes
+from test_speculation_bundle import codes, predicted
 
 from infer_compile.build import phases
 from infer_compile.build.inputs import prepare
@@ -81,6 +81,7 @@ def test_heads_are_built_beside_the_model(model: dict[str, Any], kind: str) -> N
     words = "by Medusa heads (heads)" if method == "medusa" else "by an EAGLE-3 layer (heads)"
     assert words in (BUNDLE / "README.md").read_text()
     assert open_bundle(BUNDLE).manifest == manifest
+    assert predicted(BUNDLE).stale == ""
 
 
 @pytest.mark.parametrize("kind", MAKERS)

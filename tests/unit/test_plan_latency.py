@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from infer_compile.planner.performance.latency import (
     network_gbs,
     prompt_operations,
     seen_keys,
+    slots_per_second,
     speed,
     visible_keys,
 )
 from infer_compile.planner.performance.layout import Layout
 from infer_compile.planner.performance.shape import shape, stored
 from infer_compile.runtime.errors import InferCompileError
+from infer_compile.runtime.formats.kv import LEVELS
 
 FACTS = load_facts()
 NO_COST = dict.fromkeys(
@@ -92,10 +95,12 @@ def engine(graph: Graph, name: str, target: str, weights: str = "fp8", **layout:
     return Runner(shape(graph), stored(graph, scheme), Cache(level, 16), Layout(**layout), fast)
 
 
-def ours(level: str, **rates: Any) -> Runner:
+def ours(level: str, target: Target | None = None, **rates: Any) -> Runner:
     """Our own cache, in pages of 32 tokens: the first and four recent ones stay exact."""
     graph, scheme = tiny(), FACTS.formats.of_weights("bf16")
-    fast = speed(cpu(), coefficients(**rates), "round", scheme, FACTS.formats.of_kv(level), own=True)
+    fast = speed(
+        target or cpu(), coefficients(**rates), "round", scheme, FACTS.formats.of_kv(level), own=True
+    )
     cache = own_cache(shape(graph), FACTS.formats.of_kv(level), FACTS.choices.cache, windows_freed=True)
     return Runner(shape(graph), stored(graph, scheme), cache, Layout(), fast)
 
@@ -110,6 +115,53 @@ def test_attention_multiplies_codes_at_a_rate_of_their_own(level: str, coded: fl
     prompt, sooner = (ours(level, coded_attention=factor).prefill(2000, 512) for factor in (1.0, 4.0))
     share = 1 - float(sooner.compute) / float(prompt.compute)
     assert share > 0.01 if coded else share == 0
+
+
+def test_what_attention_issues_for_each_number_is_arithmetic() -> None:
+    """Of 1,000 tokens 832 are packed, 2 x 2 x 64 numbers each, at one operation for a slot."""
+    slots = {"tq3": 5.0, "bf16": 2.0}
+    plain, counted = ours("tq3"), ours("tq3", cache_slots=slots)
+    most = max(FACTS.coefficients.issue.operations.values())
+    before, after = plain.decode(3, 1000), counted.decode(3, 1000)
+    issued = 3 * 2 * 2 * 64 * (832 * 5 * (3 + 16 / 64) / 3 + 168 * 2) * most
+    assert float(after.compute - before.compute) * 1e9 == pytest.approx(issued)
+    assert float(after.cache) == float(before.cache)
+    # A chunk of a prompt multiplies whole tiles: its rate is another.
+    assert float(counted.prefill(2000, 512).total) == float(plain.prefill(2000, 512).total)
+
+
+def test_single_tokens_multiply_codes_as_bytes() -> None:
+    """At the rate of bytes, here four times that of bf16; prompts do not, nor is fp8 codes."""
+    target = cpu(rates={"bf16_tflops": 0.001, "int8_tops": 0.004})
+    for level, share in (("tq3", 832 / 1000), ("fp8", 0.0)):
+        plain, quick = (ours(level, target, integer_levels=names) for names in ((), ("tq3",)))
+        saved = float(plain.decode(1, 1000).compute - quick.decode(1, 1000).compute)
+        assert saved * 1e9 == pytest.approx(2 * 2 * 2 * 2 * 64 * 1000 * share * 3 / 4)
+        assert float(plain.prefill(2000, 512).compute) == float(quick.prefill(2000, 512).compute)
+
+
+@pytest.mark.parametrize(("name", "lanes"), [("h200-sxm", 30.9), ("a100-sxm-80gb", 19.5), ("l40s", 45.2)])
+def test_lanes_that_a_device_issues_for(name: str, lanes: float) -> None:
+    """132 x 1.83 GHz, 108 x 1.41 and 142 x 2.49, times 128, in 1e12."""
+    found = slots_per_second(load_target(name, Path()), FACTS.coefficients)
+    assert found / 1e12 == pytest.approx(lanes, rel=0.01)
+
+
+def test_slots_are_those_of_the_page_of_kernels() -> None:
+    """Within a fifth of the largest of docs/cuda-kernels.md; where decode serves a level, its rows count."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cuda-kernels.md").read_text(encoding="utf-8")
+    prior = next(each for each in FACTS.coefficients.calibrations if each.engine == "prior")
+    slots = prior.rates.cache_slots
+    assert slots.keys() == LEVELS.keys()
+    found: dict[str, list[float]] = {}
+    for kernel, suffix in (("decode", ""), ("attend", ", decode")):
+        row = rf"^\| {kernel} (\w+){suffix} \| sm_\d+ \|(?:[^|]*\|){{3}} ([\d.]+) \|"
+        listed = [one for one in re.findall(row, page, re.MULTILINE) if one[0] not in found]
+        for level, count in listed:
+            found.setdefault(level, []).append(float(count))
+    assert found.keys() >= {"bf16", "fp8", "int8", "tq4", "tq3", "tq2"}
+    for level, counts in found.items():
+        assert slots[level] == pytest.approx(max(counts), rel=0.2), level
 
 
 def test_a_step_reads_the_tables_of_a_calibrated_level() -> None:

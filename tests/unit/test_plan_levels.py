@@ -11,6 +11,7 @@ import pytest
 from planning import card, cpu, gpu, load, spec, tiny
 
 from infer_compile.catalog.facts import load_facts
+from infer_compile.catalog.target import load_target
 from infer_compile.graph.build import build
 from infer_compile.graph.graph import Graph
 from infer_compile.lower.lower import lower
@@ -147,6 +148,32 @@ class TestChoice:
         assert told.endswith("ct3 takes as many bytes, is calibrated at build and is expected to lose 1.5 %")
 
 
+class TestOnGpus:
+    """Every level is served: what a rotation of 3 bits would lose is no reason to keep all of bf16."""
+
+    LOAD = load(context_tokens=32768, input_tokens=16384, output_tokens=4096, concurrency=16)
+
+    def at(self, device: str, **fields: Any) -> Plan:
+        asked = spec(target=device, workload=self.LOAD, **fields)
+        return plan(asked, card("llama-3.1-8b"), load_target(device, Path()))
+
+    @pytest.mark.parametrize("device", ["rtx-3090", "h100-sxm"])
+    def test_a_budget_of_a_percent_is_kept_by_a_calibrated_level(self, device: str) -> None:
+        made = self.at(device, quality={"max_loss_percent": 1}, pin={"engine": "native"})
+        assert [one.level for one in made.levels] == list(LEVELS)
+        levels = {one.level: one for one in made.levels}
+        assert "budget 1 %" in levels["tq3"].breaks
+        assert made.kv.level == "ct4" and made.predicted.quality_loss_percent.expected <= 1
+        assert levels["bf16"].tokens_per_second * 1.3 < made.predicted.tokens_per_second
+        assert made.predicted.sources["itl_ms"].basis == "assumption"
+
+    def test_fewer_bits_are_read_sooner(self) -> None:
+        levels = {one.level: one for one in self.at("h200-sxm", pin={"engine": "native"}).levels}
+        for kind in ("tq", "ct"):
+            times = [levels[f"{kind}{bits}"].itl_ms for bits in (2, 3, 4)]
+            assert times == sorted(times) and times[-1] < levels["fp8"].itl_ms < levels["bf16"].itl_ms
+
+
 class TestSideBySide:
     def test_every_level_is_told_with_all_else_as_decided(self) -> None:
         made = plan(spec(), tiny(), cpu())
@@ -184,13 +211,14 @@ class TestRefusals:
         assert "does not run tiny: head_dim 32; the attention kernels know 64, 96, 128, 256" in told
         assert told.endswith(f"llama.cpp b10142 has no kv level {level}\n  fix: kv: int8")
 
-    @pytest.mark.parametrize("level", [level for level in COMPRESSED if level != "tq3"])
-    def test_by_the_device(self, level: str) -> None:
-        told = refused(pin={"kv": level, "engine": "native"}, device=gpu(), target="round-gpu")
+    def test_by_the_device(self) -> None:
+        older = gpu(compute_capability="8.6")
+        told = refused(pin={"kv": "fp8", "engine": "sglang"}, device=older, target="round-gpu")
         assert told == (
-            f"error[IC203]: kv level {level} cannot be served\n"
-            f"  because: native: native has {level} on processors, not on a round card (8.9)\n"
-            "  fix: kv: tq3"
+            "error[IC203]: kv level fp8 cannot be served\n"
+            "  because: sglang: sglang has fp8 on NVIDIA devices from compute capability 8.9; "
+            "AMD devices of gfx942, gfx950, not on a round card (8.6)\n"
+            "  fix: kv: bf16"
         )
 
     def test_by_every_engine(self) -> None:

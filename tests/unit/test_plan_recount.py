@@ -94,9 +94,14 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_what_the_engine_does_not_serve_is_refused() -> None:
     asked = spec(pin={"kv": "tq3", "engine": "native"}, target="round-gpu")
-    made = plan(asked, GRAPH, gpu())
+    facts = load_facts()
+    ours, *others = facts.engines.engines
+    less = {name: needs for name, needs in ours.kv.items() if name != "ct3"}
+    engines = (ours.model_copy(update={"kv": less}), *others)
+    facts = facts.model_copy(update={"engines": facts.engines.model_copy(update={"engines": engines})})
+    made = plan(asked, GRAPH, gpu(), facts=facts)
     with pytest.raises(InferCompileError) as caught:
-        recount(made, ("tq3", "ct3"), asked, GRAPH, gpu())
+        recount(made, ("tq3", "ct3"), asked, GRAPH, gpu(), facts=facts)
     assert [(one.code, one.message) for one in caught.value.problems] == [
         ("IC203", "kv level ct3 cannot be served")
     ]

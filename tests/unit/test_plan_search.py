@@ -106,12 +106,10 @@ def test_fp8_is_for_devices_that_multiply_it() -> None:
 def test_mixtures_are_for_gpus() -> None:
     fields = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 64}
     mixture = tiny(architectures=["MixtralForCausalLM"], **fields)
-    for weights in ("bf16", "int8", "int4-rtn"):
+    for weights in ("bf16", "fp8", "int8", "int4-rtn"):
         pin = {"engine": "native", "weights": weights}
         made = plan(spec(target="round-gpu", pin=pin), mixture, gpu())
         assert lower(mixture, made).weight_bytes == made.weights.bytes
-    fp8 = refused(spec(target="round-gpu", pin={"engine": "native", "weights": "fp8"}), mixture, gpu())
-    assert "not for MixtralForCausalLM" in str(fp8)
     assert codes(refused(spec(pin={"engine": "native"}), mixture, cpu())) == ["IC208"]
 
 
@@ -179,10 +177,10 @@ def test_several_machines_go_to_an_engine_that_runs_over_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["deepseek-v3", "qwen3.5-35b-a3b", "nemotron-3-nano-30b-a3b", "gpt-oss-20b"]
+    "model", ["deepseek-v3.2", "qwen3.5-35b-a3b", "nemotron-3-nano-30b-a3b", "gpt-oss-20b"]
 )
 def test_what_our_own_engine_does_not_run_goes_to_one_that_does(model: str) -> None:
-    """Latent attention, state space, mixtures, windows."""
+    """Keys that an index selects, state space, mixtures, windows."""
     graph = card(model)
     assert not graph.native
     made = plan(
@@ -268,7 +266,9 @@ def test_the_cache_is_compressed_only_where_something_asks_for_it() -> None:
     # One sequence of 8,192 tokens beside 199 of 1,200 take 30 GiB in bf16.
     workload = load(context_tokens=8192, input_tokens=1000, output_tokens=200, concurrency=200)
     tight = plan(spec(workload=workload, quality=quality, pin={"engine": "native"}), LLAMA, gpu())
-    assert tight.kv.level == "tq3" and tight.kv.bytes_per_token == 32 * 2 * 8 * 50
+    assert tight.kv.bytes_per_token <= 32 * 2 * 8 * 66
+    # As much is lost as has to be: not what a rotation loses in as many bytes.
+    assert tight.kv.level in ("ct4", "ct3")
 
 
 def test_speed_limits_are_kept() -> None:

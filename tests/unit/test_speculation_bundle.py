@@ -15,10 +15,13 @@ from test_build import pretend, run
 from infer_compile.build import phases
 from infer_compile.build.inputs import prepare
 from infer_compile.bundle.verify import verify
+from infer_compile.evaluate.speed.prediction import Prediction, prediction
+from infer_compile.planner.plan import Plan
 from infer_compile.probe.cpu import host_architecture
 from infer_compile.runtime.bundle import open_bundle
 from infer_compile.runtime.errors import InferCompileError
 from infer_compile.runtime.formats.program import Program
+from infer_compile.spec.load import load
 
 BUNDLE = Path("bundles/tiny")
 
@@ -40,6 +43,11 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
         return path
 
     return write
+
+
+def predicted(bundle: Path) -> Prediction:
+    plan = Plan.from_json((bundle / "plan.json").read_text())
+    return prediction(bundle, plan, load(bundle / "spec.yaml").spec)
 
 
 def codes(raised: pytest.ExceptionInfo[InferCompileError]) -> list[str]:
@@ -66,6 +74,7 @@ def test_the_model_that_drafts_is_built_beside_the_model(spec: Callable[..., Pat
         "Up to 3 tokens a step are drafted by a smaller model (small)" in (BUNDLE / "README.md").read_text()
     )
     assert open_bundle(BUNDLE).manifest == manifest
+    assert predicted(BUNDLE).stale == "", "the bundle alone tells how long its drafts take"
 
 
 def test_choices_for_each_token_are_built_in(spec: Callable[..., Path]) -> None:
@@ -73,6 +82,7 @@ def test_choices_for_each_token_are_built_in(spec: Callable[..., Path]) -> None:
     found = verify(BUNDLE).speculation
     assert found is not None
     assert (found.tokens, found.width, found.sibling_acceptance) == (3, 2, 0.25)
+    assert predicted(BUNDLE).stale == ""
     assert "with up to 2 choices for each" in (BUNDLE / "README.md").read_text()
     plan = json.loads((BUNDLE / "plan.json").read_text())
     assert (plan["speculation"]["width"], plan["speculation"]["acceptance"]) == (2, found.acceptance)
@@ -99,6 +109,7 @@ def test_lookahead_needs_no_model_either(spec: Callable[..., Path]) -> None:
     found = verify(BUNDLE).speculation
     assert found is not None
     assert (found.method, found.tokens, found.columns, found.draft) == ("lookahead", 2, 3, None)
+    assert predicted(BUNDLE).stale == ""
     assert "from what the\nmodel guesses of the text further on" in (BUNDLE / "README.md").read_text()
 
 

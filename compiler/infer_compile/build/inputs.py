@@ -10,6 +10,7 @@ from ..catalog.source import ModelSource, fetch
 from ..catalog.source import resolve as resolve_source
 from ..catalog.target import Cpu, Gpu
 from ..evaluate.machine import require_here
+from ..evaluate.reference import require_measurable
 from ..evaluate.text import Text
 from ..graph.build import build, build_heads
 from ..graph.graph import Graph
@@ -162,7 +163,8 @@ def prepare(path: Path, plan: Path | None) -> Inputs:
     A model of the hub is downloaded here, once it is known that its plan can be built, and planned again with
     the config that came with it. ``plan`` is a file that must hold the plan of this spec (IC330 unreadable,
     IC331 it does not). Raises also what the stages raise: IC0xx of the spec, IC1xx of the model, IC2xx of
-    planning, IC311 or IC313 without a compiler, IC315 for a model that the kernels of a GPU do not run.
+    planning, IC311 or IC313 without a compiler, IC315 for a model that the kernels of a GPU do not run, IC359
+    for one whose loss cannot be measured.
     """
     resolved = resolve(path)
     decided = plan_of(resolved)
@@ -185,7 +187,10 @@ def _inputs(resolved: Resolved, plan: Plan) -> Inputs:
     program = telling(lower(resolved.graph, plan), _read_layers(draft))
     calibrated = any(True for _ in program.cache.tables())
     gate = _gate(resolved, device)
-    measured_by = this_processor() if gate is not None and isinstance(device, Gpu) else None
+    measured_by = None
+    if gate is not None and isinstance(device, Gpu):
+        require_measurable(program, resolved.loaded.where("quality.max_loss_percent"))
+        measured_by = this_processor()
     return Inputs(
         spec=resolved.loaded.path.read_bytes(),
         serving=_serving(resolved.spec.serving),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -109,9 +109,10 @@ def engine(inputs: Inputs, program: Program, fitted: str) -> Phase:
     def work(folder: Path, advance: Advance) -> None:
         if fitted:
             calibration.take_along(folder, layout.ENGINE)
-        _emit(inputs.device, program, folder)
+        _emit(inputs.device, program, folder, advance)
 
-    return _phase("engine", (layout.ENGINE,), _compiled(inputs, program, str(inputs.device), fitted), work)
+    parts = _compiled(inputs, program, str(inputs.device), fitted)
+    return replace(_phase("engine", (layout.ENGINE,), parts, work), unit="kernels")
 
 
 def stand_in(inputs: Inputs, program: Program, fitted: str, cpu: Cpu) -> Phase:
@@ -129,13 +130,17 @@ def _compiled(inputs: Inputs, program: Program, device: str, fitted: str) -> tup
     return (program.digest, inputs.model_digest, identity.tool(inputs.toolchain), device, fitted)
 
 
-def _emit(device: Device, program: Program, place: Path) -> None:
+def _untold(done: int, total: int) -> None:
+    """Where nobody asks how far the work has come."""
+
+
+def _emit(device: Device, program: Program, place: Path, advance: Advance = _untold) -> None:
     """The engine of the weights in the folder ``place``."""
     model, engine = place / layout.MODEL, place / layout.ENGINE
     if isinstance(device, Cpu):
         emit(program, device.architecture, device.isa, model, engine)
     else:
-        gpu_engine.emit(program, device.capability, model, engine)
+        gpu_engine.emit(program, device.capability, model, engine, advance=advance)
 
 
 def draft(inputs: Inputs, found: Draft) -> Phase:

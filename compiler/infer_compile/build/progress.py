@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-UNITS: Mapping[str, int] = MappingProxyType({"MiB": 1 << 20, "tokens": 1, "questions": 1})
+UNITS: Mapping[str, int] = MappingProxyType({"MiB": 1 << 20, "tokens": 1, "questions": 1, "kernels": 1})
 """In what a phase tells how far it has come: the unit's name to its size."""
 
 

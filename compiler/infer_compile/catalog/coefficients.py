@@ -52,14 +52,20 @@ class Rates(Frozen):
     Efficiencies are shares of the target's bandwidth and dense rate, by weight format or cache level;
     ``other`` stands for those without an entry. Products of a processor may exceed one: its rate is that
     of a product of floats, and ours are of integers, or of one query and hidden behind what it reads.
+    ``cache_slots``: where ``cache_efficiency`` is of reading alone, the instructions of a lane that attention
+    of single tokens issues besides for each number of the cache, by level.
+    ``integer_levels``: those whose codes it multiplies as bytes, at the device's rate for them.
     ``coded_attention``: how many times faster attention multiplies codes of our own cache than numbers in
-    bf16. ``reduce_us`` is one all-reduce within a machine and ``node_us`` one message between machines,
-    their bytes aside. ``routing`` is the exponent of the tokens that choose experts independently: real
-    tokens of a batch share experts more often than chance does.
+    bf16. ``step_us`` and ``sequence_us`` are what a server's streams take beside the engine; of these
+    ``http_step_us`` and ``http_sequence_us`` are its HTTP. ``reduce_us`` is one all-reduce within a machine
+    and ``node_us`` one message between machines, their bytes aside. ``routing`` is the exponent of the tokens
+    that choose experts independently: real tokens of a batch share experts more often than chance does.
     """
 
     weight_efficiency: dict[str, Share]
     cache_efficiency: dict[str, Share]
+    cache_slots: Mapping[str, Ratio] = {}
+    integer_levels: tuple[str, ...] = ()
     matrix_efficiency: dict[str, Ratio]
     expert_efficiency: dict[str, Share]
     attention_efficiency: Share
@@ -71,6 +77,8 @@ class Rates(Frozen):
     layer_us: Micro
     mixture_us: Micro
     sequence_us: Micro
+    http_step_us: Micro = 0.0
+    http_sequence_us: Micro = 0.0
     prompt_us: Micro
     prompt_layer_us: Micro
     reduce_us: Micro
@@ -88,6 +96,8 @@ class Rates(Frozen):
         ):
             if "other" not in getattr(self, name):
                 raise ValueError(f'{name} lacks "other"')
+        if self.http_step_us > self.step_us or self.http_sequence_us > self.sequence_us:
+            raise ValueError("HTTP takes more than a step or a sequence does")
         return self
 
 
@@ -162,6 +172,18 @@ class Calibration(Frozen):
     source: str
 
 
+class Issue(Frozen):
+    """How fast a device issues instructions. ``operations``: dense ones in bf16 that its tensor cores do in
+    the time of one instruction of one lane, by compute capability."""
+
+    operations: Mapping[str, Ratio]
+    source: str
+
+    def share(self, target: Target) -> float:
+        """Instructions of lanes for each bf16 operation; of a generation that is not known the fewest."""
+        return 1 / self.operations.get(target.compute_capability or "", max(self.operations.values()))
+
+
 class Coefficients(Frozen):
     """``sustained`` is the share of a processor's peak bandwidth that its cores reach, for those that were
     not probed; the efficiencies of other kinds are shares of the datasheet's peak. ``widen`` is the power
@@ -172,6 +194,7 @@ class Coefficients(Frozen):
     sustained_source: str
     widen: dict[Reach, Annotated[float, Field(ge=1)]]
     classes: tuple[DeviceClass, ...]
+    issue: Issue
     stand_ins: Mapping[str, str] = {}
     """Engines without measurements to those whose figures speak for them."""
     alike: Mapping[str, tuple[str, ...]] = {}

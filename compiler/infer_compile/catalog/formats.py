@@ -14,13 +14,15 @@ Arithmetic = Literal["bf16", "fp8", "int8", "fp4"]
 
 class Bits(Frozen):
     """Bits per weight, scales included, by the part of the model. Vectors are always 16. ``row`` are bits
-    beside each output of a layer's matrix."""
+    beside each output of a layer's matrix. ``unfolding``: of the matrix that latent attention applies itself,
+    where it is not stored as other matrices are."""
 
     table: float = 16
     matrix: float
     expert: float
     head: float = 16
     row: float = 0
+    unfolding: float | None = None
 
 
 class WeightScheme(Frozen):
@@ -68,9 +70,14 @@ class CacheScheme(Frozen):
         """Bits of the keys or of the values, whichever have fewer."""
         return min(self.key_bits, self.value_bits)
 
+    @property
+    def number_bits(self) -> float:
+        """Bits per cached number, scales aside."""
+        return (self.key_bits + self.value_bits) / 2
+
     def bits(self, width: int) -> float:
         """Bits per cached number, of vectors of ``width`` numbers, scales included."""
-        return (self.key_bits + self.value_bits) / 2 + 8 * self.scale_bytes / width
+        return self.number_bits + 8 * self.scale_bytes / width
 
 
 class Formats(Frozen):

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "serve": "Run the OpenAI-compatible server of a bundle.",
         "generate": "One answer from a bundle, no server.",
         "eval": "Quality of a bundle against the unquantized model.",
+        "bench": "Speed of a bundle against its plan's prediction.",
         "verify": "Hold every file of a bundle against its manifest.",
         "lock": "Write down what a spec stands for, beside it.",
         "check": "Hold specs against their locks.",

@@ -11,7 +11,7 @@ from . import cuda_constants as constants
 from .cuda_constants import Tiling
 from .cuda_pages import WORD, layer_place
 from .tile_cases import TileCases
-from .tiles import MEANS, SIGNS, place_of
+from .tiles import MEANS, SIGNS, place_of, scales
 
 EVERYTHING = 1 << 30
 """A window that holds every position."""
@@ -44,8 +44,14 @@ class AttentionLaunches:
         own, self.inputs = cache_buffers(program)
         buffers |= own
 
-    def lines(self, operation: Attend, output: str) -> Iterator[Line]:
-        """Of one layer, into the buffer ``output``."""
+    def rounds(self, operation: Attend, group: int) -> bool:
+        """Whether what it gives may be int8 with a scale for every ``group`` numbers; with 0 it is bf16."""
+        pieces = constants.merged_pieces(self._layout, operation.layer)
+        return group == 0 or all(width % group == 0 for width, *_ in pieces)
+
+    def lines(self, operation: Attend, output: str, rounded: int) -> Iterator[Line]:
+        """Of one layer, into the buffer ``output``: int8 with a scale for every ``rounded`` numbers beside
+        it, if that is not 0."""
         self._need(operation)
         yield self._append(operation)
         if self._layout.compressed:
@@ -55,7 +61,7 @@ class AttentionLaunches:
         if self._evicts:
             yield self._turn_back(operation)
         yield self._tiles.cases(
-            lambda tiling: (self._attend(operation, tiling), self._merge(operation, output, tiling))
+            lambda tiling: (self._attend(operation, tiling), self._merge(operation, output, rounded, tiling))
         )
 
     def _need(self, operation: Attend) -> None:
@@ -207,9 +213,9 @@ class AttentionLaunches:
             registers=options.registers,
         )
 
-    def _merge(self, operation: Attend, output: str, tiling: Tiling) -> Launch:
+    def _merge(self, operation: Attend, output: str, rounded: int, tiling: Tiling) -> Launch:
         layout, layer = self._layout, operation.layer
-        own = constants.merge_constants(layout, layer, operation.heads // operation.kv_heads, tiling)
+        own = constants.merge_constants(layout, layer, operation.heads // operation.kv_heads, tiling, rounded)
         return Launch(
             kernel="merge.merge",
             grid=(Blocks(of="rows"), operation.kv_heads),
@@ -221,6 +227,7 @@ class AttentionLaunches:
                 "table": self._table(layer, "values", "decode"),
                 "means": f"layers.{layer}.values.mean" if own["MEANS"] else UNREAD,
                 "out": output,
+                "scales": scales(output) if rounded else None,
             },
             numbers={"out_stride": operation.heads * operation.head_dim},
             constants=own,

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..catalog.cuda_kernels import Kernel, sources_digest
 from ..runtime.errors import InferCompileError, Problem
-from . import cuda_decode, nvrtc
+from . import cuda_decode, cuda_skinny, nvrtc
 from .cuda_constants import Constants
 
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 120)
@@ -48,6 +48,9 @@ ALIGNED = {
 Pointers are multiples of 16 bytes."""
 
 
+BY_NVRTC = ("decode", "skinny")
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One kernel with constants; the rest are Triton's options (``cuda_constants.Launch``)."""
@@ -75,7 +78,7 @@ class Compiled:
 
 def digest(variant: Variant, capability: int) -> str:
     """sha256 of all that the compiled kernel depends on."""
-    compiler = nvrtc.version() if variant.kernel == "decode" else version("triton")
+    compiler = nvrtc.version() if variant.kernel in BY_NVRTC else version("triton")
     parts = {"sources": sources_digest(), "compiler": compiler, "capability": capability}
     text = json.dumps(parts | asdict(variant), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -100,9 +103,13 @@ def compile_kernel(variant: Variant, capability: int, cache: Path) -> Compiled:
 
 
 def _compile(variant: Variant, capability: int, place: Path) -> None:
+    shared = 0
     if variant.kernel == "decode":
-        entry, shared = cuda_decode.ENTRY, 0
+        entry = cuda_decode.ENTRY
         cubin, ptx = cuda_decode.compile_decode(variant.constants, "f32", capability)
+    elif variant.kernel == "skinny":
+        entry = cuda_skinny.ENTRY
+        cubin, ptx = cuda_skinny.compile_skinny(variant.constants, variant.warps, capability)
     else:
         found = _by_triton(variant, capability)
         entry, shared = found.metadata.name, found.metadata.shared

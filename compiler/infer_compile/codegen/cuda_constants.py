@@ -155,13 +155,11 @@ def turn_back_constants(layout: CacheLayout, layer: int, group: int, rotated: bo
     }
 
 
-def merge_constants(layout: CacheLayout, layer: int, group: int, tiling: Tiling) -> Constants:
+def merge_constants(
+    layout: CacheLayout, layer: int, group: int, tiling: Tiling, rounded: int = 0
+) -> Constants:
+    """What it gives is int8 with a scale for every ``rounded`` numbers, if that is not 0."""
     values = head_pages(layout, layer)["values"]
-    widths = exact_pages(layout)["keys"].pieces
-    if values.plane.transform != "dense":
-        # Pieces of the columns are pieces of the vector; what no column tells of comes behind.
-        used = columns(values.plane, layout.head_dim)
-        widths = (*values.pieces, *widths_of(used, layout.head_dim - used))
     return {
         "GROUP": group,
         "HEIGHT": _height(values.plane, group),
@@ -172,8 +170,19 @@ def merge_constants(layout: CacheLayout, layer: int, group: int, tiling: Tiling)
         "TRANSFORM": values.plane.transform,
         "MEANS": values.plane.calibrated,
         "VALUES": values.pieces,
-        "WIDTHS": widths,
+        "WIDTHS": merged_pieces(layout, layer),
+        "ROUND": rounded,
     }
+
+
+def merged_pieces(layout: CacheLayout, layer: int) -> tuple[Piece, ...]:
+    """In which attention's output is put together."""
+    values = head_pages(layout, layer)["values"]
+    if values.plane.transform == "dense":
+        return exact_pages(layout)["keys"].pieces
+    # Pieces of the columns are pieces of the vector; what no column tells of comes behind.
+    used = columns(values.plane, layout.head_dim)
+    return (*values.pieces, *widths_of(used, layout.head_dim - used))
 
 
 def seal_constants(layout: CacheLayout, layer: int, fp8_most: float) -> Constants:

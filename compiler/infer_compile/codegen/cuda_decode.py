@@ -7,13 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..catalog.resources import folder
 from ..runtime.formats.codebook import integers
 from ..runtime.formats.kv import STRIP_BITS
 from ..runtime.formats.launches import Dtype
 from .cuda_constants import Constants
 from .cuda_pages import BYTE_BITS, WORD, Piece, StripPlace
-from .nvrtc import Nvrtc
+from .cuda_sources import compile_cuda
 
 ENTRY = "decode"
 ARGUMENTS = (
@@ -67,9 +66,7 @@ def compile_decode(constants: Constants, queries: Dtype, capability: int) -> tup
 
 def compile_text(header: str, capability: int) -> tuple[bytes, str]:
     """The same of the text of constants.h."""
-    place = folder("kernels") / "cuda"
-    headers = {path.name: path.read_text() for path in sorted(place.glob("*.cuh"))} | {"constants.h": header}
-    return Nvrtc().compile("decode.cu", (place / "decode.cu").read_text(), headers, capability)
+    return compile_cuda("decode.cu", header, capability)
 
 
 def header(constants: Constants, queries: Dtype) -> str:

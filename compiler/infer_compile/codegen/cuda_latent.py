@@ -75,6 +75,7 @@ def latent_merge_constants(layout: LatentLayout, tiling: Tiling) -> Constants:
         "MEANS": False,
         "VALUES": pieces,
         "WIDTHS": pieces,
+        "ROUND": 0,
     }
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels of kernels/cuda as a package."""
+"""The sources in kernels/cuda: Triton kernels as a package, CUDA C++ compiled."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from types import ModuleType
 
 from ..catalog.resources import folder
+from .nvrtc import Nvrtc
 
 NAME = "infer_compile_cuda_kernels"
 
@@ -25,3 +26,12 @@ def kernel(name: str) -> ModuleType:
         sys.modules[NAME] = package
         found.loader.exec_module(package)
     return importlib.import_module(f"{NAME}.{name}")
+
+
+def compile_cuda(file: str, constants: str, capability: int) -> tuple[bytes, str]:
+    """The cubin of ``file``, with ``constants`` for constants.h, for compute capability ``capability`` (89 is
+    8.9), and its PTX. Raises InferCompileError IC313 and IC314."""
+    place = folder("kernels") / "cuda"
+    headers = {path.name: path.read_text() for path in sorted(place.glob("*.cuh"))}
+    source = (place / file).read_text()
+    return Nvrtc().compile(file, source, {"constants.h": constants, **headers}, capability)

@@ -42,11 +42,33 @@ def readers_of(buffer: str, operations: Sequence[Operation]) -> list[Operation]:
     return found
 
 
-def rounded_before(buffer: str, operations: Sequence[Operation]) -> bool:
-    """Whether what ``buffer`` holds behind ``operations`` was written rounded for the product that reads
-    it."""
-    last = next((op for op in reversed(operations) if _output(op) == buffer), None)
-    return isinstance(last, Norm | Gate | Attend | AttendLatent | Quantize)
+def rounded_before(reader: Linear | Quantize, operations: Sequence[Operation]) -> bool:
+    """Whether what ``reader`` takes behind ``operations`` was written rounded for it, and nothing else over
+    that."""
+    for operation in reversed(operations):
+        if _output(operation) == reader.input:
+            return isinstance(operation, Norm | Gate | Attend | AttendLatent | Quantize)
+        if isinstance(reader, Quantize) and _rounds_over(operation, reader.input):
+            return False
+    return False
+
+
+def read_as_it_is(buffer: str, operations: Sequence[Operation]) -> bool:
+    """Whether one of ``operations`` reads what ``buffer`` holds before them, and not what was written of it
+    rounded for a product; nobody reading it counts too."""
+    rounded, readers = True, readers_of(buffer, operations)
+    for operation in operations:
+        if any(operation is reader for reader in readers):
+            if not isinstance(operation, Product) or (isinstance(operation, Quantize) and not rounded):
+                return True
+        elif _rounds_over(operation, buffer):
+            rounded = False
+    return not readers
+
+
+def _rounds_over(operation: Operation, buffer: str) -> bool:
+    """All numbers that are rounded to bytes go to one place."""
+    return isinstance(operation, Quantize) and operation.input != buffer
 
 
 def _sources(operation: Operation) -> tuple[str, ...]:
@@ -55,6 +77,8 @@ def _sources(operation: Operation) -> tuple[str, ...]:
             return (operation.buffer,)
         case AttendLatent():
             return operation.query, operation.latent
+        case Gate() if operation.portion is not None:
+            return operation.input, operation.portion
         case Embed() | Feed():
             return ()
     return (operation.input,)

@@ -5,18 +5,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..runtime.formats.launches import Blocks, Case, Cases, Launch, Line
-from ..runtime.formats.program import ExpertLinear, Program, Route, Tensor
-from .cuda_constants import power
+from ..runtime.formats.launches import Blocks, Case, Cases, Launch, Line, View
+from ..runtime.formats.program import LEAST_SUM, ExpertLinear, Program, Route, Score, Tensor
+from .cuda_constants import Constants, power
 from .tiles import scales
 from .tilings import BLOCK, expert_tilings
 
 ROUTER = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 64}
-INNER_BLOCK = 64
-"""Inputs of a product of bf16 numbers at once."""
+INNER_BLOCK, INNER_BYTES = 64, 128
+"""Inputs of a product of bf16 numbers at once, and of bytes."""
 
 Need = Callable[..., None]
 """Asks for a buffer: name, width, what it is counted in, type of numbers."""
+
+
+def route_constants(operation: Route, experts: int) -> Constants:
+    """What the choice among ``experts`` is compiled with."""
+    routing = operation.routing
+    size = experts // routing.groups
+    return {
+        "CHOICES": operation.per_token,
+        "SIGMOID": routing.likelihood == "sigmoid",
+        "BIASED": operation.bias is not None,
+        "NORMALIZED": routing.normalized,
+        "LEAST_SUM": LEAST_SUM,
+        "SCALE": routing.scale,
+        "GROUPS": routing.groups,
+        "SIZE": size,
+        "KEPT": routing.kept_groups,
+        "BEST": routing.group_best,
+        "GROUP_LANES": power(routing.groups),
+        "SIZE_LANES": power(size),
+        "PLACES": power(operation.per_token),
+    }
 
 
 class ExpertLaunches:
@@ -27,34 +48,33 @@ class ExpertLaunches:
         self._tensors = {tensor.name: tensor for tensor in program.tensors}
         self._need = need
 
-    def route(self, operation: Route) -> Iterator[Line]:
-        tensor, choices = self._tensors[operation.weight], operation.per_token
-        name = operation.output
-        self._need(f"{name}.scores", tensor.rows, "rows")
-        self._need(f"{name}.chosen", choices, "rows", "int32")
-        self._need(f"{name}.shares", choices, "rows")
-        yield Launch(
+    def score(self, operation: Score | Route, output: str) -> Launch:
+        tensor = self._tensors[operation.weight]
+        self._need(output, tensor.rows, "rows")
+        return Launch(
             kernel="route.score",
             grid=(Blocks(of="rows", size=ROUTER["BLOCK_M"]), -(-tensor.rows // ROUTER["BLOCK_N"])),
-            tensors={"input": operation.input, "weight": operation.weight, "output": f"{name}.scores"},
+            tensors={"input": operation.input, "weight": operation.weight, "output": output},
             counts={"rows": "rows"},
             constants={"EXPERTS": tensor.rows, "COLS": tensor.cols, **ROUTER},
         )
+
+    def route(self, operation: Route) -> Iterator[Line]:
+        name, choices = operation.output, operation.per_token
+        scores = f"{name}.scores"
+        yield self.score(operation, scores)
+        self._need(f"{name}.chosen", choices, "rows", "int32")
+        self._need(f"{name}.shares", choices, "rows")
         yield Launch(
             kernel="route.choose",
             grid=(Blocks(of="rows"),),
             tensors={
-                "scores": f"{name}.scores",
+                "scores": scores,
+                "bias": operation.bias,
                 "chosen": f"{name}.chosen",
                 "shares": f"{name}.shares",
             },
-            constants={
-                "EXPERTS": tensor.rows,
-                "CHOICES": choices,
-                "NORMALIZED": operation.normalized,
-                "BLOCK": power(tensor.rows),
-                "PLACES": power(choices),
-            },
+            constants=route_constants(operation, self._tensors[operation.weight].rows),
             warps=1,
         )
 
@@ -110,7 +130,7 @@ class ExpertLaunches:
     ) -> Launch:
         name, choices, form = operation.routes, operation.per_token, tensor.format
         experts = tensor.rows // operation.rows
-        tensors: dict[str, str | None] = {
+        tensors: dict[str, str | View | None] = {
             "input": input,
             "weight": tensor.name,
             "choices": f"{name}.choices",
@@ -125,7 +145,16 @@ class ExpertLaunches:
             "BLOCK_N": tiling["BLOCK_N"],
         }
         rounded = form.activation == "int8"
-        if form.scaled:
+        e4m3 = form.scaled and form.type == "float"
+        if e4m3:
+            tensors |= {
+                "input": View(name=input, dtype="int8"),
+                "weight": View(name=tensor.name, dtype="int8"),
+                "scales": scales(operation.input),
+                "weight_scales": scales(tensor.name),
+            }
+            constants |= {"BLOCK_K": INNER_BYTES}
+        elif form.scaled:
             tensors |= {
                 "scales": scales(operation.input) if rounded else None,
                 "weight_scales": scales(tensor.name),
@@ -133,14 +162,15 @@ class ExpertLaunches:
             constants |= {"BITS": form.bits, "GROUP": form.group, "ROUNDED": rounded, "CHOICES": choices}
         else:
             constants |= {"BLOCK_K": INNER_BLOCK}
+        kernel = "multiply_e4m3" if e4m3 else "multiply_codes" if form.scaled else "multiply"
         return Launch(
-            kernel="experts.multiply_codes" if form.scaled else "experts.multiply",
+            kernel=f"experts.{kernel}",
             grid=(
                 -(-operation.rows // tiling["BLOCK_N"]),
                 Blocks(of="rows", size=tiling["TILE"], each=choices, more=experts),
             ),
             tensors=tensors,
-            counts={"rows": "rows"} if form.scaled else {},
+            counts={"rows": "rows"} if form.scaled and not e4m3 else {},
             constants=constants,
             warps=tiling["warps"],
             stages=tiling["stages"],

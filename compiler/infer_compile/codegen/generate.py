@@ -36,6 +36,7 @@ from .cache import cache_view
 SOURCE = "engine.cpp"
 VECTOR = 16
 """Widths are multiples of the longest vector, so that no kernel has a ragged end."""
+ON_GPUS = "target an NVIDIA GPU, whose kernels do this, or choose another engine"
 NO_PRODUCT = frozenset({"fp8"})
 """Weight formats that no kernel multiplies."""
 
@@ -46,31 +47,31 @@ def generate(program: Program) -> dict[str, str]:
     Raises InferCompileError: IC310 for what the CPU kernels do not take: a shape, a weight format,
     a mixture of experts.
     """
-    _refuse(program)
+    if problems := lacking(program):
+        raise InferCompileError(problems)
     kernels = sorted((folder("kernels") / "cpu").iterdir())
     sources = {f"kernels/{path.name}": path.read_text() for path in kernels if path.suffix in (".h", ".hpp")}
     return {SOURCE: _render(program)} | sources
 
 
-def _refuse(program: Program) -> None:
-    problems = []
+def lacking(program: Program) -> list[Problem]:
+    """IC310 for each thing of ``program`` that there is no kernel for."""
+    problems, on_gpus = [], []
     for name, width in program.buffers.items():
         if width % VECTOR and name != "logits":
             problems.append(f"the width of {name}, {width}, is not a multiple of {VECTOR}")
     if isinstance(program.cache, LatentLayout):
-        problems.append("there is no kernel for latent attention")
+        on_gpus.append("there is no kernel for latent attention")
     elif program.cache.head_dim % 32:
         problems.append(f"there is no attention kernel for heads of {program.cache.head_dim} elements")
     if program.cache.page_tokens % 32:
         problems.append(f"a page of {program.cache.page_tokens} tokens is not a multiple of 32")
     if any(isinstance(operation, Route) for operation in program.operations):
-        problems.append("there are no kernels for mixtures of experts")
+        on_gpus.append("there are no kernels for mixtures of experts")
     for name in sorted({tensor.format.name for tensor in program.tensors} & NO_PRODUCT):
         problems.append(f"there is no product with weights in {name}")
-    if problems:
-        raise InferCompileError(
-            [Problem("IC310", text, program.model, fix="choose another engine") for text in problems]
-        )
+    fixes = dict.fromkeys(on_gpus, ON_GPUS) | dict.fromkeys(problems, "choose another engine")
+    return [Problem("IC310", text, program.model, fix=fix) for text, fix in fixes.items()]
 
 
 @dataclass

@@ -36,8 +36,12 @@ class LatentLaunches:
         own, self.inputs = cache_buffers(program)
         buffers |= own
 
-    def lines(self, operation: AttendLatent, output: str) -> Iterator[Line]:
-        """Of one layer, into the buffer ``output``."""
+    def rounds(self, operation: AttendLatent, group: int) -> bool:
+        """Whether what it gives may be int8 with a scale for every ``group`` numbers; with 0 it is bf16."""
+        return group == 0
+
+    def lines(self, operation: AttendLatent, output: str, rounded: int) -> Iterator[Line]:
+        """Of one layer, into the buffer ``output``; ``rounded`` is 0."""
         self._need(operation)
         angles = place_of(operation.turn, self._rotations)
         step = operation.nope + operation.rope
@@ -226,6 +230,7 @@ class LatentLaunches:
                 "table": UNREAD,
                 "means": UNREAD,
                 "out": MEAN,
+                "scales": None,
             },
             numbers={"out_stride": operation.heads * operation.rank},
             constants=constants.latent_merge_constants(self._layout, tiling),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.launches import (
     SETTINGS,
@@ -36,26 +35,23 @@ from ..runtime.formats.program import (
     Quantize,
     Rotary,
     Route,
+    Score,
     Select,
     Tensor,
 )
-from ..runtime.formats.weights import BF16 as BF16_WEIGHTS
 from .attention_launches import AttentionLaunches
 from .cuda_constants import Tiling, power
-from .dataflow import Product, product_of, readers_of, rounded_before
+from .dataflow import Product, product_of, read_as_it_is, readers_of, rounded_before
 from .expert_launches import ExpertLaunches
 from .latent_launches import LatentLaunches
-from .tiles import FREQUENCIES, ROWS, WeightParts, place_of, scales
-from .tilings import BLOCK, CAPTURED, ROW_BLOCK, SKINNY, product_tilings, usual_tilings, warps_of
+from .refused import refuse
+from .tiles import FREQUENCIES, WeightParts, place_of, scales
+from .tilings import BLOCK, CAPTURED, ROW_BLOCK, product_tilings, usual_tilings, warps_of
 
 FED = "fed"
 """The buffer of what is given with each token."""
-APART = 8
-"""Numbers between what the kernels of latent attention take for aligned."""
 BF16 = 0
 """The group of an operand that is not rounded to bytes."""
-E4M3_SIZES = 16
-"""Both sizes of a matrix of e4m3 numbers are multiples of it (torch._scaled_mm)."""
 
 
 def step_table(program: Program, tilings: tuple[Tiling, ...] | None = None) -> StepTable:
@@ -64,46 +60,8 @@ def step_table(program: Program, tilings: tuple[Tiling, ...] | None = None) -> S
 
     Raises InferCompileError IC315 for what the GPU kernels do not run.
     """
-    _refuse(program)
+    refuse(program)
     return _Writer(program, tilings or usual_tilings(program)).table()
-
-
-def _refuse(program: Program) -> None:
-    problems = []
-    if program.cache.page_tokens % 16:
-        problems.append(f"pages of {program.cache.page_tokens} tokens, which are no multiple of 16")
-    if isinstance(program.cache, LatentLayout):
-        problems += _latent_problems(program)
-    elif program.cache.head_dim % 32:
-        problems.append(f"heads of {program.cache.head_dim} elements")
-    for tensor in program.tensors:
-        if tensor.format.name == "fp8" and (tensor.rows % E4M3_SIZES or tensor.cols % E4M3_SIZES):
-            problems.append(
-                f"{tensor.name} in fp8: {tensor.rows} x {tensor.cols}, no multiples of {E4M3_SIZES}"
-            )
-    rounded = {tensor.name: tensor.format.scaled for tensor in program.tensors}
-    for operation in program.operations:
-        if isinstance(operation, ExpertLinear) and rounded[operation.weight] and operation.rows % ROWS:
-            problems.append(f"{operation.weight}: experts of {operation.rows} rows, no multiple of {ROWS}")
-    if problems:
-        fix = "choose another engine"
-        raise InferCompileError(
-            [
-                Problem("IC315", f"the GPU kernels do not run {text}", program.model, fix=fix)
-                for text in problems
-            ]
-        )
-
-
-def _latent_problems(program: Program) -> Iterator[str]:
-    if program.limits.checked_tokens:
-        yield "checks of answers against an exact cache of latent attention"
-    formats = {tensor.name: tensor.format for tensor in program.tensors}
-    for operation in (op for layer in program.layers for op in layer if isinstance(op, AttendLatent)):
-        if formats[operation.unfold] != BF16_WEIGHTS:
-            yield f"latent attention with {formats[operation.unfold].name} weights"
-        if any(part % APART for part in (operation.nope, operation.rope, operation.rank)):
-            yield f"parts of heads and latent vectors that are no multiples of {APART}"
 
 
 class _Writer:
@@ -179,7 +137,7 @@ class _Writer:
         while place < len(operations):
             before, operation, rest = operations[:place], operations[place], operations[place + 1 :]
             place += 1
-            if isinstance(operation, Linear | Quantize) and not rounded_before(operation.input, before):
+            if isinstance(operation, Linear | Quantize) and not rounded_before(operation, before):
                 width = self._program.buffers[operation.input]
                 yield self._rounding("round.round", operation.input, operation.input, width, (operation,))
             match operation:
@@ -209,12 +167,14 @@ class _Writer:
                     yield self._place(own.output, width, 0, operation.output, operation.first, width)
                 case Linear():
                     yield from self._linear(operation)
+                case Score():
+                    yield self._experts.score(operation, operation.output)
                 case Route():
                     yield from self._experts.route(operation)
                 case ExpertLinear():
                     self._choices[operation.output] = 1 if operation.combine else operation.per_token
                     form = self._tensors[operation.weight].format
-                    rounded = form.activation == "int8"
+                    rounded = form.activation != "none"
                     source = operation.input if rounded else _unrounded(operation.input)
                     yield from self._experts.products(operation, source)
                 case HeadNorm() | Rotary():
@@ -265,8 +225,7 @@ class _Writer:
     def _norm(self, operation: Norm, rest: Sequence[Operation]) -> Launch:
         width, readers = self._program.buffers[operation.input], readers_of(operation.output, rest)
         products = [reader for reader in readers if isinstance(reader, Product)]
-        # Who is no product, or comes later, reads it as it is.
-        keep = operation.output == self._program.hidden or len(products) < max(1, len(readers))
+        keep = operation.output == self._program.hidden or read_as_it_is(operation.output, rest)
         if keep:
             self._need(operation.output, width, self._rows)
         operand: dict[str, str | View | None] = {"operand": None, "scales": None}
@@ -295,18 +254,22 @@ class _Writer:
         )
 
     def _gate(self, operation: Gate, rest: Sequence[Operation]) -> Launch:
-        each = self._choices.get(operation.input, 1)
-        return self._rounding("gate.gate", operation.input, operation.output, operation.width, rest, each)
+        each, portion = self._choices.get(operation.input, 1), operation.portion
+        launch = self._rounding("gate.gate", operation.input, operation.output, operation.width, rest, each)
+        own = {"tensors": {"portion": portion} | launch.tensors}
+        own["constants"] = launch.constants | {"PORTION": portion is not None}
+        return launch.model_copy(update=own)
 
     def _attend(self, operation: Attend | AttendLatent, rest: Sequence[Operation]) -> Iterator[Line]:
         output, width = operation.output, self._program.buffers[operation.output]
-        if isinstance(product_of(output, rest), Linear):
-            self._need(_unrounded(output), width, "rows", "bf16")
-            yield from self._attention.lines(operation, _unrounded(output))
-        else:
+        operand, rounding = self._operand(output, width, rest)
+        group = int(rounding["GROUP"])
+        if rounding["E4M3"] or not self._attention.rounds(operation, group):
             self._need(output, width, "rows")
-            yield from self._attention.lines(operation, output)
+            yield from self._attention.lines(operation, output, BF16)
             yield self._rounding("round.round", output, output, width, rest)
+        else:
+            yield from self._attention.lines(operation, str(operand["operand"]), group)
 
     def _rounding(
         self, kernel: str, source: str, output: str, width: int, rest: Sequence[Operation], each: int = 1
@@ -355,7 +318,7 @@ class _Writer:
             )
         else:
             cases = [
-                Case(most=most, launches=self._product(operation, tensor, constants))
+                Case(most=most, launches=(self._product(operation, tensor, constants),))
                 for most, constants in product_tilings(tensor.rows, tensor.cols, tensor.format)
             ]
             yield Cases(of=self._rows, cases=tuple(cases))
@@ -389,51 +352,37 @@ class _Writer:
             },
         )
 
-    def _product(self, operation: Linear, tensor: Tensor, constants: dict[str, int]) -> tuple[Launch, ...]:
+    def _product(self, operation: Linear, tensor: Tensor, constants: dict[str, int]) -> Launch:
         rounded = tensor.format.activation == "int8"
-        split, bias = constants["SPLIT"], operation.bias
-        ends = {"ROWS": tensor.rows, "BIAS": bias is not None, "ADD": operation.add, "SPLIT": split}
-        if split > 1:
-            self._need("parts", tensor.rows * split * SKINNY, None)
-        launch = Launch(
+        return Launch(
             kernel="linear.linear",
             grid=(
                 -(-tensor.rows // constants["BLOCK_N"]),
                 Blocks(of=self._rows, size=constants["BLOCK_M"]),
-                split,
             ),
             tensors={
                 "input": operation.input if rounded else _unrounded(operation.input),
                 "scales": scales(operation.input) if rounded else None,
                 "weight": tensor.name,
                 "weight_scales": scales(tensor.name),
-                "bias": bias,
+                "bias": operation.bias,
                 "output": operation.output,
-                "parts": "parts" if split > 1 else None,
             },
             counts={"rows": self._rows},
             constants={
+                "ROWS": tensor.rows,
                 "COLS": tensor.cols,
                 "BITS": tensor.format.bits,
                 "GROUP": tensor.format.group,
                 "ROUNDED": rounded,
-                **ends,
+                "BIAS": operation.bias is not None,
+                "ADD": operation.add,
                 "BLOCK_M": constants["BLOCK_M"],
                 "BLOCK_N": constants["BLOCK_N"],
             },
             warps=constants["warps"],
             stages=constants["stages"],
         )
-        if split == 1:
-            return (launch,)
-        merge = Launch(
-            kernel="linear.merge_shares",
-            grid=(Blocks(of=self._rows), -(-tensor.rows // BLOCK)),
-            tensors={"parts": "parts", "bias": bias, "output": operation.output},
-            counts={"rows": self._rows},
-            constants={**ends, "BLOCK": BLOCK},
-        )
-        return launch, merge
 
     def _turn(self, operations: Sequence[HeadNorm | Rotary]) -> Launch:
         norms = [op for op in operations if isinstance(op, HeadNorm)]

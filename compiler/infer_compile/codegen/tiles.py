@@ -17,6 +17,7 @@ from ..runtime.formats.kv import SIDES, Side
 from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.launches import WEIGHTS_MAGIC, Part
 from ..runtime.formats.program import AttendLatent, Program, Rotary, Tensor
+from ..runtime.formats.weights import F32
 from ..runtime.kv.rotation import unpack_signs
 from .repack import cache_tables
 
@@ -80,7 +81,7 @@ def scales(name: str) -> str:
 def _shapes(tensor: Tensor) -> dict[str, tuple[Any, tuple[int, ...]]]:
     form = tensor.format
     if not form.scaled:
-        return {tensor.name: ("bf16", (tensor.rows, tensor.cols))}
+        return {tensor.name: ("f32" if form == F32 else "bf16", (tensor.rows, tensor.cols))}
     if form.type == "float":
         return {
             tensor.name: ("e4m3", (tensor.rows, tensor.cols)),

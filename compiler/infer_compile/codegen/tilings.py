@@ -23,15 +23,14 @@ CHUNK_ROWS = 64
 EXACT_SHARES, PACKED_SHARES = 2, 14
 """Programs that the pages of a sequence are dealt to, where few tokens are new."""
 SKINNY = 16
-"""Input rows of the narrowest product: what tensor cores take at least."""
-PROGRAMS = 512
-"""Programs that a narrow product is cut into, about four for each multiprocessor of a large device: so many
-read at once that memory is kept busy."""
+"""Rows of inputs, and of weights of a block, in the narrowest product: what tensor cores take at least."""
+WARPS = 2048
+"""What a large device runs at once of a skinny product: sixteen on each multiprocessor."""
+MOST_WARPS = 8
+LEAST_TILES = 2
+"""Tiles of weights that a warp of a skinny product has at least."""
 WIDE_GROUP = 64
 """Longer groups spill registers in the widest blocks (compiled for compute capability 8.9)."""
-MOST_SHARES = 8
-LEAST_TILES = 4
-"""Tiles of weights that a share has at least."""
 
 
 def usual_tilings(program: Program) -> tuple[Tiling, ...]:
@@ -76,11 +75,11 @@ def product_tilings(
 ) -> tuple[tuple[int | None, dict[str, int]], ...]:
     """For up to so many input rows, how a product with a matrix of ``rows x cols`` is cut."""
     tiles = -(-cols // (form.group * (8 // form.bits)))
-    programs = -(-rows // 32)
-    split = max(1, min(MOST_SHARES, PROGRAMS // programs, tiles // LEAST_TILES))
-    narrow = {"BLOCK_M": SKINNY, "BLOCK_N": 32, "SPLIT": split, "warps": 4, "stages": 8}
-    middle = {"BLOCK_M": 64, "BLOCK_N": 64, "SPLIT": 1, "warps": 4, "stages": 4}
-    wide = {"BLOCK_M": 128, "BLOCK_N": 128, "SPLIT": 1, "warps": 8, "stages": 3}
+    warps = max(1, min(MOST_WARPS, WARPS // -(-rows // SKINNY), tiles // LEAST_TILES))
+    # Whole powers of two, as Triton takes them.
+    skinny = {"BLOCK_M": SKINNY, "BLOCK_N": SKINNY, "warps": power(warps + 1) // 2, "stages": 8}
+    middle = {"BLOCK_M": 64, "BLOCK_N": 64, "warps": 4, "stages": 4}
+    wide = {"BLOCK_M": 128, "BLOCK_N": 128, "warps": 8, "stages": 3}
     if form.group > WIDE_GROUP:
-        return (SKINNY, narrow), (None, middle)
-    return (SKINNY, narrow), (64, middle), (None, wide)
+        return (SKINNY, skinny), (None, middle)
+    return (SKINNY, skinny), (64, middle), (None, wide)

@@ -15,6 +15,7 @@ from ..planner.plan import Plan
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..runtime.formats.kv import CacheLayout
+from ..runtime.formats.latent import LatentLayout
 from ..runtime.step import Engine, Int32
 from ..runtime.tokenizer import Tokenizer
 from ..spec.load import load
@@ -25,7 +26,14 @@ from .forcing import Player
 from .machine import host, require_here
 from .quality import DEFAULT_CONTEXT, DEFAULT_TOKENS, Advance, compressed_share, quality
 from .recall import Recall, recall
-from .reference import EXACT, exact_program, graph_of, open_reference, write_reference
+from .reference import (
+    EXACT,
+    exact_program,
+    graph_of,
+    open_reference,
+    require_measurable,
+    write_reference,
+)
 from .text import Text, contexts, default_evaluation, read_text
 
 PROMPTS = 16
@@ -72,7 +80,7 @@ class Evaluation:
 
     plan: Plan
     fingerprint: str
-    cache: CacheLayout
+    cache: CacheLayout | LatentLayout
     reference: Against
     text: Text
     context: int
@@ -96,13 +104,16 @@ def evaluate(folder: Path, wanted: Wanted, stages: Stages) -> Evaluation:
 
     Raises InferCompileError: what opening a bundle raises, IC001, IC018 and IC353 for the text, IC354 where
     the model it was made from is not found, IC356 a reference of another vocabulary, IC357 a bundle for
-    another processor, IC358 a context that it does not take, and what compiling the reference raises.
+    another processor, IC358 a context that it does not take, IC359 a model that a processor's reference does
+    not run, and what compiling the reference raises.
     """
     began = time.perf_counter()
     bundle = open_bundle(folder)
     plan = Plan.from_json((folder / layout.PLAN).read_text(encoding="utf-8"), str(folder / layout.PLAN))
     budget = load(folder / layout.SPEC).spec.quality.max_loss_percent
     _require_here(bundle, folder)
+    if _other(wanted) is None:
+        require_measurable(bundle.program, str(folder))
     tokenizer = Tokenizer(bundle.model_dir)
     text = read_text(wanted.data or default_evaluation(), _name(wanted.data))
     model = Player(bundle.engine(wanted.threads))
@@ -141,8 +152,8 @@ def _reference(
     bundle: Bundle, context: int, wanted: Wanted, stages: Stages
 ) -> Iterator[tuple[Against, Engine]]:
     """The engine to hold the bundle against: of another bundle, or compiled for the time that it is used."""
-    named = Path(wanted.reference) if wanted.reference else None
-    if named is not None and layout.is_bundle(named):
+    named = _other(wanted)
+    if named is not None:
         other = open_bundle(named)
         theirs = Plan.from_json((named / layout.PLAN).read_text(encoding="utf-8"), str(named / layout.PLAN))
         _require_here(other, named)
@@ -166,6 +177,12 @@ def _reference(
         with stages.phase("reference", "MiB"):
             write_reference(found, program, architecture, isa, Path(folder))
         yield Against(found.source, EXACT, EXACT), open_reference(Path(folder), wanted.threads)
+
+
+def _other(wanted: Wanted) -> Path | None:
+    """The bundle that is to be the reference; None where it is a model."""
+    named = Path(wanted.reference) if wanted.reference else None
+    return named if named is not None and layout.is_bundle(named) else None
 
 
 def _require_here(bundle: Bundle, folder: Path) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from ..catalog.source import ModelSource
 from ..catalog.target import Architecture, Isa
 from ..codegen.engine import emit
+from ..codegen.generate import lacking
 from ..graph.build import build
 from ..graph.graph import Graph
 from ..lower.assemble import assemble
 from ..quantize.checkpoint import Checkpoint
 from ..quantize.write import write
 from ..runtime.engines.cpu import CpuEngine
+from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats.kv import CacheLayout, LevelName, uniform
 from ..runtime.formats.program import Limits, Program
 from ..runtime.formats.weights import BF16, WeightFormat
@@ -27,6 +29,21 @@ SEQUENCES = 4
 ENGINE = "engine"
 _MODEL = "model"
 _STORED = "BF16"
+
+
+def require_measurable(program: Program, where: str) -> None:
+    """Raises IC359 for what no processor runs: neither a reference nor, for a GPU, an engine in its place."""
+    lacks = lacking(program)
+    if lacks:
+        raise InferCompileError(
+            Problem(
+                "IC359",
+                "what this model loses cannot be measured here",
+                where,
+                f"that takes an engine for this machine's processor: {lacks[0].message}",
+                "leave out max_loss_percent; eval: --reference, a bundle of the same model in bf16",
+            )
+        )
 
 
 def exact_program(

@@ -31,6 +31,7 @@ from .architectures import (
     phi,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
     qwen3_5,
     qwen3_moe,
@@ -43,9 +44,9 @@ from .graph import Graph
 from .heads import Heads, method_of
 
 ARCHITECTURES: Mapping[str, Callable[[Fields], Decoder]] = {
-    module.NAME: module.read for module in (llama, mistral, mixtral, qwen2, qwen3, qwen3_moe)
+    module.NAME: module.read for module in (llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe)
 }
-"""Hugging Face class name to what reads its config: those that the native engine runs."""
+"""Hugging Face class name to what reads its config: the Llama family, which the native engine runs."""
 
 _COUNTED: tuple[tuple[tuple[str, ...], Callable[[Fields], Counted]], ...] = (
     (deepseek_v2.NAMES, deepseek_v2.read),
@@ -73,7 +74,10 @@ _COUNTED: tuple[tuple[tuple[str, ...], Callable[[Fields], Counted]], ...] = (
 COUNTED: Mapping[str, Callable[[Fields], Counted]] = {
     name: read for names, read in _COUNTED for name in names
 }
-"""Those that are counted, for a planner, and that other engines run."""
+"""Models of other shapes, for a planner to count and other engines to run."""
+
+NATIVE = frozenset((*ARCHITECTURES, *deepseek_v2.NAMES, *deepseek_v3.NAMES))
+"""Those that the native engine runs, where their configs ask for nothing strange."""
 
 
 def build(config: Mapping[str, object], name: str = "") -> Graph:

@@ -19,9 +19,12 @@ class Cost:
     - weights: ``table_elements`` are stored and a step reads one row per token; ``weight_elements`` and
       ``head_elements`` are stored and read whole by every step; what an element of each takes is in
       ``storage.py``. ``vector_elements`` (with the small matrices that steer: see ``control.py``) are always
-      bf16. ``weight_rows`` are the outputs of the matrices of ``weight_elements``. Of ``experts``, each of
-      ``expert_elements`` and ``expert_vector_elements``, all are stored and a step reads those that its
-      tokens hit: ``experts_per_token`` for one token, ``expected_experts`` for more.
+      bf16, ``single_elements`` float32. ``weight_rows`` are the outputs of the matrices of
+      ``weight_elements``; of both, ``unfolding_elements`` and ``unfolding_rows`` belong to the matrices that
+      latent attention applies itself. Of ``experts``, each of ``expert_elements`` and
+      ``expert_vector_elements``, all are stored and a step reads those that its tokens hit:
+      ``experts_per_token`` for one token, ``expected_experts`` for more; ``expert_rows`` are the outputs of
+      an expert's matrices.
     - work: ``flops_per_token`` for each new token, ``flops_per_output`` for each token whose logits are
       asked for, ``attention_flops_per_token_context`` for each pair of a new token and a key that it sees.
       Matrix products alone are counted, a multiplication and an addition as two. Over a prompt, keys and
@@ -38,6 +41,7 @@ class Cost:
     weight_elements: int = 0
     head_elements: int = 0
     vector_elements: int = 0
+    single_elements: int = 0
     flops_per_token: int = 0
     flops_per_output: int = 0
     attention_flops_per_token_context: int = 0
@@ -52,8 +56,11 @@ class Cost:
     experts_per_token: int = 0
     expert_elements: int = 0
     expert_vector_elements: int = 0
+    expert_rows: int = 0
     state_bytes: int = 0
     weight_rows: int = 0
+    unfolding_elements: int = 0
+    unfolding_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ class Mixture:
     experts_per_token: int
     expert_elements: int
     expert_vector_elements: int
+    expert_rows: int = 0
 
 
 Tokens = TypeVar("Tokens", float, NDArray[np.float64])
@@ -107,6 +115,9 @@ class Totals:
     index_flops_per_token_context: int = 0
     state_bytes: int = 0
     weight_rows: int = 0
+    single_elements: int = 0
+    unfolding_elements: int = 0
+    unfolding_rows: int = 0
 
     @property
     def cache_elements_per_token(self) -> int:
@@ -153,6 +164,9 @@ def total(costs: Iterable[Cost]) -> Totals:
         index_flops_per_token_context=sum(cost.index_flops_per_token_context for cost in costs),
         state_bytes=sum(cost.state_bytes for cost in costs),
         weight_rows=sum(cost.weight_rows for cost in costs),
+        single_elements=sum(cost.single_elements for cost in costs),
+        unfolding_elements=sum(cost.unfolding_elements for cost in costs),
+        unfolding_rows=sum(cost.unfolding_rows for cost in costs),
     )
 
 
@@ -188,9 +202,10 @@ def _prompt_flops(group: list[Cost]) -> int | None:
 
 
 def _mixtures(costs: tuple[Cost, ...]) -> tuple[Mixture, ...]:
-    groups: dict[tuple[int, int, int, int], int] = {}
+    groups: dict[tuple[int, int, int, int, int], int] = {}
     for cost in costs:
         if cost.experts:
-            size = (cost.experts, cost.experts_per_token, cost.expert_elements, cost.expert_vector_elements)
+            one = (cost.expert_elements, cost.expert_vector_elements, cost.expert_rows)
+            size = (cost.experts, cost.experts_per_token, *one)
             groups[size] = groups.get(size, 0) + 1
     return tuple(Mixture(layers, *size) for size, layers in groups.items())

@@ -1,4 +1,5 @@
-"""Models that are counted and not run by the native engine: their layers between embedding and head."""
+"""Models of other shapes than the Llama family's: their layers between embedding and head. Most are counted
+and not run by the native engine."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ Write = Callable[[Layer], Iterable[Operation]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """``write`` gives the operations of a layer; ``reason`` is what the native engine lacks for them.
+    """``write`` gives the operations of a layer; ``reason`` is what the native engine lacks for them, empty
+    where it runs them.
 
     ``prefix`` begins the names of the checkpoint's tensors; ``table``, ``final`` (under the prefix) and
     ``head`` are those outside of the layers. ``layer_norm``: the final norm has a bias, and so has the head.
-    ``assembled``: a Program can be made of it all the same, which the reference engine runs.
     """
 
     vocabulary: int
@@ -38,7 +39,6 @@ class Counted:
     head: str = "lm_head"
     layer_norm: bool = False
     last: tuple[Control, ...] = ()
-    assembled: bool = False
 
 
 def language(fields: Fields, required: bool = False) -> Fields:
@@ -62,7 +62,6 @@ def counted(
     head: str = "lm_head",
     layer_norm: bool = False,
     last: tuple[Control, ...] = (),
-    assembled: bool = False,
 ) -> Counted:
     """What all configs name alike, joined with what an architecture reads itself.
 
@@ -84,7 +83,6 @@ def counted(
         head=head,
         layer_norm=layer_norm,
         last=last,
-        assembled=assembled,
     )
 
 
@@ -116,7 +114,6 @@ def graph(shape: Counted, architecture: str, name: str) -> Graph:
         tied=shape.tied,
         operations=tuple(operations),
         native_reason=shape.reason,
-        assembled=shape.assembled,
     )
 
 

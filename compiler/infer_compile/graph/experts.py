@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..runtime.formats.program import Routing
 from .cost import Cost
 from .source import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """The router: the ``experts_per_token`` experts of the largest probabilities, which are a softmax over
-    all, divided by the sum of those chosen if ``normalized``. It is never rounded: see ``control.py``."""
+class Score:
+    """A product with a small matrix that steers. It is never rounded: see ``control.py``."""
 
     name: str
     layer: int
     weight: Source
-    experts_per_token: int
-    normalized: bool
     input: str = "normed"
-    output: str = "routes"
+    output: str
 
     @property
     def width(self) -> int:
-        """An expert's number and its probability for each choice."""
-        return 2 * self.experts_per_token
+        return self.weight.shape[0]
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -33,6 +30,38 @@ class Route:
     @property
     def cost(self) -> Cost:
         return Cost(vector_elements=self.weight.elements, flops_per_token=2 * self.weight.elements)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """The router: ``experts_per_token`` of the experts, as ``routing`` says. Its matrix is never rounded, its
+    ``bias`` is float32: it tells experts apart whose scores are close."""
+
+    name: str
+    layer: int
+    weight: Source
+    bias: Source | None = None
+    experts_per_token: int
+    routing: Routing
+    input: str = "normed"
+    output: str = "routes"
+
+    @property
+    def width(self) -> int:
+        """An expert's number, and what it counts, for each choice."""
+        return 2 * self.experts_per_token
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.weight, self.bias) if self.bias else (self.weight,)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(
+            vector_elements=self.weight.elements,
+            single_elements=self.bias.elements if self.bias else 0,
+            flops_per_token=2 * self.weight.elements,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +117,12 @@ class Experts:
         return self.parts(self.weights[-1])
 
     @property
+    def _rows(self) -> int:
+        """Outputs of one expert's matrices, whichever way round they are stored."""
+        into = sum(weight.elements for weight in self.weights[:-1]) // (self.experts * self.inputs)
+        return into + self.weights[-1].elements // (self.experts * self.inner)
+
+    @property
     def cost(self) -> Cost:
         elements = sum(weight.elements for weight in self.weights) // self.experts
         return Cost(
@@ -96,4 +131,5 @@ class Experts:
             experts_per_token=self.experts_per_token,
             expert_elements=elements,
             expert_vector_elements=sum(bias.elements for bias in self.biases) // self.experts,
+            expert_rows=self._rows,
         )

@@ -20,8 +20,7 @@ class Graph:
     """What is counted and, if ``native``, lowered.
 
     ``architecture`` is the Hugging Face class name, ``max_context`` the positions that the model was made
-    for. ``native_reason`` says why our own engine does not run it, and is empty where it does; ``assembled``:
-    a Program can be made of it all the same, which the reference engine runs. ``stored_as``
+    for. ``native_reason`` says why our own engine does not run it, and is empty where it does. ``stored_as``
     is the weight format of a checkpoint that is quantized already. ``states`` are the values that it tells as
     hidden states, where those are not what its head reads.
     """
@@ -37,7 +36,6 @@ class Graph:
     native_reason: str = ""
     stored_as: str = ""
     states: str = ""
-    assembled: bool = False
 
     @property
     def native(self) -> bool:
@@ -72,7 +70,8 @@ class Graph:
     def _always(self) -> int:
         totals = self.totals
         head = 0 if self.tied else totals.head_elements
-        return totals.table_elements + totals.weight_elements + head + totals.vector_elements
+        matrices = totals.table_elements + totals.weight_elements + head
+        return matrices + totals.vector_elements + totals.single_elements
 
     @cached_property
     def attention(self) -> tuple[Attend | LatentAttend, ...]:
@@ -92,6 +91,12 @@ class Graph:
     def cache_layers(self) -> int:
         """Layers that keep keys and values."""
         return len({operation.layer for operation in self.attention})
+
+    @property
+    def latent(self) -> LatentAttend | None:
+        """The latent attention of the first layer, as of all in a model that our own engine runs; None where
+        keys have heads."""
+        return next((one for one in self.attention if isinstance(one, LatentAttend)), None)
 
     @property
     def heads(self) -> int:

@@ -56,6 +56,11 @@ class LatentAttend:
         return self.heads * self.head_value_dim
 
     @property
+    def rotary_dim(self) -> int:
+        """Elements of what is cached that are key alone."""
+        return self.key_dim - self.value_dim
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         return (self.sinks,) if self.sinks else ()
 

@@ -14,6 +14,8 @@ from .rope import Rope
 from .rotary import YarnScaling, rotation, sharpened
 
 MODULE = "self_attn"
+APART = 8
+"""Numbers between what the kernels of latent attention take for aligned."""
 EPSILON = 1e-6
 """Of the norms of latent vectors, whatever the config says of the others: transformers 5.23,
 ``models/deepseek_v3``."""
@@ -40,8 +42,8 @@ class Latent:
     neighbours: bool = True
 
 
-def read(fields: Fields, *, indexed: bool = False, runs: bool = False) -> Latent:
-    """The fields of DeepSeek's configs; ``runs`` where a Program can be made of the model."""
+def read(fields: Fields, *, indexed: bool = False) -> Latent:
+    """The fields of DeepSeek's configs."""
     rank = fields.nullable("q_lora_rank")
     if indexed and rank is None and fields.sound("q_lora_rank"):
         fields.wrong("q_lora_rank", "a whole number: the index reads the queries' latent vector")
@@ -56,9 +58,22 @@ def read(fields: Fields, *, indexed: bool = False, runs: bool = False) -> Latent
         index_heads=fields.integer("index_n_heads") if indexed else 0,
         index_dim=fields.integer("index_head_dim") if indexed else 0,
         index_top=fields.integer("index_topk") if indexed else None,
-        rope=rope.read(fields) if runs else None,
+        rope=None if indexed else rope.read(fields),
         neighbours=fields.boolean("rope_interleave", True),
     )
+
+
+def not_native(shape: Latent) -> str:
+    """Why our own engine does not run attention of this shape; empty where it does."""
+    if shape.rope is None:
+        return "keys that an index selects"
+    parts = {
+        "qk_nope_head_dim": shape.nope_dim,
+        "qk_rope_head_dim": shape.rope_dim,
+        "kv_lora_rank": shape.rank,
+    }
+    odd = ", ".join(f"{name} {size}" for name, size in parts.items() if size % APART)
+    return f"{odd}; the kernels of latent attention take multiples of {APART}" if odd else ""
 
 
 def attend(layer: Layer, shape: Latent, own_index: bool) -> Iterator[Operation]:

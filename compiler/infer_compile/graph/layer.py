@@ -85,8 +85,10 @@ class Layer:
         width: int,
         activation: str,
         names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj"),
+        portion: str | None = None,
     ) -> Iterator[Operation]:
-        """A gated MLP of ``width``; ``names`` are its modules, the last leads back."""
+        """A gated MLP of ``width``; ``names`` are its modules, the last leads back. ``portion`` holds how
+        much of it counts."""
         into, back = names[:-1], names[-1]
         rows = {f"{module}.{name}": 2 * width // len(into) for name in into}
         yield self.linear(f"{part}.gate_up", rows, self.hidden, output="gate_up")
@@ -97,6 +99,7 @@ class Layer:
             input="gate_up",
             output="gated",
             width=width,
+            portion=portion,
         )
         yield self.linear(f"{part}.down", {f"{module}.{back}": self.hidden}, width, input="gated", add=True)
 

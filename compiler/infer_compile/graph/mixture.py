@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .experts import Experts, Route
+from ..runtime.formats.program import Routing
+from .experts import Experts, Route, Score
 from .fields import Fields
 from .layer import Layer
 from .operations import Operation
 
 NAMES = ("gate_proj", "up_proj", "down_proj")
+PORTION = "portion"
+"""How much of the shared expert counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +23,9 @@ class MixtureShape:
     ``router`` and ``corrections`` are tensors under ``module``: the matrix, and vectors of an entry per
     expert. ``names`` are the modules of an expert, the last leads back. ``inputs``: what experts read, where
     it is not the hidden size. ``shared``: the module that every token passes through, of ``shared_width``;
-    ``shared_bias`` is for one without a gate. ``normalized``: whether the probabilities of those chosen are
-    divided by their sum; None where the router is only counted.
+    ``shared_bias`` is for one without a gate, ``shared_gate`` the module of one row that tells how much of it
+    counts. ``routing``: how experts are chosen, by the one correction if there is one; None where the router
+    is only counted.
     """
 
     experts: int
@@ -36,8 +40,9 @@ class MixtureShape:
     shared_width: int = 0
     shared_names: tuple[str, ...] | None = None
     shared_bias: bool = False
+    shared_gate: str = ""
     activation: str = "silu"
-    normalized: bool | None = None
+    routing: Routing | None = None
 
 
 def chosen(fields: Fields, experts: str, key: str = "num_experts_per_tok") -> int:
@@ -97,18 +102,20 @@ def mix_stacked(
 def route(layer: Layer, shape: MixtureShape) -> Operation:
     """The router."""
     module = shape.module
-    if shape.normalized is not None:
-        return Route(
-            name=layer.name("mlp.router"),
-            layer=layer.index,
-            weight=layer.source(f"{module}.{shape.router}", shape.experts, layer.hidden),
-            experts_per_token=shape.per_token,
-            normalized=shape.normalized,
+    if shape.routing is None:
+        return layer.control(
+            "mlp.router",
+            {f"{module}.{shape.router}": (shape.experts, layer.hidden)},
+            {f"{module}.{name}": (shape.experts,) for name in shape.corrections},
         )
-    return layer.control(
-        "mlp.router",
-        {f"{module}.{shape.router}": (shape.experts, layer.hidden)},
-        {f"{module}.{name}": (shape.experts,) for name in shape.corrections},
+    biases = [layer.source(f"{module}.{name}", shape.experts) for name in shape.corrections]
+    return Route(
+        name=layer.name("mlp.router"),
+        layer=layer.index,
+        weight=layer.source(f"{module}.{shape.router}", shape.experts, layer.hidden),
+        bias=biases[0] if biases else None,
+        experts_per_token=shape.per_token,
+        routing=shape.routing,
     )
 
 
@@ -116,11 +123,15 @@ def share(layer: Layer, shape: MixtureShape) -> Iterator[Operation]:
     """The expert that every token passes through, if there is one."""
     if not shape.shared:
         return
-    module = shape.shared
+    module, portion = shape.shared, None
     names = shape.shared_names or shape.names
+    if shape.shared_gate:
+        portion = PORTION
+        weight = layer.source(f"{shape.shared_gate}.weight", 1, layer.hidden)
+        yield Score(name=layer.name("mlp.shared.portion"), layer=layer.index, weight=weight, output=portion)
     if len(names) == 2 and names[0] == "up_proj":
         yield from layer.plain(
             "mlp.shared", module, shape.shared_width, (names[0], names[1]), shape.shared_bias
         )
     else:
-        yield from layer.gated("mlp.shared", module, shape.shared_width, shape.activation, names)
+        yield from layer.gated("mlp.shared", module, shape.shared_width, shape.activation, names, portion)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from .control import Control
 from .cost import Cost
-from .experts import Experts, Route
+from .experts import Experts, Route, Score
 from .features import Activate, Feed, Place
 from .latent import Index, LatentAttend
 from .rotary import Rotation
@@ -159,9 +159,12 @@ class Linear:
         vectors = sum(bias.elements for bias in self.biases)
         if self.role == "head":
             return Cost(head_elements=elements, flops_per_output=2 * elements, vector_elements=vectors)
+        apart = self.role == "unfolding"
         return Cost(
             weight_elements=elements,
             weight_rows=self.rows,
+            unfolding_elements=elements if apart else 0,
+            unfolding_rows=self.rows if apart else 0,
             flops_per_token=2 * elements,
             vector_elements=vectors,
         )
@@ -233,7 +236,8 @@ class Attend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """``activation(first half) * second half`` of ``input``, each ``width`` wide."""
+    """``activation(first half) * second half`` of ``input``, each ``width`` wide; times the sigmoid of the
+    number in ``portion``, where that is named."""
 
     name: str
     layer: int | None = None
@@ -241,6 +245,7 @@ class Gate:
     input: str
     output: str
     width: int
+    portion: str | None = None
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -282,6 +287,7 @@ Operation = (
     | Index
     | StateMix
     | Control
+    | Score
     | Route
     | Experts
     | Gate

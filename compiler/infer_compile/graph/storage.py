@@ -1,9 +1,10 @@
 """What is stored in which format: one rule, for the planner who counts and for the lowering that obeys.
 
-Of our own engine, a format belongs to the matrices of the layers. The embedding and all vectors are bf16. The
-head is bf16 with bf16 and fp8 weights and int8 with integers (its errors reach the logits unaveraged); a tied
-head that is rounded is a tensor of its own, one that is not shares the embedding's table. What other engines
-store is in ``catalog/formats.yaml``; bytes are counted by one rule for all.
+Of our own engine, a format belongs to the matrices of the layers. The embedding and all vectors are bf16, and
+so is the matrix that unfolds latent vectors, which kernels multiply head by head. The head is bf16 with bf16
+and fp8 weights and int8 with integers (its errors reach the logits unaveraged); a tied head that is rounded
+is a tensor of its own, one that is not shares the embedding's table. What other engines store is in
+``catalog/formats.yaml``; bytes are counted by one rule for all.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..catalog.formats import Bits, WeightScheme
-from ..runtime.formats.weights import BF16, WeightFormat, weight_format
+from ..runtime.formats.weights import BF16, F32, WeightFormat, weight_format
 from .cost import Mixture, Totals, expected_experts
-from .experts import Experts, Route
+from .experts import Experts, Route, Score
 from .features import Activate, Feed, Place
 from .graph import Graph
 from .latent import LatentAttend
@@ -36,6 +37,7 @@ Written = (
     | Attend
     | LatentAttend
     | StateMix
+    | Score
     | Route
     | Experts
     | Gate
@@ -44,7 +46,7 @@ Written = (
 )
 """The operations that write values of their own."""
 
-Role = Literal["table", "matrix", "unfolding", "head", "vector"]
+Role = Literal["table", "matrix", "unfolding", "head", "vector", "single"]
 
 FLOAT_BYTES = 4
 """Every value between operations is float32."""
@@ -60,11 +62,11 @@ class Misfit:
 
 def stored_format(role: Role, weights: WeightFormat) -> WeightFormat:
     """The format of a tensor when the layers' matrices are in ``weights``."""
-    if role in ("matrix", "unfolding"):
+    if role == "matrix":
         return weights
     if role == "head" and weights.group:
         return weight_format("int8", weights.group)
-    return BF16
+    return F32 if role == "single" else BF16
 
 
 def native_scheme(weights: WeightFormat) -> WeightScheme:
@@ -79,6 +81,7 @@ def native_scheme(weights: WeightFormat) -> WeightScheme:
             expert=matrix,
             head=head.bits_per_weight,
             row=stored_format("matrix", weights).bits_per_row,
+            unfolding=stored_format("unfolding", weights).bits_per_weight,
         ),
         products="bf16" if weights.activation == "none" else weights.activation,
         group=weights.group,
@@ -112,18 +115,29 @@ def head_bytes(graph: Graph, scheme: WeightScheme) -> float:
 
 def shared_bytes(totals: Totals, scheme: WeightScheme) -> float:
     """Bytes of weights that every step reads whatever its batch: all but the embedding and the experts."""
-    matrix = 16.0 if scheme.experts_only and totals.mixtures else scheme.bits.matrix
+    bits, matrices, rows = scheme.bits, totals.weight_elements, totals.weight_rows
+    matrix = 16.0 if scheme.experts_only and totals.mixtures else bits.matrix
+    apart = 0.0
+    if bits.unfolding is not None:
+        matrices, rows = matrices - totals.unfolding_elements, rows - totals.unfolding_rows
+        apart = _bytes(totals.unfolding_elements, bits.unfolding)
     return (
-        _bytes(totals.weight_elements, matrix)
-        + _bytes(totals.weight_rows, scheme.bits.row)
+        apart
+        + _bytes(matrices, matrix)
+        + _bytes(rows, bits.row)
         + _bytes(totals.head_elements, scheme.bits.head)
         + _bytes(totals.vector_elements, BF16.bits)
+        + _bytes(totals.single_elements, F32.bits)
     )
 
 
 def one_expert_bytes(group: Mixture, scheme: WeightScheme) -> float:
     """Bytes of one expert of one layer."""
-    return _bytes(group.expert_elements, scheme.bits.expert) + _bytes(group.expert_vector_elements, BF16.bits)
+    return (
+        _bytes(group.expert_elements, scheme.bits.expert)
+        + _bytes(group.expert_rows, scheme.bits.row)
+        + _bytes(group.expert_vector_elements, BF16.bits)
+    )
 
 
 def expert_bytes(totals: Totals, scheme: WeightScheme, tokens: float) -> float:
@@ -175,6 +189,9 @@ def _before_select(operation: Operation) -> bool:
 def _widths(operations: Iterable[Operation]) -> dict[str, int]:
     widths: dict[str, int] = {}
     for operation in operations:
+        # Nobody writes what is unfolded: latent attention does not need it.
+        if isinstance(operation, Linear) and operation.role == "unfolding":
+            continue
         if isinstance(operation, Written):
             widths[operation.output] = max(operation.width, widths.get(operation.output, 0))
         if isinstance(operation, Experts):

@@ -24,6 +24,7 @@ from ..runtime.formats.weights import WeightFormat
 
 INTO, BACK = "{}.into", "{}.back"
 """The tensors of a layer's experts."""
+BIAS = "{}.bias"
 
 
 def assemble(
@@ -52,22 +53,12 @@ def assemble(
 
 
 def _refuse(graph: Graph, weights: WeightFormat, limits: Limits) -> None:
-    because = "" if graph.assembled else graph.native_reason
-    if graph.assembled and limits.overflow == "evict":
+    because = graph.native_reason
+    if not because and limits.overflow == "evict" and graph.latent is not None:
         because = "rotary keys of latent attention are not turned back when tokens before them are dropped"
     if because:
         raise InferCompileError(
             Problem("IC280", "the native engine does not run this model", graph.name, because)
-        )
-    if graph.experts and weights.bits_per_row:
-        raise InferCompileError(
-            Problem(
-                "IC280",
-                f"the native engine does not run this model with weights in {weights.name}",
-                graph.name,
-                f"there is no product of experts' matrices in {weights.name}",
-                "choose integers, or bf16",
-            )
         )
     problems = [
         Problem(
@@ -99,11 +90,14 @@ def _tensors(operation: model.Operation, weights: WeightFormat) -> Iterable[Tens
                 yield _tensor(operation.name, operation.rows, operation.cols, form, operation.weights)
             if operation.biases:
                 form = stored_format("vector", weights)
-                yield _tensor(f"{operation.name}.bias", 1, operation.rows, form, operation.biases)
-        case model.Route():
+                yield _tensor(BIAS.format(operation.name), 1, operation.rows, form, operation.biases)
+        case model.Score() | model.Route():
             rows, cols = operation.weight.shape
             form = stored_format("vector", weights)
             yield _tensor(operation.name, rows, cols, form, (operation.weight,))
+            if isinstance(operation, model.Route) and operation.bias:
+                form = stored_format("single", weights)
+                yield _tensor(BIAS.format(operation.name), 1, rows, form, (operation.bias,))
         case model.Experts():
             form = stored_format("matrix", weights)
             into, back = 2 * operation.inner * operation.experts, operation.inputs * operation.experts
@@ -148,13 +142,16 @@ def _lower(operation: model.Operation, weights: WeightFormat) -> Iterable[concre
             return
         case model.Linear():
             yield from _linear(operation, weights)
+        case model.Score():
+            yield concrete.Score(weight=operation.name, input=operation.input, output=operation.output)
         case model.Route():
             yield concrete.Route(
                 weight=operation.name,
+                bias=BIAS.format(operation.name) if operation.bias else None,
                 input=operation.input,
                 output=operation.output,
                 per_token=operation.experts_per_token,
-                normalized=operation.normalized,
+                routing=operation.routing,
             )
         case model.Experts():
             yield from _experts(operation, stored_format("matrix", weights))
@@ -202,7 +199,12 @@ def _lower(operation: model.Operation, weights: WeightFormat) -> Iterable[concre
         case model.Activate():
             yield concrete.Activate(input=operation.input, output=operation.output)
         case model.Gate():
-            yield concrete.Gate(input=operation.input, output=operation.output, width=operation.width)
+            yield concrete.Gate(
+                input=operation.input,
+                output=operation.output,
+                width=operation.width,
+                portion=operation.portion,
+            )
         case model.Select():
             yield concrete.Select(input=operation.input, output=operation.output)
 
@@ -250,7 +252,7 @@ def _linear(operation: model.Linear, weights: WeightFormat) -> Iterable[concrete
     shared = operation.role == "head" and not stores_head(operation.tied, weights)
     yield concrete.Linear(
         weight="embed" if shared else operation.name,
-        bias=f"{operation.name}.bias" if operation.biases else None,
+        bias=BIAS.format(operation.name) if operation.biases else None,
         input=source,
         output=operation.output,
         add=operation.add,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ..graph.graph import Graph
-from ..planner.plan import Plan
+from ..planner.plan import KvPart, Plan
 from ..runtime.errors import Exit, InferCompileError, Problem
 from ..runtime.formats.kv import HEAD_DIMS, LEVELS, CacheLayout, LayerCache, uniform
+from ..runtime.formats.latent import LatentLayout
 from ..runtime.formats.program import Place, Program
 from ..runtime.formats.weights import BF16
 from .assemble import assemble
@@ -21,12 +22,16 @@ def lower(graph: Graph, plan: Plan) -> Program:
     Raises InferCompileError: IC280 and IC281 as ``assemble`` and IC283 a
     plan that counted something else than this graph makes.
     """
-    cache = plan.kv.layout(graph.kv_heads, graph.head_dim)
-    if cache.compressed:
-        cache = cache.model_copy(update={"signs": signs(graph.head_dim)})
-    program = assemble(graph, plan.weights.descriptor, cache, plan.program_limits)
+    program = assemble(graph, plan.weights.descriptor, _cache(graph, plan.kv), plan.program_limits)
     _same(graph, plan, program)
     return program
+
+
+def _cache(graph: Graph, kv: KvPart) -> CacheLayout | LatentLayout:
+    if graph.latent is not None:
+        return kv.latent_layout(graph.latent.value_dim, graph.latent.rotary_dim)
+    cache = kv.layout(graph.kv_heads, graph.head_dim)
+    return cache.model_copy(update={"signs": signs(graph.head_dim)}) if cache.compressed else cache
 
 
 def lower_draft(graph: Graph, plan: Plan) -> Program:
@@ -107,7 +112,7 @@ def _same(graph: Graph, plan: Plan, program: Program) -> None:
     counted = (
         ("architecture", plan.model.architecture, graph.architecture),
         ("parameters", plan.model.parameters, graph.parameters),
-        ("layers with a cache", len(program.cache.layers), graph.cache_layers),
+        ("layers with a cache", program.cache.cached_layers, graph.cache_layers),
         ("weight bytes", plan.weights.bytes, program.weight_bytes),
         ("cache bytes per token", plan.kv.bytes_per_token, program.cache.token_bytes),
     )

@@ -65,7 +65,8 @@ def smaller_model(graph: Graph, scheme: WeightScheme = DRAFTER_SCHEME) -> Drafte
         expert_bytes=tuple(one_expert_bytes(group, scheme) for group in totals.mixtures),
         token_values=sum(token_buffers(graph, BF16).values()),
         output_values=sum(output_buffers(graph).values()),
-        native=graph.native,
+        # Bundles that draft are those of processors.
+        native=graph.native and not (graph.experts or graph.latent),
     )
 
 

@@ -97,6 +97,9 @@ def _options(asked: Deployment, engine: Engine) -> Options | Refusal:
         return Refusal(engine.name, "overflow", reason)
     if asked.checked_tokens and not engine.architectures.own:
         return Refusal(engine.name, "shadow", f"{engine.title} does not check answers")
+    if asked.checked_tokens and asked.graph.latent:
+        reason = f"{engine.title} does not check answers of latent attention"
+        return Refusal(engine.name, "shadow", reason)
     for part, name in (("weights", asked.pinned_weights), ("kv", pin.kv), ("speculation", _method(asked))):
         reason = support.why_not(engine, graph, target, _PARTS[part], name) if name else ""
         if reason:
@@ -121,6 +124,8 @@ def _ends(asked: Deployment, engine: Engine) -> str:
     """Why a sequence that reaches the context has to end, where it is not to."""
     if not asked.evicts:
         return ""
+    if engine.architectures.own and asked.graph.latent:
+        return f"{engine.title} does not turn back rotary keys of latent attention, so that tokens may go"
     if asked.target.kind not in engine.evicts:
         return f"{engine.title} is not planned to go on beyond the context on a {asked.target.kind}"
     cache = asked.facts.choices.cache
@@ -209,16 +214,10 @@ def _blocks(asked: Deployment, options: Options) -> Iterator[Block]:
     budgets = _budgets(asked, engine)
     shape = (len(options.layouts), len(options.draftings), len(budgets))
     layout, drafted, budget = (grid.ravel() for grid in np.indices(shape))
-    own = engine.architectures.own
+    own, caches = engine.architectures.own, [_cache(asked, engine, name) for name in options.levels]
     for kept, form in options.weights:
-        for name in options.levels:
-            level = facts.formats.of_kv(name, engine.name)
-            if own:
-                cache = own_cache(
-                    asked.shape, level, facts.choices.cache, engine.windows_freed, evicts=asked.evicts
-                )
-            else:
-                cache = Cache(level, int(engine.page_tokens.value), windows_freed=engine.windows_freed)
+        for cache in caches:
+            level = cache.scheme
             yield Block(
                 engine=engine,
                 weights=form,
@@ -230,8 +229,16 @@ def _blocks(asked: Deployment, options: Options) -> Iterator[Block]:
                 drafted=drafted,
                 budget=budgets[budget],
                 loss_of_weights=weights_loss(asked.graph, kept.scheme.name, facts.quality, engine.name),
-                loss_of_cache=cache_loss(asked.graph, name, facts.quality),
+                loss_of_cache=cache_loss(asked.graph, level.name, facts.quality),
             )
+
+
+def _cache(asked: Deployment, engine: Engine, level: str) -> Cache:
+    """As ``engine`` keeps it at ``level``."""
+    facts, scheme = asked.facts, asked.facts.formats.of_kv(level, engine.name)
+    if engine.architectures.own:
+        return own_cache(asked.shape, scheme, facts.choices.cache, engine.windows_freed, evicts=asked.evicts)
+    return Cache(scheme, int(engine.page_tokens.value), windows_freed=engine.windows_freed)
 
 
 def _budgets(asked: Deployment, engine: Engine) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

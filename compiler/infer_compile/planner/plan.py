@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from ..catalog.figure import Basis, Frozen
 from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats.kv import LEVELS, CacheLayout, layer_cache
+from ..runtime.formats.latent import LATENT_LEVELS, LatentLayout
 from ..runtime.formats.program import Limits, Overflow
 from ..runtime.formats.weights import WeightFormat, weight_format
 from .measured import Measured
@@ -100,6 +101,18 @@ class KvPart(Frozen):
             head_dim=head_dim,
             layers=tuple(layer_cache(LEVELS[level], head_dim) for level in self.layers),
             signs=signs,
+        )
+
+    def latent_layout(self, rank: int, rope: int) -> LatentLayout:
+        """The same for a model with latent attention."""
+        return LatentLayout(
+            level=LATENT_LEVELS[self.level],
+            page_tokens=self.page_tokens,
+            sink_pages=self.sink_pages,
+            recent_pages=self.recent_pages,
+            rank=rank,
+            rope=rope,
+            layers=len(self.layers),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -56,13 +56,19 @@ def recount(
     group = DeviceGroup(device=plan.target.id, count=plan.target.count, nodes=plan.target.nodes)
     asked = deployment(spec, graph, target, group, known, where, draftings)
     levels = _named(asked, plan, layers)
-    planned, index = _planned(asked, plan)
-    made = keeping(asked, _with(asked, planned, index, plan, levels), np.array([plan.limits.max_sequences]))
-    found = candidate(made, 0)
+    found = standing(asked, plan, levels)
     _keep_limits(asked, found, levels)
     kv = kv_part(asked, found)
     reasons = tuple(_renamed(reason, plan.kv.level, kv.level) for reason in plan.reasons)
     return plan.model_copy(update={"kv": kv, "predicted": predicted_part(asked, found), "reasons": reasons})
+
+
+def standing(asked: Deployment, plan: Plan, levels: tuple[LevelName, ...]) -> Candidate:
+    """The candidate that ``plan``, of our own engine, stands for, its layers at ``levels``. Raises ValueError
+    for a plan that was not made from what is ``asked``."""
+    planned, index = _planned(asked, plan)
+    made = keeping(asked, _with(asked, planned, index, plan, levels), np.array([plan.limits.max_sequences]))
+    return candidate(made, 0)
 
 
 def _renamed(reason: Reason, before: str, after: str) -> Reason:
@@ -143,12 +149,18 @@ def _speed(asked: Deployment, plan: Plan, stored: Stored, levels: tuple[LevelNam
     read = {
         level: count * layer_cache(level, width).bits_per_element(width) for level, count in counts.items()
     }
-    seconds = sum(each / speeds[level].packed_bandwidth for level, each in read.items())
-    attended = sum(count / speeds[level].packed_attention for level, count in counts.items())
+
+    def mean(rate: Callable[[Speed], float], shares: Mapping[LevelName, float]) -> float:
+        """The rate of all levels together, of shares that each have their own."""
+        seconds = sum(share / rate(speeds[level]) for level, share in shares.items())
+        return sum(shares.values()) / seconds if seconds else np.inf
+
     return replace(
         speeds[_level(plan, levels)],
-        packed_bandwidth=sum(read.values()) / seconds,
-        packed_attention=len(levels) / attended,
+        packed_bandwidth=mean(lambda one: one.packed_bandwidth, read),
+        packed_issue=mean(lambda one: one.packed_issue, read),
+        packed_attention=mean(lambda one: one.packed_attention, counts),
+        decode_packed_attention=mean(lambda one: one.decode_packed_attention, counts),
     )
 
 

@@ -73,7 +73,7 @@ def why_not(engine: Engine, graph: Graph, target: Target, part: Part, name: str)
         return f"{engine.title} has no {_PARTS[part]} {name}"
     if part == "kv" and name != "bf16" and not graph.attention:
         return f"{graph.name} keeps no keys and values"
-    if engine.architectures.own and part == "kv" and name != "bf16" and graph.head_dim not in HEAD_DIMS:
+    if part == "kv" and name != "bf16" and engine.architectures.own and not _known_heads(graph):
         known = ", ".join(map(str, HEAD_DIMS))
         return f"heads of {graph.name} have {graph.head_dim} elements; kernels of the cache take {known}"
     return _unmet(engine, graph, target, name, table[name]) or _misfit(graph, name, table[name])
@@ -88,6 +88,10 @@ def named(target: Target) -> str:
     """A device by its name and generation."""
     found = target.compute_capability
     return f"{target.name} ({found})" if found else target.name
+
+
+def _known_heads(graph: Graph) -> bool:
+    return graph.latent is not None or graph.head_dim in HEAD_DIMS
 
 
 def _served(engine: Engine, graph: Graph, target: Target, part: Part) -> tuple[str, ...]:

@@ -17,11 +17,13 @@ from typing import Any
 
 from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats.program import Program, Tensor
-from ..runtime.formats.weights import BF16, WeightFormat
+from ..runtime.formats.weights import BF16, F32, WeightFormat
 from .checkpoint import INDEX, Checkpoint
 from .shard import Entry, arrange
 
 FLOATS = ("F32", "F16", "BF16")
+FLOAT = {F32: "F32", BF16: "BF16"}
+"""What safetensors calls the numbers of a format that is not scaled."""
 SHARD_BYTES = 2 << 30
 
 
@@ -45,7 +47,7 @@ class Source:
     def stored(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
         """(name, dtype, shape) of what is written for it."""
         if not self.format.scaled:
-            return ((self.values, "BF16", self.shape),)
+            return ((self.values, FLOAT[self.format], self.shape),)
         rows, cols = self.shape
         scales = (scale(self.module), "BF16", (rows, cols // self.format.scale_group(cols)))
         if self.format.type == "float":

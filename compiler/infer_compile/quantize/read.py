@@ -20,14 +20,14 @@ from .shard import BFLOAT16
 def read_tensor(model: Path | Checkpoint, tensor: Tensor) -> Quantized | np.ndarray:
     """The values of ``tensor``: its sources stacked along rows (a vector's along its length).
 
-    A quantized format gives ``Quantized``, bf16 an array of ``ml_dtypes.bfloat16`` [rows, cols]. A quantized
+    A quantized format gives ``Quantized``, another an array of its own numbers [rows, cols]. A quantized
     tensor whose source is stored in bf16 (a tied head) is quantized here, by the function that wrote the
     others. Give an opened ``Checkpoint`` to read many. Raises InferCompileError: IC135 the folder does not
     hold what the Program says, and what ``Checkpoint.open`` raises.
     """
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
     if not tensor.format.scaled:
-        return _bf16(checkpoint, tensor)
+        return _plain(checkpoint, tensor)
     parts = [_quantized(checkpoint, tensor, name) for name in tensor.sources]
     result = parts[0]
     if len(parts) > 1:
@@ -50,8 +50,8 @@ def reference_loader(model_dir: Path) -> Callable[[Tensor], np.ndarray]:
     return load
 
 
-def _bf16(checkpoint: Checkpoint, tensor: Tensor) -> np.ndarray:
-    parts = [_stored(checkpoint, tensor, name, "BF16") for name in tensor.sources]
+def _plain(checkpoint: Checkpoint, tensor: Tensor) -> np.ndarray:
+    parts = [_stored(checkpoint, tensor, name, layout.FLOAT[tensor.format]) for name in tensor.sources]
     if tensor.rows == 1:
         parts = [part.reshape(1, -1) for part in parts]
     value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1 if tensor.rows == 1 else 0)

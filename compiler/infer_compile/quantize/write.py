@@ -19,6 +19,7 @@ import numpy as np
 
 from ..runtime.errors import InferCompileError, Problem
 from ..runtime.formats.program import Program
+from ..runtime.formats.weights import BF16, F32
 from . import layout, rtn
 from .assets import copy_assets
 from .checkpoint import INDEX, Checkpoint
@@ -32,6 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 _EMPTY = "0" * 64
 _BLOCK = 1 << 20
+_NUMBERS = {F32: np.dtype(np.float32), BF16: BFLOAT16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +166,11 @@ def _write_source(
         put(descriptor, result.scales, data + scale.begin + block.start * groups * result.scales.itemsize)
 
     def rounded(block: slice) -> None:
-        values = np.ascontiguousarray(matrix[block]).astype(BFLOAT16, copy=False)
-        if values.size and (values.view(np.uint16) & 0x7FFF).max() >= 0x7F80:
+        values = np.ascontiguousarray(matrix[block]).astype(_NUMBERS[format], copy=False)
+        # The exponent is in the upper half of both kinds of number.
+        halves = values.itemsize // 2
+        upper = values.reshape(-1).view(np.uint16)[halves - 1 :: halves]
+        if upper.size and (upper & 0x7FFF).max() >= 0x7F80:
             raise rtn.NotFinite
         put(descriptor, values, data + entries[source.name].begin + block.start * cols * values.itemsize)
 

@@ -49,3 +49,7 @@ class InferCompileError(Exception):
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         self.exit = exit
         super().__init__("\n".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple[type[InferCompileError], tuple[tuple[Problem, ...], Exit]]:
+        """Between processes."""
+        return type(self), (self.problems, self.exit)

@@ -17,4 +17,5 @@ def read(fields: Fields) -> Counted:
         tied=fields.boolean("tie_word_embeddings", False),
         prefix="language_model.model.",
         head="language_model.lm_head",
+        lacks="a model that sees",
     )

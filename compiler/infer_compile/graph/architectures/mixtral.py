@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...runtime.formats.program import Routing
 from .. import decoder, windows
 from ..fields import Fields
 from ..mixture import MixtureShape, chosen
@@ -18,7 +19,7 @@ def read(fields: Fields) -> decoder.Decoder:
         width=fields.integer("intermediate_size"),
         module="block_sparse_moe",
         names=EXPERT,
-        normalized=True,
+        routing=Routing(normalized=True),
     )
     return decoder.decoder(
         fields,

@@ -3,25 +3,25 @@
 
 from __future__ import annotations
 
+from ...runtime.formats.program import Routing
 from .. import decoder
 from ..fields import Fields
 from ..mixture import MixtureShape, chosen
 from .qwen2 import layer_windows
+from .qwen2_moe import sparse
 
 NAME = "Qwen3MoeForCausalLM"
 
 
 def read(fields: Fields) -> decoder.Decoder:
     bias = fields.boolean("attention_bias", False)
-    every = fields.integer("decoder_sparse_step", 1)
-    dense = fields.integers("mlp_only_layers") or ()
     # Published configs have the one name, those that transformers 5 saves the other.
     experts = "num_local_experts" if fields.has("num_local_experts") else "num_experts"
     mixture = MixtureShape(
         experts=fields.integer(experts),
         per_token=chosen(fields, experts),
         width=fields.integer("moe_intermediate_size"),
-        normalized=fields.boolean("norm_topk_prob", False),
+        routing=Routing(normalized=fields.boolean("norm_topk_prob", False)),
     )
     return decoder.decoder(
         fields,
@@ -31,8 +31,5 @@ def read(fields: Fields) -> decoder.Decoder:
         qkv_bias=bias,
         output_bias=bias,
         head_norms=True,
-        mixtures=tuple(
-            None if layer in dense or (layer + 1) % every else mixture
-            for layer in range(fields.integer("num_hidden_layers"))
-        ),
+        mixtures=sparse(fields, mixture),
     )

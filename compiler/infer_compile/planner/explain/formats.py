@@ -106,7 +106,7 @@ def against(contest: Contest, part: str, skip: str = "") -> Iterator[str]:
         if best is not None:
             possible[name] = best
             continue
-        near = contest.nearest(named)
+        near = contest.nearest(named & _named(contest, other, kept))
         if near is None:
             continue
         one = contest.survey.candidate(near)
@@ -125,9 +125,19 @@ def against(contest: Contest, part: str, skip: str = "") -> Iterator[str]:
             yield f"then {listed(rest)}"
     if lossy:
         budget = contest.asked.budget_percent
-        yield f"over the budget of {budget:g} % loss: {listed(lossy)}"
+        yield f"over the budget of {budget:g} % loss{_beside(contest, part)}: {listed(lossy)}"
     if missed:
         yield f"out of the question: {listed(missed, 3)}"
+
+
+def _beside(contest: Contest, part: str) -> str:
+    """What of the budget the other part takes."""
+    asked, chosen = contest.asked, contest.chosen
+    noun, other, pinned = "weights", chosen.loss_of_weights, asked.spec.pin.weights is not None
+    if part == "weights":
+        noun, other, pinned = "cache", chosen.loss_of_cache, asked.spec.pin.kv is not None
+    charged = asked.budget_stated or not pinned
+    return f", {other.expected:g} % of it for the {noun}" if charged and other.expected else ""
 
 
 def _runner_up(contest: Contest, name: str, index: int, part: str) -> Iterator[str]:

@@ -87,7 +87,7 @@ def limited(plan: Plan) -> str:
                 f"{target.bandwidth_gbs:,g} GB/s."
             )
         case "compute":
-            rate = f", at {target.matrix_tflops:,g} TFLOPS" if target.matrix_tflops else ""
+            rate = f"; products at {target.matrix_tflops:,g} TFLOPS" if target.matrix_tflops else ""
             return f"Limited by compute: {of(step.compute)} are arithmetic{rate}."
         case "fixed cost":
             return (
@@ -101,15 +101,15 @@ def limited(plan: Plan) -> str:
 
 
 def capacity(plan: Plan) -> str:
-    """Whether memory limits the number of sequences; empty if there is room for another."""
-    held = plan.predicted.memory_gib
-    each = held.kv / -(-plan.limits.max_sequences // plan.parallelism.data)
-    if not each or held.capacity - held.total >= each:
+    """Whether memory limits the number of sequences, as the reason for their number tells; empty if there is
+    room for another."""
+    told = next((one.why for one in plan.reasons if one.key == "limits.max_sequences"), "")
+    *_, one_more, room = ("", *told.split("; "))
+    if room != words.FULL:
         return ""
+    held = plan.predicted.memory_gib
     free = size(max(held.capacity - held.total, 0) * GIB)
-    return (
-        f"Capacity limits the number of sequences: {free} are free, and one of them takes {size(each * GIB)}."
-    )
+    return f"Capacity limits the number of sequences: {free} are free, and {one_more}."
 
 
 def expected(plan: Plan) -> list[Figure]:

@@ -18,7 +18,7 @@ from ..units import size
 from . import devices, drafts, formats, levels
 from .contest import Contest
 from .replay import replay
-from .words import milliseconds, times
+from .words import FULL, milliseconds, times
 
 THE_SPEC = "the spec"
 ARITHMETIC = "arithmetic"
@@ -121,7 +121,7 @@ def _room(asked: Deployment, chosen: Candidate) -> Iterator[str]:
     if chosen.sequences + more >= most:
         yield f"there is room for the {most:,} that the engine takes"
     else:
-        yield f"there is room for {more:,} more" if more else "there is no room for another"
+        yield f"there is room for {more:,} more" if more else FULL
 
 
 def _batch_tokens(contest: Contest) -> Reason:

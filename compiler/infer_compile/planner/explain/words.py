@@ -17,6 +17,8 @@ _BROKEN: Mapping[str, str] = {
 }
 
 
+FULL = "there is no room for another"
+"""What a plan says of its sequences where memory is full."""
 SECONDS_FROM = 10_000
 """Milliseconds from which on a time is told in seconds."""
 

@@ -16,6 +16,7 @@ from ...catalog.choices import CacheChoices
 from ...catalog.formats import CacheScheme
 from ...graph.cost import Attention
 from ...runtime.formats.kv import LEVELS, CacheLayout, LevelName, Plane, layer_cache, shared_window
+from ...runtime.formats.latent import LATENT_LEVELS, LatentLayout, LatentLevel, latent_token_bytes
 from ...runtime.formats.weights import BF16
 from .layout import Ints
 from .shape import Heads, Shape
@@ -59,9 +60,16 @@ class Cache:
         """Bits per number that the layers of ``heads`` keep, on their average, scales included."""
         if not self.own:
             return self.scheme.bits(heads.width)
+        if heads.rotary is not None:
+            return _latent_bits(LATENT_LEVELS[self.scheme.name], heads.width, heads.rotary)
         if not self.levels:
             return _own_bits(LEVELS[self.scheme.name], heads.width)
         return sum(_own_bits(self.levels[layer], heads.width) for layer in heads.layers) / len(heads.layers)
+
+
+@lru_cache
+def _latent_bits(level: LatentLevel, width: int, rotary: int) -> float:
+    return 8 * latent_token_bytes(level, width - rotary, rotary) / width
 
 
 @lru_cache
@@ -93,9 +101,11 @@ def own_cache(
     return replace(cache, table_bytes=_table_bytes(cache_layout(shape, cache)) if shape.heads else 0)
 
 
-def _table_bytes(layout: CacheLayout) -> int:
+def _table_bytes(layout: CacheLayout | LatentLayout) -> int:
     """Of the tables that calibration makes, at most: as if none of the values' transforms were folded into
     the weights."""
+    if isinstance(layout, LatentLayout):
+        return 0
     layers = tuple(
         layer.model_copy(update={"keys": _dense(layer.keys), "values": _dense(layer.values)})
         for layer in layout.layers
@@ -107,12 +117,23 @@ def _dense(plane: Plane) -> Plane:
     return plane.model_copy(update={"transform": "dense"}) if plane.calibrated else plane
 
 
-def cache_layout(shape: Shape, cache: Cache) -> CacheLayout:
+def cache_layout(shape: Shape, cache: Cache) -> CacheLayout | LatentLayout:
     """The cache of our own engine, of a model whose layers all keep the same heads."""
     heads = shape.heads[0]
     windows = (group.window for group in shape.totals.attention)
+    layers = sum(group.layers for group in shape.totals.attention)
+    if heads.rotary is not None:
+        return LatentLayout(
+            level=LATENT_LEVELS[cache.scheme.name],
+            page_tokens=cache.page_tokens,
+            sink_pages=cache.sink_pages,
+            recent_pages=cache.recent_pages,
+            rank=heads.width - heads.rotary,
+            rope=heads.rotary,
+            layers=layers,
+        )
     level = LEVELS[cache.scheme.name]
-    levels = cache.levels or (level,) * sum(group.layers for group in shape.totals.attention)
+    levels = cache.levels or (level,) * layers
     planes = {name: layer_cache(name, heads.width) for name in set(levels)}
     return CacheLayout(
         level=level,
@@ -132,6 +153,10 @@ class Read:
 
     exact: Floats
     packed: Floats
+
+    def seconds(self, exact: float, packed: float) -> Floats:
+        """At so many bytes a second of either."""
+        return self.exact / exact + self.packed / packed
 
 
 def kept_bytes(shape: Shape, cache: Cache, context: Ints, tensor: Ints = 1) -> Floats:

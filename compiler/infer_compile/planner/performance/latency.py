@@ -19,7 +19,7 @@ from ...graph.cost import Attention, Totals, expected_experts
 from ...runtime.errors import Exit, InferCompileError, Problem
 from ...runtime.formats.kv import HEAD_DIMS, LEVELS, layer_cache
 from ...runtime.formats.weights import BF16
-from .cache import Cache, Floats, packed_share, read_bytes
+from .cache import Cache, Floats, Read, packed_share, read_bytes
 from .layout import Layout
 from .shape import Shape, Stored
 
@@ -70,9 +70,11 @@ class Times:
 class Speed:
     """What one device does per second for one engine, weight scheme and cache level, efficiencies applied:
     bytes and operations; and seconds of fixed cost per step, layer, layer with experts, sequence, prompt,
-    layer of a prompt, all-reduce and message between machines. ``packed_attention``: how many times faster
-    attention multiplies what is packed than numbers in bf16. ``link`` and ``network`` (bytes per second and
-    direction within and between machines) are 0 where the target has none.
+    layer of a prompt, all-reduce and message between machines. ``*_issue``: bytes of the cache for which
+    attention of single tokens issues its instructions, infinite where none are counted. ``packed_attention``:
+    how many times faster attention multiplies what is packed than numbers in bf16, of single tokens
+    ``decode_packed_attention``. ``link`` and ``network`` (bytes per second and direction within and between
+    machines) are 0 where the target has none.
 
     ``peak_*`` are what the target states, for the bound.
     """
@@ -80,12 +82,15 @@ class Speed:
     weight_bandwidth: float
     exact_bandwidth: float
     packed_bandwidth: float
+    exact_issue: float
+    packed_issue: float
     matrix_rate: float
     expert_rate: float
     attention_rate: float
     decode_matrix_rate: float
     decode_attention_rate: float
     packed_attention: float
+    decode_packed_attention: float
     link: float
     network: float
     step: float
@@ -123,6 +128,13 @@ def matrix_tflops(target: Target, scheme: WeightScheme) -> float | None:
     rates = target.rates
     own = {"fp8": rates.fp8_tflops, "int8": rates.int8_tops, "fp4": rates.fp4_tflops}.get(scheme.products)
     return own or rates.bf16_tflops
+
+
+def slots_per_second(target: Target, coefficients: Coefficients) -> float:
+    """Instructions of lanes that a device issues: from its rate in bf16, or infinitely many where it states
+    none."""
+    rate = target.rates.bf16_tflops
+    return np.inf if rate is None else rate * 1e12 * coefficients.issue.share(target)
 
 
 def link_gbs(target: Target) -> float | None:
@@ -188,16 +200,23 @@ def speed(
     if target.kind == "cpu" and not target.measured:
         bandwidth *= coefficients.sustained
     rates = found.rates
+    slots = slots_per_second(target, coefficients)
+    packed = _packed_attention(level.name, rates) if own else 1.0
+    integers = (target.rates.int8_tops or plain) / plain if level.name in rates.integer_levels else 1.0
+    exact, exact_bits = (BF16.name, BF16.bits) if own else (level.name, level.number_bits)
     return Speed(
         weight_bandwidth=bandwidth * coefficients.share(rates.weight_efficiency, scheme.name),
-        exact_bandwidth=bandwidth * coefficients.share(rates.cache_efficiency, "bf16" if own else level.name),
+        exact_bandwidth=bandwidth * coefficients.share(rates.cache_efficiency, exact),
         packed_bandwidth=bandwidth * coefficients.share(rates.cache_efficiency, level.name),
+        exact_issue=_issue(exact, exact_bits, rates, slots),
+        packed_issue=_issue(level.name, level.number_bits, rates, slots),
         matrix_rate=matrices * 1e12 * coefficients.share(rates.matrix_efficiency, scheme.name),
         expert_rate=matrices * 1e12 * coefficients.share(rates.expert_efficiency, scheme.name),
         attention_rate=plain * 1e12 * rates.attention_efficiency,
         decode_matrix_rate=matrices * 1e12 * coefficients.share(rates.decode_matrix_efficiency, scheme.name),
         decode_attention_rate=plain * 1e12 * rates.decode_attention_efficiency,
-        packed_attention=_packed_attention(level.name, rates) if own else 1.0,
+        packed_attention=packed,
+        decode_packed_attention=packed * integers if own else 1.0,
         link=(link_gbs(target) or 0.0) * 1e9 * rates.link_efficiency,
         network=(network_gbs(target) or 0.0) * 1e9 * rates.link_efficiency,
         **_seconds(rates),
@@ -209,6 +228,12 @@ def speed(
         reach=reach,
         widen=coefficients.widen[reach],
     )
+
+
+def _issue(level: str, bits: float, rates: Rates, slots: float) -> float:
+    """Bytes per second of numbers of so many bits; infinitely many where nothing is counted."""
+    each = rates.cache_slots.get(level)
+    return bits / 8 * slots / each if each else np.inf
 
 
 def _packed_attention(level: str, rates: Rates) -> float:
@@ -268,12 +293,13 @@ class Runner:
         new, prompts = sequences * tokens, prompt_tokens / np.maximum(prompt, 1)
         totals, tensor, speed = self.shape.totals, self.layout.tensor, self.speed
         compute = self._operations(new, new) / speed.decode_matrix_rate
-        seen = visible_keys(totals, context) * self._attended(context)
+        seen = visible_keys(totals, context) * self._attended(context, speed.decode_packed_attention)
         compute = compute + new * seen / speed.decode_attention_rate
         compute = compute + self._prompt(prompt_tokens, prompts, prompt)
+        read = self._read(context)
         return self._step(new + prompt_tokens) + Times(
-            cache=sequences * self._reads(context),
-            compute=compute / tensor,
+            cache=sequences * read.seconds(speed.exact_bandwidth, speed.packed_bandwidth),
+            compute=compute / tensor + sequences * read.seconds(speed.exact_issue, speed.packed_issue),
             fixed=sequences * speed.sequence + prompts * self._launch(),
             links=self._sent(new + prompt_tokens),
         )
@@ -290,9 +316,10 @@ class Runner:
         chunk = every / np.maximum(chunks, 1)
         filling = (chunks + stages - 1) / stages
         compute = self._prompt(every, prompts, tokens)
+        read = self._read(tokens / 2).seconds(self.speed.exact_bandwidth, self.speed.packed_bandwidth)
         once = self._step(chunk).times(filling)
         work = Times(
-            cache=np.maximum(chunks, prompts) * self._reads(tokens / 2),
+            cache=np.maximum(chunks, prompts) * read,
             compute=compute / self.layout.tensor,
             fixed=prompts * self.speed.prompt,
             links=self._sent(every),
@@ -310,10 +337,9 @@ class Runner:
     ) -> Floats:
         """Seconds that no engine can go below in such a step of ``decode``: bytes over the target's
         bandwidth, or operations over its rate."""
+        moved = self.moved_bytes(sequences, context, tokens, prompt_tokens)
         sequences, prompt_tokens = self._staged(sequences, prompt_tokens)
         new, prompts = sequences * tokens, prompt_tokens / np.maximum(prompt, 1)
-        read = read_bytes(self.shape, self.cache, _whole(context), self.layout.tensor)
-        moved = self._weight_bytes(new + prompt_tokens) + sequences * (read.exact + read.packed)
         operations = (
             self._operations(new + prompt_tokens, new + prompts)
             + new * visible_keys(self.shape.totals, context)
@@ -322,6 +348,15 @@ class Runner:
         return np.maximum(
             moved / self.speed.peak_bandwidth, operations / self.layout.tensor / self.speed.peak_rate
         )
+
+    def moved_bytes(
+        self, sequences: Floats, context: Floats, tokens: Floats = 1, prompt_tokens: Floats = 0.0
+    ) -> Floats:
+        """Bytes of weights and cache that a device reads in such a step of ``decode``."""
+        sequences, prompt_tokens = self._staged(sequences, prompt_tokens)
+        read = self._read(context)
+        moved: Floats = self._weight_bytes(sequences * tokens + prompt_tokens)
+        return moved + sequences * (read.exact + read.packed)
 
     def _staged(self, sequences: Floats, prompt_tokens: Floats) -> tuple[Floats, Floats]:
         """What of a step each stage of a pipeline works on at a time: a share of the sequences, so that a
@@ -335,15 +370,15 @@ class Runner:
         totals, speed = self.shape.totals, self.speed
         routed = tokens * totals.expert_flops_per_token
         shared = self._operations(tokens, prompts) - routed
-        seen = prompt_operations(totals, each) * self._attended(each / 2)
+        seen = prompt_operations(totals, each) * self._attended(each / 2, speed.packed_attention)
         attention = prompts * seen / speed.attention_rate
         return shared / speed.matrix_rate + routed / speed.expert_rate + attention
 
-    def _attended(self, context: Floats) -> Floats:
+    def _attended(self, context: Floats, faster: float) -> Floats:
         """The time of attention after about ``context`` tokens, as a share of what it were with all of them
-        in bf16."""
+        in bf16, where what is packed is multiplied so many times ``faster``."""
         packed = packed_share(self.shape, self.cache, _whole(context))
-        return 1 - packed * (1 - 1 / self.speed.packed_attention)
+        return 1 - packed * (1 - 1 / faster)
 
     def _launch(self) -> float:
         """Fixed cost of a prompt that rides along."""
@@ -377,10 +412,9 @@ class Runner:
         totals = self.shape.totals
         return tokens * totals.flops_per_token + outputs * totals.flops_per_output
 
-    def _reads(self, context: Floats) -> Floats:
-        """Seconds to read the cache of one sequence."""
-        read = read_bytes(self.shape, self.cache, _whole(context), self.layout.tensor)
-        return read.exact / self.speed.exact_bandwidth + read.packed / self.speed.packed_bandwidth
+    def _read(self, context: Floats) -> Read:
+        """What a token of one sequence reads of its cache."""
+        return read_bytes(self.shape, self.cache, _whole(context), self.layout.tensor)
 
     def _messages(self, mixtures: int) -> Floats:
         """Seconds that the messages of a step take, their bytes aside."""

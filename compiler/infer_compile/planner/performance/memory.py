@@ -152,7 +152,8 @@ def pool_bytes(shape: Shape, cache: Cache, held: Held, tensor: Ints) -> Floats:
         + others * most(held.typical)
         for most in (layout.exact_pages, layout.packed_pages)
     )
-    share = np.ceil(layout.kv_heads / np.asarray(tensor)) / layout.kv_heads
+    kv_heads = shape.heads[0].kv_heads
+    share = np.ceil(kv_heads / np.asarray(tensor)) / kv_heads
     check = layout.check_pages(held.checked)
     exact, packed = exact + cache.spare_pages + check[0], packed + check[1]
     pools: Floats = exact * layout.exact_page_bytes + packed * layout.packed_page_bytes

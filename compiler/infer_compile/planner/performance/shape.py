@@ -24,12 +24,13 @@ from ...runtime.formats.weights import BF16, WeightFormat
 @dataclass(frozen=True, slots=True)
 class Heads:
     """What the caches of the layers of one ``Attention`` of the totals share: ``kv_heads`` heads (1 for a
-    latent cache, which devices do not divide) with vectors of ``width`` numbers. ``layers``: which of the
-    layers with a cache they are."""
+    latent cache, which devices do not divide) with vectors of ``width`` numbers; of a latent cache ``rotary``
+    of them are a key that was turned. ``layers``: which of the layers with a cache they are."""
 
     kv_heads: int
     width: int
     layers: tuple[int, ...] = ()
+    rotary: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,10 @@ def shape(graph: Graph) -> Shape:
             for layer, one in enumerate(attends)
             if (one.cost.window, one.cost.selected) == (group.window, group.selected)
         }
-        latent = [one.key_dim for one in here.values() if isinstance(one, LatentAttend)]
+        latent = [one for one in here.values() if isinstance(one, LatentAttend)]
         if latent:
-            heads.append(Heads(1, max(latent), tuple(here)))
+            widest = max(latent, key=lambda one: one.key_dim)
+            heads.append(Heads(1, widest.key_dim, tuple(here), widest.rotary_dim))
         else:
             kv_heads = min(one.kv_heads for one in here.values() if not isinstance(one, LatentAttend))
             width = group.cache_elements_per_token // (2 * group.layers * kv_heads)

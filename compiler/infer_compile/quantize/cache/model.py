@@ -30,6 +30,7 @@ from ...runtime.formats.program import (
     Quantize,
     Rotary,
     Route,
+    Score,
     Select,
     Tensor,
 )
@@ -220,11 +221,16 @@ class Model:
                 values[operation.output] = _attend(values[operation.input], operation, hook, sequences)
             case Gate():
                 both = values[operation.input].unflatten(-1, (-1, 2, operation.width))
-                gated = torch.nn.functional.silu(both[..., 0, :]) * both[..., 1, :]
-                values[operation.output] = gated.flatten(-2)
+                gated = (torch.nn.functional.silu(both[..., 0, :]) * both[..., 1, :]).flatten(-2)
+                if operation.portion is not None:
+                    gated = gated * torch.sigmoid(values[operation.portion])
+                values[operation.output] = gated
+            case Score():
+                values[operation.output] = values[operation.input] @ self.weight(operation.weight).T
             case Route():
                 weight = self.weight(operation.weight)
-                values[operation.output] = routed(values[operation.input], weight, operation)
+                bias = None if operation.bias is None else self.weight(operation.bias)
+                values[operation.output] = routed(values[operation.input], weight, bias, operation)
             case ExpertLinear():
                 weight, routes = self.weight(operation.weight), values[operation.routes]
                 products = expert_products(values[operation.input], routes, weight, operation)

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import torch
 
-from ..formats.program import ExpertLinear, Route
+from ..formats.program import LEAST_SUM, ExpertLinear, Route, Routing
 
 
-def routed(values: torch.Tensor, weight: torch.Tensor, operation: Route) -> torch.Tensor:
-    """The choices of ``operation`` for ``values`` [..., inputs]: numbers, then probabilities,
+def routed(
+    values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, operation: Route
+) -> torch.Tensor:
+    """The choices of ``operation`` for ``values`` [..., inputs]: numbers, then what they count,
     [..., 2 * per_token]."""
-    likely = torch.softmax(values.double() @ weight.double().T, dim=-1)
-    best, numbers = torch.sort(likely, dim=-1, descending=True, stable=True)
-    best = best[..., : operation.per_token]
-    if operation.normalized:
-        best = best / best.sum(dim=-1, keepdim=True)
-    return torch.cat([numbers[..., : operation.per_token].float(), best.float()], dim=-1)
+    routing, scores = operation.routing, values.double() @ weight.double().T
+    likely = torch.softmax(scores, dim=-1) if routing.likelihood == "softmax" else torch.sigmoid(scores)
+    ranks = likely if bias is None else likely + bias.double().flatten()
+    numbers = _first(_among_groups(ranks, routing), operation.per_token)
+    shares = likely.gather(-1, numbers)
+    if routing.normalized:
+        shares = shares / (shares.sum(dim=-1, keepdim=True) + LEAST_SUM)
+    return torch.cat([numbers.float(), (shares * routing.scale).float()], dim=-1)
+
+
+def _among_groups(ranks: torch.Tensor, routing: Routing) -> torch.Tensor:
+    """``ranks`` of experts outside the best groups at minus infinity."""
+    grouped = ranks.unflatten(-1, (routing.groups, -1))
+    best = grouped.topk(routing.group_best, dim=-1).values.sum(dim=-1)
+    kept = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, _first(best, routing.kept_groups), True)
+    return grouped.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(-2)
+
+
+def _first(ranks: torch.Tensor, count: int) -> torch.Tensor:
+    """Where the ``count`` largest are, of equal ones the first."""
+    return torch.sort(ranks, dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 def expert_products(

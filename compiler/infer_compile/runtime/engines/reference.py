@@ -31,6 +31,7 @@ from ..formats.program import (
     Quantize,
     Rotary,
     Route,
+    Score,
     Select,
     Tensor,
 )
@@ -135,9 +136,13 @@ class ReferenceEngine:
             case Attend() if isinstance(self._attention, Attention):
                 inputs = values[operation.input].cpu().numpy()
                 values[operation.output] = self._tensor(self._attention.run(operation, inputs, rows))
+            case Score():
+                scores = values[operation.input].double() @ self._weights[operation.weight].double().T
+                values[operation.output] = scores.float()
             case Route():
                 weight = self._weights[operation.weight]
-                values[operation.output] = routed(values[operation.input], weight, operation)
+                bias = None if operation.bias is None else self._weights[operation.bias]
+                values[operation.output] = routed(values[operation.input], weight, bias, operation)
             case ExpertLinear():
                 weight, routes = self._weights[operation.weight], values[operation.routes]
                 products = expert_products(values[operation.input], routes, weight, operation)
@@ -150,8 +155,10 @@ class ReferenceEngine:
                 values[operation.output] = self._tensor(found)
             case Gate():
                 both = values[operation.input].double().unflatten(-1, (-1, 2, operation.width))
-                gated = torch.nn.functional.silu(both[..., 0, :]) * both[..., 1, :]
-                values[operation.output] = gated.flatten(1).float()
+                gated = (torch.nn.functional.silu(both[..., 0, :]) * both[..., 1, :]).flatten(1)
+                if operation.portion is not None:
+                    gated = gated * torch.sigmoid(values[operation.portion].double())
+                values[operation.output] = gated.float()
             case Activate():
                 added = torch.nn.functional.silu(values[operation.input].double()).float()
                 values[operation.output] = values[operation.output] + added

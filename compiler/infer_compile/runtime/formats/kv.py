@@ -162,6 +162,10 @@ class CacheLayout(Paging):
     signs: str = ""
     """Signs of the rotation, one bit per dimension, hexadecimal, least significant bit first in each byte."""
 
+    @property
+    def cached_layers(self) -> int:
+        return len(self.layers)
+
     @cached_property
     def token_bytes(self) -> int:
         """Marginal bytes of one more token over all layers."""

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, get_args
 
 from .kv import Plane
 from .paging import Paging
 
 LatentLevel = Literal["bf16", "fp8"]
+LATENT_LEVELS: Mapping[str, LatentLevel] = MappingProxyType({name: name for name in get_args(LatentLevel)})
+"""Every level under its name."""
+
+
+def latent_plane(level: LatentLevel) -> Plane:
+    """How compressed pages at ``level`` store latent vectors."""
+    return Plane(kind=level)
+
+
+ROTARY = Plane(kind="bf16")
+"""How all pages store rotary keys."""
+
+
+def latent_token_bytes(level: LatentLevel, rank: int, rope: int) -> int:
+    """Bytes of one token in one layer."""
+    return latent_plane(level).vector_bytes(rank) + ROTARY.vector_bytes(rope)
 
 
 class LatentLayout(Paging):
@@ -27,19 +45,23 @@ class LatentLayout(Paging):
     @property
     def latents(self) -> Plane:
         """How compressed pages store latent vectors."""
-        return Plane(kind=self.level)
+        return latent_plane(self.level)
 
     @property
     def keys(self) -> Plane:
         """How all pages store rotary keys."""
-        return Plane(kind="bf16")
+        return ROTARY
 
     @property
     def token_bytes(self) -> int:
         """Marginal bytes of one more token over all layers."""
-        return self.layers * (self.latents.vector_bytes(self.rank) + self.keys.vector_bytes(self.rope))
+        return self.layers * latent_token_bytes(self.level, self.rank, self.rope)
+
+    @property
+    def cached_layers(self) -> int:
+        return self.layers
 
     @property
     def exact_token_bytes(self) -> int:
         """Bytes of one exact (bf16) token over all layers."""
-        return self.layers * self.keys.vector_bytes(self.rank + self.rope)
+        return self.layers * latent_token_bytes("bf16", self.rank, self.rope)

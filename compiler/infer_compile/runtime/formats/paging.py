@@ -52,6 +52,11 @@ class Paging(BaseModel):
 
     @property
     @abstractmethod
+    def cached_layers(self) -> int:
+        """Layers that keep something of a token."""
+
+    @property
+    @abstractmethod
     def token_bytes(self) -> int:
         """Marginal bytes of one more token over all layers."""
 

@@ -188,17 +188,51 @@ class AttendLatent(_Frozen):
         )
 
 
-class Route(_Frozen):
-    """Choose ``per_token`` experts for each token: those of the largest ``softmax(input @ weight.T)``, of
-    equal ones the first. ``output`` holds their numbers, the best first, then their probabilities, divided by
-    their sum if ``normalized``."""
+class Score(_Frozen):
+    """``output = input @ weight.T``, of a small matrix that is never rounded and numbers that nobody
+    rounded."""
 
-    kind: Literal["route"] = "route"
+    kind: Literal["score"] = "score"
     weight: str
     input: str
     output: str
-    per_token: int
+
+
+class Routing(_Frozen):
+    """How a router chooses by its scores, and what the choices count.
+
+    A likelihood is a ``softmax`` over all experts or a ``sigmoid`` of each. Experts are ranked by it, and by
+    a bias of their own where there is one. Of ``groups`` of neighbouring experts only the ``kept_groups`` of
+    the highest ranks take part, a group's rank being the sum of its ``group_best`` best ones' (DeepSeek-V2,
+    arXiv 2405.04434, section 2.2.2; DeepSeek-V3, arXiv 2412.19437, section 2.1.2). Of equal ones the first.
+
+    A choice counts its likelihood, divided by the sum over the token's choices if ``normalized``, times
+    ``scale``.
+    """
+
     normalized: bool
+    likelihood: Literal["softmax", "sigmoid"] = "softmax"
+    groups: int = 1
+    kept_groups: int = 1
+    group_best: int = 1
+    scale: float = 1.0
+
+
+LEAST_SUM = 1e-20
+"""Is added to a sum of likelihoods before it divides (transformers 5.23, ``models/deepseek_v3``)."""
+
+
+class Route(_Frozen):
+    """Choose ``per_token`` experts for each token by the scores ``input @ weight.T``, as ``routing`` says.
+    ``output`` holds their numbers, the best first, then what each counts. ``bias`` is for ranks alone."""
+
+    kind: Literal["route"] = "route"
+    weight: str
+    bias: str | None = None
+    input: str
+    output: str
+    per_token: int
+    routing: Routing
 
 
 class ExpertLinear(_Frozen):
@@ -206,8 +240,8 @@ class ExpertLinear(_Frozen):
     expert after the other.
 
     What a token's choices give lies side by side in ``output``, and all of them read ``input``. If
-    ``combine``, each choice reads its own part of ``input`` instead, and the sum of probability times product
-    over a token's choices is added to ``output``.
+    ``combine``, each choice reads its own part of ``input`` instead, and the sum over a token's choices of
+    what each counts times its product is added to ``output``.
     """
 
     kind: Literal["expert_linear"] = "expert_linear"
@@ -221,12 +255,14 @@ class ExpertLinear(_Frozen):
 
 
 class Gate(_Frozen):
-    """``output = silu(first) * second``, of the halves of every ``2 * width`` numbers of ``input``."""
+    """``output = silu(first) * second``, of the halves of every ``2 * width`` numbers of ``input``; times the
+    sigmoid of the one number in ``portion``, where that is named."""
 
     kind: Literal["gate"] = "gate"
     input: str
     output: str
     width: int
+    portion: str | None = None
 
 
 class Activate(_Frozen):
@@ -256,6 +292,7 @@ Operation = Annotated[
     | Rotary
     | Attend
     | AttendLatent
+    | Score
     | Route
     | ExpertLinear
     | Gate

@@ -14,9 +14,9 @@ Rounded = Literal["int8", "fp8"]
 class WeightFormat(BaseModel):
     """How one matrix of ``rows x cols`` (outputs x inputs) is stored.
 
-    Values are ``bits`` wide: integers symmetric around zero, or floating-point numbers (bfloat16, or e4m3 in
-    8 bits). What is narrower than bfloat16 keeps bf16 scales: one per row and ``group`` consecutive inputs,
-    or, where ``group`` is 0, one per row. ``activation`` names what inputs are rounded to before the
+    Values are ``bits`` wide: integers symmetric around zero, or floating-point numbers (float32, bfloat16, or
+    e4m3 in 8 bits). What is narrower than bfloat16 keeps bf16 scales: one per row and ``group`` consecutive
+    inputs, or, where ``group`` is 0, one per row. ``activation`` names what inputs are rounded to before the
     product, in groups of the same size; the Program makes that rounding an operation.
     """
 
@@ -60,6 +60,8 @@ class WeightFormat(BaseModel):
 SCALE_BITS = 16
 GROUPS = (32, 64, 128)
 DEFAULT_GROUP = 64
+F32 = WeightFormat(name="f32", bits=32, type="float")
+"""Of the few numbers that are never rounded: no matrix is in it."""
 BF16 = WeightFormat(name="bf16", bits=16, type="float")
 FP8 = WeightFormat(name="fp8", bits=8, type="float", activation="fp8")
 

@@ -21,11 +21,10 @@ from ..errors import InferCompileError, Problem
 from ..grammar import Grammars
 from ..journal import Line
 from ..loop import EngineLoop
-from ..measure import measure
+from ..ready import ready
 from ..shadow import Shadow
 from ..stopwatch import Stopwatch
 from ..tokenizer import Tokenizer
-from ..warmup import capture, warm_up
 from . import keys
 from .api import create_app
 from .metrics import Metrics, Names
@@ -89,15 +88,7 @@ def service(bundle: Bundle, options: Options, watch: Stopwatch) -> Iterator[Serv
     manifest = bundle.manifest
     grammars = Grammars(bundle.model_dir, bundle.program.vocabulary, tokenizer.end_ids)
     watch.lap("grammars")
-    with bundle.opened(options.threads) as opened:
-        watch.lap("engine")
-        for engine in opened.engines:
-            warm_up(engine)
-        watch.lap("warm_up")
-        if sum(map(capture, opened.engines)):
-            watch.lap("graphs")
-        measured, *_ = [measure(engine) for engine in opened.engines if engine.program.cache.layers]
-        watch.lap("measure")
+    with ready(bundle, options.threads, watch) as (opened, measured):
         cache = {"bytes_per_token": measured.token_bytes, "exact_bytes_per_token": measured.exact_token_bytes}
         log.info(Line("cache", {"kv": measured.level} | cache))
         metrics = Metrics(manifest.name, options.metrics_names)
