@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, RESIDENT / WARPS)
            const u32* __restrict__ weight_scales, const u16* __restrict__ bias, float* output, int rows) {
   __shared__ Warps all;
   const int warp = threadIdx.x / WARP, first = BLOCK * blockIdx.y, count = min(rows - first, BLOCK);
-  const Lane lane{int(threadIdx.x) % WARP / 4, int(threadIdx.x) % 4, 0};
+  const Lane lane{int(threadIdx.x) % WARP / 4, int(threadIdx.x) % 4};
   input += i64(first) * (COLS / 4), scales += i64(first) * GROUPS;
   weight += i64(blockIdx.x) * (TILES * BLOCK * GROUP / 4) + 2 * lane.row * (GROUP / 4) + SPAN * lane.part;
   weight_scales += i64(blockIdx.x) * (TILES * HELD * BLOCK / 2) + lane.row;
