@@ -52,7 +52,7 @@ class Shape:
 
 
 def compile_probe(
-    shapes: Sequence[Shape], out: Path, isa: Isa, extra: tuple[str, ...] = ("-O1",)
+    shapes: Sequence[Shape], out: Path, isa: Isa, extra: tuple[str, ...] = ("-Og",)
 ) -> ctypes.CDLL:
     out.mkdir(parents=True, exist_ok=True)
     for path in (folder("kernels") / "cpu").iterdir():

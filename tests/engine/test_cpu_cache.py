@@ -157,7 +157,7 @@ class Compiled:
     def probe(self, path: str, index: int, threads: int = 1) -> Probe:
         if path not in self._libraries:
             how, shapes = build_for(path), [SHAPES[own] for own in PATHS[path]]
-            library = compile_probe(shapes, self._folder / path, how.isa, ("-O1", *how.extra))
+            library = compile_probe(shapes, self._folder / path, how.isa, ("-Og", *how.extra))
             self._libraries[path] = library
         case, place = self.case(index), PATHS[path].index(index)
         return Probe(self._libraries[path], place, case.shape, case.layout, case.tables, PAGES, threads)

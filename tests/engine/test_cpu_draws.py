@@ -30,7 +30,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         shutil.copy(str(folder("kernels") / "cpu" / name), out)
     shutil.copy(SOURCE, out)
     architecture = host_architecture() or "x86-64"
-    find(architecture).compile(out / SOURCE.name, out / "libprobe.so", "portable", extra=("-O1",))
+    find(architecture).compile(out / SOURCE.name, out / "libprobe.so", "portable", extra=("-Og",))
     loaded = ctypes.CDLL(str(out / "libprobe.so"))
     loaded.probe_sample.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]
     return loaded

@@ -117,7 +117,7 @@ def test_what_lies_between_products(compiler: Compiler, monkeypatch: pytest.Monk
     """As far as the step below has none of it."""
     replaced(monkeypatch, compiler, 80)
     test_cuda_kernels.test_norms_are_rounded_for_their_reader(0, False)
-    test_cuda_kernels.test_gates_and_buffers_are_rounded_for_their_reader(0, False)
+    test_cuda_kernels.test_gates_and_buffers_are_rounded_for_their_reader(0, False, True)
     test_cuda_kernels.test_heads_are_normed_and_turned_in_place(True, True)
     test_cuda_kernels.test_columns_are_placed_beside_others()
     test_cuda_kernels.test_what_is_activated_is_added()

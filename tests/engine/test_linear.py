@@ -100,7 +100,7 @@ def compile_kernels(source: Path, out: Path, how: Build) -> ctypes.CDLL:
         shutil.copy(str(path), out)
     shutil.copy(source, out)
     (out / "probe_shapes.hpp").write_text("".join(shape.line for shape in SHAPES))
-    find("x86-64").compile(out / source.name, out / "libprobe.so", how.isa, extra=("-O1", *how.extra))
+    find("x86-64").compile(out / source.name, out / "libprobe.so", how.isa, extra=("-Og", *how.extra))
     return ctypes.CDLL(str((out / "libprobe.so").resolve()))
 
 

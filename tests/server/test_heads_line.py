@@ -71,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(
             Toolchain,
             "compile",
-            lambda self, *given, **named: compile_fully(self, *given, **named, extra=("-O1",)),
+            lambda self, *given, **named: compile_fully(self, *given, **named, extra=("-Og",)),
         )
         yield here
 

@@ -200,7 +200,8 @@ def speed(
     if target.kind == "cpu" and not target.measured:
         bandwidth *= coefficients.sustained
     rates = found.rates
-    slots = slots_per_second(target, coefficients)
+    # What is counted are the instructions of our own kernels.
+    slots = slots_per_second(target, coefficients) if own else np.inf
     packed = _packed_attention(level.name, rates) if own else 1.0
     integers = (target.rates.int8_tops or plain) / plain if level.name in rates.integer_levels else 1.0
     exact, exact_bits = (BF16.name, BF16.bits) if own else (level.name, level.number_bits)
