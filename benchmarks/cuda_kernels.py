@@ -123,11 +123,12 @@ def rows() -> Iterator[Row]:
     yield _attend("attend tq3, chunks of a prompt", tq3, (80, 90), tokens=16)
     layout = _layout(tq3, 128)
     yield Row("append", Variant("append", constants.append_constants(layout, 0)), (90,))
-    for level in ("tq3", "int8"):
-        sealed = constants.seal_constants(_layout(LEVELS[level], 128), 0, FP8_MOST)
-        variant = Variant("seal", sealed, warps=constants.SEAL_WARPS)
-        yield Row(f"seal {level}", variant, FEW if level == "tq3" else (90,))
-    yield Row("query tq3", Variant("query", constants.query_constants(layout, 0, 4)), (90,))
+    sealed = constants.seal_constants(layout, 0, FP8_MOST)
+    yield Row("seal tq3", Variant("seal", sealed, warps=constants.SEAL_WARPS), FEW)
+    for level in ("tq3", "ct3"):
+        own = _layout(LEVELS[level], 128)
+        asked = Variant("query", constants.query_constants(own, 0, 4), constants.query_warps(own, 0))
+        yield Row(f"query {level}", asked, (90,))
     merged = constants.merge_constants(layout, 0, 4, _tiling(128, 4, 1)) | {"scales": None}
     yield Row("merge tq3", Variant("merge", merged), (90,))
     yield from _latents()

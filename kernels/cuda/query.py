@@ -24,7 +24,6 @@ def query(
     SEGMENTS: tl.constexpr,
     TRANSFORM: tl.constexpr,
     KEYS: tl.constexpr,
-    WIDTHS: tl.constexpr,
 ):
     """Grid (rows, kv_heads). ``queries`` [rows, heads, D] times ``scale`` become ``factors`` [rows, heads, D]
     float16 and ``steps`` [rows, heads, SEGMENTS] float32: of each segment of columns the largest magnitude is
@@ -39,7 +38,7 @@ def query(
     whose = row * (tl.num_programs(1) * GROUP) + head * GROUP + member
     columns = ()
     for i in tl.static_range(len(KEYS)):
-        x = forward(source, real, signs, table, head, D, COLUMNS, TRANSFORM, True, WIDTHS, KEYS[i])
+        x = forward(source, real, signs, table, head, D, COLUMNS, TRANSFORM, True, KEYS[i])
         columns = columns + (x * scale,)
     for segment in tl.static_range(SEGMENTS):
         largest = tl.zeros((HEIGHT,), tl.float32)

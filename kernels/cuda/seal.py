@@ -37,7 +37,6 @@ def seal(
     VALUE_COLUMNS: tl.constexpr,
     KEY_UNIT: tl.constexpr,
     VALUE_UNIT: tl.constexpr,
-    WIDTHS: tl.constexpr,
 ):
     """Grid (jobs, kv_heads, PAGE / 8): two programs for 16 tokens, one for keys and one for values. Job j
     encodes exact pool page ``jobs[j, 0]`` into packed pool page ``jobs[j, 1]``; none where they are
@@ -70,7 +69,6 @@ def seal(
                 KEY_TRANSFORM,
                 KEY_COLUMNS,
                 KEY_UNIT,
-                WIDTHS,
             )
         else:
             _encode(
@@ -89,7 +87,6 @@ def seal(
                 VALUE_TRANSFORM,
                 VALUE_COLUMNS,
                 VALUE_UNIT,
-                WIDTHS,
             )
 
 
@@ -110,7 +107,6 @@ def _encode(
     TRANSFORM: tl.constexpr,
     COLUMNS: tl.constexpr,
     UNIT: tl.constexpr,
-    WIDTHS: tl.constexpr,
 ):
     """Keys or values of 16 tokens of one head."""
     tokens = first + tl.arange(0, TOKENS)
@@ -118,7 +114,7 @@ def _encode(
     real = tokens < PAGE
     columns = ()
     for i in tl.static_range(len(PIECES)):
-        x = forward(source, real, signs, table, head, D, COLUMNS, TRANSFORM, False, WIDTHS, PIECES[i])
+        x = forward(source, real, signs, table, head, D, COLUMNS, TRANSFORM, False, PIECES[i])
         columns = columns + (x,)
     inverse = tl.full((TOKENS,), 1.0, tl.float32)
     if SCALES >= 0:

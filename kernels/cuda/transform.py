@@ -1,13 +1,15 @@
 """From vectors to the columns that codes are made of, and back (runtime/kv/transform.py), piece by piece.
 
 ``signs`` [D] float32; of calibrated planes ``table`` [kv_heads, columns, D] (dense) or [kv_heads, columns]
-(diagonal) float32. ``WIDTHS`` are pieces that cover D.
-"""
+(diagonal) float32."""
 
 import triton
 import triton.language as tl
 
 from .rotation import hadamard
+
+STEP = tl.constexpr(16)
+"""Elements of vectors that a product with a dense table takes at once."""
 
 
 @triton.jit
@@ -29,15 +31,18 @@ def forward(
     COLUMNS: tl.constexpr,
     TRANSFORM: tl.constexpr,
     QUERY: tl.constexpr,
-    WIDTHS: tl.constexpr,
     PIECE: tl.constexpr,
 ):
     """Columns of the piece of the vectors' transform; of queries if ``QUERY``, with the other table."""
     columns: tl.constexpr = PIECE[0]
     if TRANSFORM == "dense":
         x = tl.zeros((source.shape[0], columns), tl.float32)
-        for i in tl.static_range(len(WIDTHS)):
-            x += _product(source, real, table + head * (COLUMNS * D) + PIECE[1] * D, D, columns, WIDTHS[i])
+        own = table + (head * COLUMNS + PIECE[1] + tl.arange(0, columns)[None, :]) * D
+        # A loop: all of the table at once would not fit the registers.
+        for first in range(0, D, STEP):
+            inside = first + tl.arange(0, STEP)
+            part = tl.load(source[:, None] + inside[None, :], mask=real[:, None], other=0.0).to(tl.float32)
+            x += tl.dot(part, tl.load(own + inside[:, None]), input_precision="ieee")
         return x
     else:
         x = load_piece(source, real, PIECE)
@@ -49,14 +54,6 @@ def forward(
             scale = tl.load(table + head * COLUMNS + PIECE[1] + tl.arange(0, columns))[None, :]
             x = x * scale if QUERY else tl.div_rn(x, tl.broadcast_to(scale, x.shape))
         return x
-
-
-@triton.jit
-def _product(source, real, table, D: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr):
-    width: tl.constexpr = PIECE[0]
-    x = load_piece(source, real, PIECE)
-    rows = PIECE[1] + tl.arange(0, COLUMNS)[None, :] * D + tl.arange(0, width)[:, None]
-    return tl.dot(x, tl.load(table + rows), input_precision="ieee")
 
 
 @triton.jit

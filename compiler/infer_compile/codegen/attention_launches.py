@@ -140,7 +140,7 @@ class AttentionLaunches:
                 "scale": operation.scale,
             },
             constants=constants.query_constants(layout, layer, operation.heads // operation.kv_heads),
-            warps=1,
+            warps=constants.query_warps(layout, layer),
         )
 
     def _turn_back(self, operation: Attend) -> Launch:

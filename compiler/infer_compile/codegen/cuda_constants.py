@@ -141,8 +141,12 @@ def query_constants(layout: CacheLayout, layer: int, group: int) -> Constants:
         "SEGMENTS": segments(keys.plane),
         "TRANSFORM": keys.plane.transform,
         "KEYS": keys.pieces,
-        "WIDTHS": exact_pages(layout)["keys"].pieces,
     }
+
+
+def query_warps(layout: CacheLayout, layer: int) -> int:
+    """A dense table is shared out."""
+    return 4 if layout.layers[layer].keys.transform == "dense" else 1
 
 
 def turn_back_constants(layout: CacheLayout, layer: int, group: int, rotated: bool) -> Constants:
@@ -203,7 +207,6 @@ def seal_constants(layout: CacheLayout, layer: int, fp8_most: float) -> Constant
         "VALUE_COLUMNS": columns(values.plane, layout.head_dim),
         "KEY_UNIT": _unit(keys.plane, layout.head_dim),
         "VALUE_UNIT": _unit(values.plane, layout.head_dim),
-        "WIDTHS": exact_pages(layout)["keys"].pieces,
     }
 
 
